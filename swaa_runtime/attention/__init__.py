@@ -1,0 +1,1 @@
+"""Attention of one step over paged KV memory, behind one narrow interface."""

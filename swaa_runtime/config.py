@@ -1,0 +1,46 @@
+"""What an engine is built with. Checked once, on construction; never written to afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from swaa_runtime.errors import InvalidRequest
+
+AttentionBackendName = Literal["windowed", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes and choices of one engine.
+
+    Attributes:
+        block_size_tokens: tokens per block of KV memory.
+        num_blocks: blocks in the pool, over all layers; block 0 is the null block and never handed out.
+        max_step_tokens: token budget of one step: no step runs more tokens than this, over all requests.
+        max_running: requests that hold KV memory at a time.
+        max_waiting: requests that may wait for admission; one more is refused.
+        max_model_tokens: longest sequence (prompt and generated) of one session.
+        attention_backend: "windowed" (linear, fast) or "reference" (dense, slow, obviously right).
+    """
+
+    num_blocks: int
+    max_model_tokens: int
+    block_size_tokens: int = 32
+    max_step_tokens: int = 1024
+    max_running: int = 64
+    max_waiting: int = 256
+    attention_backend: AttentionBackendName = "windowed"
+
+    def __post_init__(self) -> None:
+        for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens"):
+            if getattr(self, field) < 1:
+                raise InvalidRequest(field, getattr(self, field), "must be at least 1")
+        if self.num_blocks < 2:
+            raise InvalidRequest("num_blocks", self.num_blocks, "must be at least 2: one of them is the null block")
+        if self.max_step_tokens < self.max_running:
+            raise InvalidRequest(
+                "max_step_tokens", self.max_step_tokens, f"must be at least max_running ({self.max_running})"
+            )
+        if self.attention_backend not in ("windowed", "reference"):
+            raise InvalidRequest("attention_backend", self.attention_backend, "must be 'windowed' or 'reference'")

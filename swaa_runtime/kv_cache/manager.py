@@ -1,0 +1,135 @@
+"""Who holds which block: grows and trims the block tables of requests, and admits by what they can come to hold.
+
+A table is logical: entry i is the block of tokens [i*B, (i+1)*B) of that layer, NULL_BLOCK where it was freed.
+
+    tokens   0      S                    n-W+1        n         n+C
+             |sinks |   freed            |  window    |  chunk  |
+    kept     [0, ceil(S/B))              [floor((n-W+1)/B), ceil((n+C)/B))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from swaa_runtime.errors import IntegrityError, OutOfCapacity
+from swaa_runtime.kv_cache.block_pool import NULL_BLOCK, BlockPool
+from swaa_runtime.recipe import LayerRule
+from swaa_runtime.request import Request
+from swaa_runtime.visibility import first_needed, keeps_everything
+
+
+class KVCacheManager:
+    """Block tables of all requests over one pool. Integers only: the tensors are `storage`'s."""
+
+    def __init__(self, num_blocks: int, block_size_tokens: int, max_step_tokens: int) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.block_size_tokens = block_size_tokens
+        self.max_step_tokens = max_step_tokens
+        self.num_reserved_blocks = 0
+
+    def max_blocks(self, request: Request) -> int:
+        """Most blocks that a request can hold at any time, over all layers: what admission reserves."""
+        return sum(self._max_layer_blocks(rule, request) for rule in request.rules)
+
+    def _max_layer_blocks(self, rule: LayerRule, request: Request) -> int:
+        size = self.block_size_tokens
+        everything = _ceil_div(request.max_total_tokens, size)
+        if rule.window is None or rule.full_decode or (rule.full_tail and request.continues):
+            return everything
+        bound = layer_block_bound(rule, size, min(self.max_step_tokens, request.max_total_tokens))
+        if rule.full_tail:
+            # All of the prompt is resident when the tail runs; what is generated then comes on top of the window only.
+            bound = max(bound, _ceil_div(request.prompt_stop, size))
+        return min(everything, bound)
+
+    def check_fits(self, request: Request) -> None:
+        """Raise OutOfCapacity if the request could not be held even by an empty pool."""
+        needed, capacity = self.max_blocks(request), self.pool.num_blocks - 1
+        if needed > capacity:
+            raise OutOfCapacity(
+                f"the request needs {needed} KV blocks of {self.block_size_tokens} tokens, the pool has {capacity}; "
+                "shorten the prompt or max_tokens, or pick a recipe that keeps less"
+            )
+
+    def reserve(self, request: Request) -> bool:
+        """Set aside all that a request can come to hold. False if that much is not left now."""
+        needed = self.max_blocks(request)
+        if self.num_reserved_blocks + needed > self.pool.num_blocks - 1:
+            return False
+        self.num_reserved_blocks += needed
+        request.num_reserved_blocks = needed
+        request.block_tables = [[] for _ in request.rules]
+        return True
+
+    def extend(self, request: Request, stop: int) -> None:
+        """Make every layer's table cover tokens [0, stop), allocating what lies past its end."""
+        num_blocks = _ceil_div(stop, self.block_size_tokens)
+        for table in request.block_tables:
+            while len(table) < num_blocks:
+                table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))
+
+    def place(self, request: Request, layer: int, blocks: Iterable[int], num_tokens: int) -> None:
+        """Lay out one layer's table for `num_tokens` restored tokens with only the given logical blocks present."""
+        table = request.block_tables[layer]
+        present = set(blocks)
+        for index in range(_ceil_div(num_tokens, self.block_size_tokens)):
+            table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK) if index in present else NULL_BLOCK)
+
+    def release_unseen(self, request: Request) -> list[int]:
+        """Free every block that no later query of the request can see. Returns the ids freed."""
+        size = self.block_size_tokens
+        freed: list[int] = []
+        for rule, table in zip(request.rules, request.block_tables, strict=True):
+            done = request.num_computed_tokens
+            if keeps_everything(rule, done, request.prompt_stop, request.continues):
+                continue
+            # Walk down from the window's first block until one that is gone already: the rest went before it.
+            last = min(first_needed(rule, done, False) // size, len(table)) - 1
+            for index in range(last, _ceil_div(rule.sink_tokens, size) - 1, -1):
+                if table[index] == NULL_BLOCK:
+                    break
+                self.pool.free(table[index])
+                freed.append(table[index])
+                table[index] = NULL_BLOCK
+        return freed
+
+    def free(self, request: Request) -> list[int]:
+        """Free all that a request holds, and its reservation. Returns the ids freed."""
+        freed = [block for table in request.block_tables for block in table if block != NULL_BLOCK]
+        for block in freed:
+            self.pool.free(block)
+        request.block_tables = []
+        self.num_reserved_blocks -= request.num_reserved_blocks
+        request.num_reserved_blocks = 0
+        return freed
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise IntegrityError unless free + held = all, no block is held twice, and nobody holds more than reserved."""
+        held: list[int] = []
+        reserved = 0
+        for request in requests:
+            blocks = [block for table in request.block_tables for block in table if block != NULL_BLOCK]
+            if len(blocks) > request.num_reserved_blocks:
+                raise IntegrityError(
+                    f"request {request.request_id} holds {len(blocks)} blocks, reserved {request.num_reserved_blocks}"
+                )
+            held += blocks
+            reserved += request.num_reserved_blocks
+        if len(set(held)) != len(held):
+            raise IntegrityError("a block is held twice")
+        if len(held) != self.pool.num_used_blocks:
+            raise IntegrityError(f"{self.pool.num_used_blocks} blocks are in use, requests hold {len(held)}")
+        if reserved != self.num_reserved_blocks:
+            raise IntegrityError(f"{self.num_reserved_blocks} blocks are reserved, requests have {reserved}")
+
+
+def layer_block_bound(rule: LayerRule, block_size_tokens: int, max_chunk_tokens: int) -> int:
+    """Most blocks a layer holds that keeps only sinks and window: ceil(S/B) + ceil((W-1+C)/B) + 1."""
+    if rule.window is None:
+        raise ValueError("a full layer has no such bound")
+    sinks = _ceil_div(rule.sink_tokens, block_size_tokens)
+    return sinks + _ceil_div(rule.window - 1 + max_chunk_tokens, block_size_tokens) + 1
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,80 @@
+"""The tensors behind the block ids. Knows nothing of requests or recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
+
+
+class KVStorage:
+    """K and V of all blocks, each [num_blocks, block_size_tokens, num_kv_heads, head_dim], in the model's dtype.
+
+    Keys are stored after RoPE at absolute positions: nothing is ever rotated again or moved.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size_tokens: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_blocks, block_size_tokens, num_kv_heads, head_dim)
+        self.block_size_tokens = block_size_tokens
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of K and V together of one block."""
+        return 2 * self.keys[0].numel() * self.keys.element_size()
+
+    @property
+    def bytes_per_token_layer(self) -> int:
+        """Bytes of K and V together of one token in one layer."""
+        return self.bytes_per_block // self.block_size_tokens
+
+    def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store rows [n, num_kv_heads, head_dim] at flat token slots (block id * block size + offset), int64 [n]."""
+        self.keys.flatten(0, 1).index_copy_(0, slots, keys)
+        self.values.flatten(0, 1).index_copy_(0, slots, values)
+
+    def gather(self, block_table: Sequence[int], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of tokens [start, stop), each [stop - start, num_kv_heads, head_dim].
+
+        Freed blocks read as the zeros of the null block. The result is a view of the storage where the blocks are
+        consecutive, else a copy: valid until the next `write`, never to be written to.
+        """
+        size = self.block_size_tokens
+        first = start // size
+        ids = np.asarray(block_table[first : -(-stop // size)], dtype=np.int64)
+        low, high = start - first * size, stop - first * size
+        if len(ids) == 1 or (ids[0] != NULL_BLOCK and bool((np.diff(ids) == 1).all())):
+            low, high = low + int(ids[0]) * size, high + int(ids[0]) * size
+            return self.keys.flatten(0, 1)[low:high], self.values.flatten(0, 1)[low:high]
+        index = torch.from_numpy(ids).to(self.keys.device)
+        return (
+            self.keys.index_select(0, index).flatten(0, 1)[low:high],
+            self.values.index_select(0, index).flatten(0, 1)[low:high],
+        )
+
+    def fill(self, blocks: Sequence[int], value: float) -> None:
+        """Overwrite whole blocks, as tests do with NaN to prove that nobody reads a freed block."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self.keys.device)
+        self.keys.index_fill_(0, index, value)
+        self.values.index_fill_(0, index, value)
+
+
+def slot_ids(block_table: Sequence[int], start: int, stop: int, block_size_tokens: int) -> np.ndarray:
+    """Flat token slots of positions [start, stop) in one layer, int64 [stop - start]."""
+    positions = np.arange(start, stop)
+    first = start // block_size_tokens
+    ids = np.asarray(block_table[first : -(-stop // block_size_tokens)], dtype=np.int64)
+    slots: np.ndarray = ids[positions // block_size_tokens - first] * block_size_tokens + positions % block_size_tokens
+    return slots

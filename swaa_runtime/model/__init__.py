@@ -1,0 +1,1 @@
+"""Models: loading them, and the one attention function registered with transformers."""

@@ -1,0 +1,134 @@
+"""Loads a full-attention decoder and its tokenizer, from a Hugging Face folder or a GGUF file.
+
+A GGUF file is converted once into a folder (safetensors, config, tokenizer) beside a marker, and read from there after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a model that memory and planning need."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_model_tokens: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run under the SWAA attention function. `fingerprint` names weights and dtype in saved sessions."""
+
+    model: Any
+    shape: ModelShape
+    eos_token_ids: frozenset[int]
+    fingerprint: str
+
+
+def check_supported(config: Any) -> None:
+    """Raise ModelNotSupported unless the model is a decoder pretrained with full attention that we know."""
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ModelNotSupported(
+            f"model_type is {config.model_type!r}: supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if layer_types != {"full_attention"} or (window is not None and getattr(config, "use_sliding_window", True)):
+        raise ModelNotSupported("the model was itself trained with sliding windows; SWAA adapts full-attention models")
+
+
+def shape_of(config: Any, dtype: torch.dtype) -> ModelShape:
+    """Read a transformers configuration."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        max_model_tokens=config.max_position_embeddings,
+        dtype=dtype,
+    )
+
+
+def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Path:
+    """Convert a GGUF file into a Hugging Face folder under `cache_folder`, once; returns that folder.
+
+    Written beside and renamed, so that a conversion that was killed leaves nothing that looks finished.
+    """
+    stat = gguf_file.stat()
+    name = f"{gguf_file.stem}-{str(dtype).removeprefix('torch.')}-{stat.st_size}"
+    folder = cache_folder / name
+    if folder.is_dir():
+        return folder
+    partial = cache_folder / f"{name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        source: dict[str, Any] = {"gguf_file": gguf_file.name}
+        loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=dtype, **source)
+        # transformers refuses to save a model that it read from GGUF; a fresh one with the same weights it saves.
+        fresh = AutoModelForCausalLM.from_config(loaded.config, dtype=dtype)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf_file.parent, **source).save_pretrained(partial)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have finished first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Load the weights of a Hugging Face folder.
+
+    Raises:
+        ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover.
+    """
+    register_attention()
+    config = AutoConfig.from_pretrained(folder)
+    check_supported(config)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    model.to(device).eval().requires_grad_(False)
+    return wrap_model(model, fingerprint=_fingerprint(folder, dtype))
+
+
+def wrap_model(model: Any, fingerprint: str) -> LoadedModel:
+    """A LoadedModel of a transformers model that was built with `attn_implementation="swaa"`."""
+    check_supported(model.config)
+    if model.config._attn_implementation != ATTENTION_NAME:
+        raise ModelNotSupported(f"the model was built with attention {model.config._attn_implementation!r}")
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = model.config.eos_token_id if eos is None else eos
+    eos_ids = frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])
+    return LoadedModel(model, shape_of(model.config, model.dtype), eos_ids, fingerprint)
+
+
+def _fingerprint(folder: Path, dtype: torch.dtype) -> str:
+    digest = hashlib.blake2b(str(dtype).encode(), digest_size=16)
+    digest.update((folder / "config.json").read_bytes())
+    for weights in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{weights.name}:{weights.stat().st_size}".encode())
+        with weights.open("rb") as file:
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()

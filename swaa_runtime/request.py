@@ -1,0 +1,189 @@
+"""One request as the engine sees it: tokens, recipe, sampling, and how far it has come.
+
+`Request` is the one mutable object of the runtime. The scheduler moves `status`, the KV manager fills `block_tables`,
+the engine advances `num_computed_tokens` and appends to `token_ids`; nobody else writes to it.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.recipe import LayerRule, Recipe
+from swaa_runtime.visibility import Turn
+
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to pick the next token.
+
+    Attributes:
+        max_tokens: tokens to generate at most.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities reach this sum.
+        min_p: drop tokens less likely than this fraction of the likeliest.
+        seed: makes sampling repeatable; None draws one from the system.
+        stop: strings that end the text; they are not part of it.
+        ignore_eos: go on past the model's end-of-sequence tokens.
+        logprobs: number of most likely alternatives to report per token; None reports nothing, 0 the token's own.
+
+    Raises:
+        InvalidRequest: on construction, naming the field.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "must be at least 1")
+        _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "must be in 0..100")
+        _check("top_k", self.top_k, self.top_k >= 0, "must be at least 0")
+        _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "must be above 0 and at most 1")
+        _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "must be in 0..1")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "must be in 0..2**63-1")
+        _check("stop", self.stop, len(self.stop) <= MAX_STOP_STRINGS, f"at most {MAX_STOP_STRINGS} stop strings")
+        _check("stop", self.stop, all(self.stop), "stop strings must not be empty")
+        logprobs_ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
+        _check("logprobs", self.logprobs, logprobs_ok, f"must be in 0..{MAX_LOGPROBS}")
+
+
+def _check(name: str, value: object, ok: bool, bound: str) -> None:
+    if not ok:
+        raise InvalidRequest(name, value, bound)
+
+
+class Status(enum.Enum):
+    """Where a request stands with the scheduler."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural) of the chosen token before any filtering, and of the likeliest alternatives."""
+
+    logprob: float
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(slots=True)
+class Request:
+    """One turn: history and prompt, then what is generated for it.
+
+    Attributes:
+        token_ids: history, prompt, and generated tokens so far.
+        turns: spans of history's turns, then the current turn (open).
+        rules: the recipe in each layer.
+        num_computed_tokens: leading tokens whose KV is in the pool or was dropped because nothing can see it any more.
+        num_restored_tokens: of these, the ones whose KV came with the request.
+        continues: whether another turn may follow, so that its state is to be exported.
+        deadline_s: on the clock of time.monotonic, or None.
+        block_tables: per layer the block id of each logical block; 0 where freed.
+        peak_blocks: most blocks it ever held.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    turns: tuple[Turn, ...]
+    recipe: Recipe
+    rules: tuple[LayerRule, ...]
+    sampling: SamplingParams
+    continues: bool = False
+    priority: int = 0
+    deadline_s: float | None = None
+    num_restored_tokens: int = 0
+    num_computed_tokens: int = 0
+    status: Status = Status.WAITING
+    paused: bool = False
+    finish_reason: FinishReason | None = None
+    block_tables: list[list[int]] = field(default_factory=list)
+    num_reserved_blocks: int = 0
+    peak_blocks: int = 0
+    arrival_s: float = field(default_factory=time.monotonic)
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+
+    @property
+    def prompt_stop(self) -> int:
+        """End of the current turn's prompt: positions from here on are generated."""
+        return self.turns[-1].generated_start
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens generated in this turn."""
+        return len(self.token_ids) - self.prompt_stop
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Known tokens that have not been computed yet: 1 while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Most tokens of KV the request can come to hold: the last generated token is never computed."""
+        return self.prompt_stop + self.sampling.max_tokens - 1
+
+
+def new_request(
+    request_id: str,
+    prompt_token_ids: Sequence[int],
+    recipe: Recipe,
+    num_layers: int,
+    sampling: SamplingParams,
+    *,
+    history_token_ids: Sequence[int] = (),
+    history_turns: Sequence[Turn] = (),
+    continues: bool = False,
+    priority: int = 0,
+    deadline_s: float | None = None,
+) -> Request:
+    """A request that appends a prompt to a (possibly empty) history.
+
+    Raises:
+        InvalidRequest: for an empty prompt, or turns that do not cover the history.
+        InvalidRecipe: for layers the model does not have.
+    """
+    if not prompt_token_ids:
+        raise InvalidRequest("prompt", "", "must have at least one token")
+    start = len(history_token_ids)
+    covered = history_turns[-1].stop if history_turns else 0
+    if covered != start:
+        raise InvalidRequest("turns", covered, f"must cover the history of {start} tokens")
+    turn = Turn(start, start + len(prompt_token_ids))
+    return Request(
+        request_id=request_id,
+        token_ids=[*history_token_ids, *prompt_token_ids],
+        turns=(*history_turns, turn),
+        recipe=recipe,
+        rules=recipe.resolve(num_layers),
+        sampling=sampling,
+        continues=continues,
+        priority=priority,
+        deadline_s=deadline_s,
+    )

@@ -1,0 +1,101 @@
+"""Decides which requests run how many tokens in the next step. No model, no tensors.
+
+There is no prefill phase and no decode phase: every running request has tokens that are known but not computed, one while
+it decodes and many while its prompt is being prefilled, and `num_computed_tokens` catches up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from swaa_runtime.batch import ScheduledChunk
+from swaa_runtime.errors import OutOfCapacity
+from swaa_runtime.kv_cache.manager import KVCacheManager
+from swaa_runtime.request import Request, Status
+
+
+class Scheduler:
+    """Admission by reserved KV memory, then one token budget per step, shared.
+
+    A request is admitted once all the memory it can come to need is set aside, so a running request never has to be
+    evicted. Waiting requests are admitted by priority, then by arrival; one that does not fit holds back those behind it,
+    so that a large one is never starved by small ones.
+    """
+
+    def __init__(self, manager: KVCacheManager, max_step_tokens: int, max_running: int, max_waiting: int) -> None:
+        self._manager = manager
+        self._max_step_tokens = max_step_tokens
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests, waiting and running."""
+        return [*self.running, *self.waiting]
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises OutOfCapacity if the queue is full or the request could never fit."""
+        if len(self.waiting) >= self._max_waiting:
+            raise OutOfCapacity(f"{self._max_waiting} requests are waiting already; try again later")
+        self._manager.check_fits(request)
+        self.waiting.append(request)
+        self.waiting.sort(key=_order)
+
+    def admit(self) -> list[Request]:
+        """Move waiting requests to running while memory lasts; returns those moved."""
+        admitted: list[Request] = []
+        while self.waiting and len(self.running) < self._max_running and self._manager.reserve(self.waiting[0]):
+            request = self.waiting.pop(0)
+            request.status = Status.RUNNING
+            self.running.append(request)
+            admitted.append(request)
+        return admitted
+
+    def schedule(self) -> list[ScheduledChunk]:
+        """The next step: at most `max_step_tokens` tokens, each running request getting its fair share of them."""
+        ready = [request for request in self.running if not request.paused]
+        shares = share_budget(ready, self._max_step_tokens)
+        scheduled = []
+        for request, num_tokens in shares:
+            self._manager.extend(request, request.num_computed_tokens + num_tokens)
+            scheduled.append(ScheduledChunk(request, num_tokens))
+        return scheduled
+
+    def remove(self, request: Request) -> list[int]:
+        """Take a request out, wherever it stands, and free all it holds. Returns the block ids freed."""
+        (self.waiting if request.status is Status.WAITING else self.running).remove(request)
+        request.status = Status.FINISHED
+        return self._manager.free(request)
+
+
+def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[Request, int]]:
+    """Divide a token budget: decoding requests first, then by priority, and equally within one priority.
+
+    Equal shares with what is left over passed on (max-min fairness): whoever needs less than an equal share gets all it
+    needs, so one token of a decoding request, or a short prompt, never waits behind a long prompt.
+    """
+    groups: dict[int, list[Request]] = {}
+    for request in requests:
+        decoding = request.num_remaining_tokens == 1
+        groups.setdefault(-(2**31) if decoding else -request.priority, []).append(request)
+    shares: list[tuple[Request, int]] = []
+    for key in sorted(groups):
+        group = sorted(groups[key], key=lambda request: (request.num_remaining_tokens, request.arrival_s))
+        for index, request in enumerate(group):
+            share = -(-budget_tokens // (len(group) - index))
+            num_tokens = min(request.num_remaining_tokens, share, budget_tokens)
+            if num_tokens > 0:
+                shares.append((request, num_tokens))
+                budget_tokens -= num_tokens
+    return shares
+
+
+def _order(request: Request) -> tuple[int, float]:
+    return (-request.priority, request.arrival_s)
+
+
+def find(requests: Sequence[Request], request_id: str) -> Request | None:
+    """The request of that id, if it is there."""
+    return next((request for request in requests if request.request_id == request_id), None)
