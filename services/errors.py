@@ -1,0 +1,43 @@
+"""Errors that only the services raise; the same tree as `swaa_runtime.errors`.
+
+    SwaaError
+    ├── SessionNotFound         no session of that id
+    │   └── SessionExpired      there was one
+    ├── SessionBusy             another request is using it
+    ├── StaleSession            it moved on since it was read: somebody else saved a turn
+    ├── SessionCorrupt          what is stored does not check out
+    ├── StoreUnavailable        the session store does not answer
+    └── SlaUnattainable         strict request, and no recipe is predicted to meet it
+"""
+
+from __future__ import annotations
+
+from swaa_runtime.errors import SwaaError
+
+
+class SessionNotFound(SwaaError):
+    """No session of that id."""
+
+
+class SessionExpired(SessionNotFound):
+    """The session's time to live has passed."""
+
+
+class SessionBusy(SwaaError):
+    """Another request holds the session."""
+
+
+class StaleSession(SwaaError):
+    """The session has a newer version than the one this writer read; nothing was changed."""
+
+
+class SessionCorrupt(SwaaError):
+    """Stored bytes are missing, or fail their checksum or their bounds."""
+
+
+class StoreUnavailable(SwaaError):
+    """The session store cannot be reached or refuses to work."""
+
+
+class SlaUnattainable(SwaaError):
+    """A strict request that no recipe is predicted to satisfy."""

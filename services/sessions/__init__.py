@@ -1,0 +1,1 @@
+"""Sessions: token ids and KV state that outlive a request and a replica."""
