@@ -1,8 +1,8 @@
 """The engine: schedule, run, sample, one step at a time. Synchronous and single-threaded: one caller owns it.
 
-    add ──▶ scheduler.admit ──▶ [restore saved KV] ──▶ scheduler.schedule ──▶ runner.forward ──▶ sample ──▶ outputs
-                                                              ▲                                   │
-                                                              └──── num_computed_tokens ◀─────────┘
+add ──▶ scheduler.admit ──▶ [restore saved KV] ──▶ scheduler.schedule ──▶ runner.forward ──▶ sample ──▶ outputs
+                                                          ▲                                   │
+                                                          └──── num_computed_tokens ◀─────────┘
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class Engine:
         self.config = config
         self.runner = runner
         self.manager = KVCacheManager(config.num_blocks, config.block_size_tokens, config.max_step_tokens)
-        self.scheduler = Scheduler(
-            self.manager, config.max_step_tokens, config.max_running, config.max_waiting
-        )
+        self.scheduler = Scheduler(self.manager, config.max_step_tokens, config.max_running, config.max_waiting)
         self._decoder = decoder
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}

@@ -1,15 +1,17 @@
 """The error tree of the whole project; `services.gateway.errors` maps it once to gRPC status codes.
 
-    SwaaError
-    ├── InvalidRequest          something in the request is wrong: names the field, the value and the bound
-    │   └── InvalidRecipe       the wrong thing is a recipe
-    ├── OutOfCapacity           correct, but it does not fit: KV memory, queue
-    ├── DeadlineExceeded        the request's deadline passed
-    ├── RequestCancelled        the client went away
-    ├── ModelNotSupported       this model, tokenizer or device cannot do what was asked
-    ├── EngineFailed            the engine died; its requests cannot be finished here
-    └── IntegrityError          an invariant of our own is broken: a bug
+SwaaError
+├── InvalidRequest          something in the request is wrong: names the field, the value and the bound
+│   └── InvalidRecipe       the wrong thing is a recipe
+├── OutOfCapacity           correct, but it does not fit: KV memory, queue
+├── DeadlineExceeded        the request's deadline passed
+├── RequestCancelled        the client went away
+├── ModelNotSupported       this model, tokenizer or device cannot do what was asked
+├── EngineFailed            the engine died; its requests cannot be finished here
+└── IntegrityError          an invariant of our own is broken: a bug
 """
+
+# ruff: noqa: N818 - the names say what happened; they are caught and read, not spelled out
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Decides which requests run how many tokens in the next step. No model, no tensors.
 
-There is no prefill phase and no decode phase: every running request has tokens that are known but not computed, one while
-it decodes and many while its prompt is being prefilled, and `num_computed_tokens` catches up.
+There is no prefill phase and no decode phase: every running request has tokens that are known but not computed, one
+while it decodes and many while its prompt is being prefilled, and `num_computed_tokens` catches up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Scheduler:
     """Admission by reserved KV memory, then one token budget per step, shared.
 
     A request is admitted once all the memory it can come to need is set aside, so a running request never has to be
-    evicted. Waiting requests are admitted by priority, then by arrival; one that does not fit holds back those behind it,
-    so that a large one is never starved by small ones.
+    evicted. Waiting requests are admitted by priority, then by arrival; one that does not fit holds back those behind
+    it, so that a large one is never starved by small ones.
     """
 
     def __init__(self, manager: KVCacheManager, max_step_tokens: int, max_running: int, max_waiting: int) -> None:

@@ -28,7 +28,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class QueryRun:
-    """Consecutive query positions [start, stop) of one layer that see either everything below them or sinks + window."""
+    """Consecutive queries [start, stop) of one layer that see either everything below them or sinks + window."""
 
     start: int
     stop: int
@@ -44,7 +44,7 @@ def turn_of(turns: Sequence[Turn], position: int) -> Turn:
 
 
 def looks_back(rule: LayerRule, turns: Sequence[Turn], position: int) -> bool:
-    """full(p, l) of DESIGN §3: a generated token under full_decode, or one of its turn's last full_tail prompt tokens."""
+    """full(p, l) of DESIGN §3: a generated token under full_decode, or of its turn's last full_tail prompt tokens."""
     turn = turn_of(turns, position)
     if position >= turn.generated_start:
         return rule.full_decode
@@ -52,15 +52,10 @@ def looks_back(rule: LayerRule, turns: Sequence[Turn], position: int) -> bool:
 
 
 def visible(rule: LayerRule, turns: Sequence[Turn], query: int, key: int) -> bool:
-    """Whether the query at one position sees the key at another. This is the definition; all else must agree with it."""
+    """Whether the query at one position sees the key at another: the definition, which all else must agree with."""
     if key > query:
         return False
-    return (
-        rule.window is None
-        or looks_back(rule, turns, query)
-        or query - key < rule.window
-        or key < rule.sink_tokens
-    )
+    return rule.window is None or looks_back(rule, turns, query) or query - key < rule.window or key < rule.sink_tokens
 
 
 def query_runs(rule: LayerRule, turns: Sequence[Turn], start: int, stop: int) -> list[QueryRun]:

@@ -44,7 +44,7 @@ def dense_attention_math(
     causal: bool = False,
     bias: torch.Tensor | None = None,
 ) -> Partial:
-    """The same, written out: the twin that `dense_attention` is tested against, and the path on devices other than CPU."""
+    """The same, written out: what `dense_attention` is tested against, and the path on devices other than CPU."""
     num_tiles, num_heads, num_queries, head_dim = query.shape
     num_kv_heads = key.shape[1]
     grouped = query.reshape(num_tiles, num_kv_heads, -1, num_queries, head_dim)

@@ -1,4 +1,4 @@
-"""The oracle: dense attention with the mask of DESIGN §3, in float32. Slow and obviously right; all else is held to it."""
+"""The oracle: dense attention with the mask of DESIGN §3, in float32. Slow, obviously right; all else is held to it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Linear attention for sliding layers, exact: sinks, band and causal part each by a dense kernel, merged by log-sum-exp.
+"""Linear attention for sliding layers, exact: sinks, band and causal part by dense kernels, merged by log-sum-exp.
 
-    keys        0    S            a-W+1        a              b
-    sinks       |####|            .            .              .     rectangle: every query by S keys
-    band        .    .            |############|##############|     tiles of T queries by W-1+T keys, one mask for all
-    sees all    |#############################|##############|      rectangle [0, a) and causal [a, b)
+keys        0    S            a-W+1        a              b
+sinks       |####|            .            .              .     rectangle: every query by S keys
+band        .    .            |############|##############|     tiles of T queries by W-1+T keys, one mask for all
+sees all    |#############################|##############|      rectangle [0, a) and causal [a, b)
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -49,7 +51,7 @@ class WindowedBackend:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _sees_all(
-        self, storage: KVStorage, table: list[int], run: QueryRun, query: torch.Tensor, scale: float
+        self, storage: KVStorage, table: Sequence[int], run: QueryRun, query: torch.Tensor, scale: float
     ) -> torch.Tensor:
         key, value = _gather(storage, table, 0, run.stop, query.dtype)
         if run.stop - run.start == 1:
@@ -61,7 +63,13 @@ class WindowedBackend:
         return merge(past, own)
 
     def _sinks_and_band(
-        self, storage: KVStorage, table: list[int], run: QueryRun, rule: LayerRule, query: torch.Tensor, scale: float
+        self,
+        storage: KVStorage,
+        table: Sequence[int],
+        run: QueryRun,
+        rule: LayerRule,
+        query: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:
         assert rule.window is not None  # noqa: S101 - only rules with a window have such runs
         key, value = _gather(storage, table, run.start - rule.window + 1, run.stop, query.dtype)
@@ -71,9 +79,7 @@ class WindowedBackend:
         sink_key, sink_value = _gather(storage, table, 0, rule.sink_tokens, query.dtype)
         return merge(dense_attention(query, sink_key, sink_value, scale), band)
 
-    def _band(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, scale: float
-    ) -> Partial:
+    def _band(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, scale: float) -> Partial:
         """Query i of C sees keys i .. i + window - 1 of the window - 1 + C given."""
         count = query.shape[2]
         if count == 1:
@@ -103,7 +109,7 @@ class WindowedBackend:
             size = (num_tiles, kv.shape[1], span, head_dim)
             return kv.as_strided(size, (TILE_TOKENS * token_stride, head_stride, token_stride, 1), kv.storage_offset())
 
-        tiles = query[0].unflatten(1, (num_tiles, TILE_TOKENS)).transpose(0, 1)
+        tiles = query[0].reshape(num_heads, num_tiles, TILE_TOKENS, head_dim).transpose(0, 1)
         bias = self._band_bias(TILE_TOKENS, window, query)
         out, lse = dense_attention(tiles, tiled(key), tiled(value), scale, bias=bias)
         return (
@@ -112,9 +118,9 @@ class WindowedBackend:
         )
 
     def _band_bias(self, num_queries: int, window: int, like: torch.Tensor) -> torch.Tensor:
-        """0 where query i sees key j of its tile (i <= j < i + window), else -inf: [num_queries, window - 1 + num_queries].
+        """0 where query i sees key j of its tile (i <= j < i + window), else -inf.
 
-        Full-size tiles are kept; the last, partial one is cut from a full one.
+        Shape [num_queries, window - 1 + num_queries]. Full-size tiles are kept; the last, partial one is cut from one.
         """
         at = (TILE_TOKENS, window, like.dtype, like.device)
         if at not in self._bands:
@@ -134,7 +140,7 @@ def _compute_dtype(query: torch.Tensor) -> torch.dtype:
 
 
 def _gather(
-    storage: KVStorage, table: list[int], start: int, stop: int, dtype: torch.dtype
+    storage: KVStorage, table: Sequence[int], start: int, stop: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V of tokens [start, stop) as dense attention takes them, each [1, num_kv_heads, stop - start, head_dim]."""
     key, value = storage.gather(table, start, stop)

@@ -73,7 +73,9 @@ class KVCacheManager:
         table = request.block_tables[layer]
         present = set(blocks)
         for index in range(_ceil_div(num_tokens, self.block_size_tokens)):
-            table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK) if index in present else NULL_BLOCK)
+            table.append(
+                self.pool.allocate(after=table[-1] if table else NULL_BLOCK) if index in present else NULL_BLOCK
+            )
 
     def release_unseen(self, request: Request) -> list[int]:
         """Free every block that no later query of the request can see. Returns the ids freed."""
@@ -104,7 +106,7 @@ class KVCacheManager:
         return freed
 
     def check_integrity(self, requests: Iterable[Request]) -> None:
-        """Raise IntegrityError unless free + held = all, no block is held twice, and nobody holds more than reserved."""
+        """Raise IntegrityError unless free + held = all, no block is held twice, nobody holds more than reserved."""
         held: list[int] = []
         reserved = 0
         for request in requests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -14,7 +15,7 @@ from swaa_runtime.request import Request
 from swaa_runtime.visibility import first_needed, keeps_everything
 
 SLICE_TOKENS = 256
-"""Slices of layers that keep everything are cut at multiples of this, so that a later turn leaves the earlier ones as they are."""
+"""Slices of layers that keep everything are cut at multiples of this: a later turn leaves the earlier ones alone."""
 
 SLICE_TARGET_BYTES = 4 << 20
 """Layers are put together into one slice up to about this size."""
@@ -53,7 +54,7 @@ def needed_slices(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_l
 def _needed_ranges(rule: LayerRule, num_tokens: int) -> list[tuple[int, int]]:
     if keeps_everything(rule, num_tokens, num_tokens, True):
         edges = [*range(0, num_tokens, SLICE_TOKENS), num_tokens]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
     ranges = [(0, min(rule.sink_tokens, num_tokens)), (first_needed(rule, num_tokens, False), num_tokens)]
     return [(start, stop) for start, stop in ranges if start < stop]
 

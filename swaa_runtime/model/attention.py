@@ -1,7 +1,7 @@
 """The attention function that transformers' decoders call instead of their own.
 
-The modelling code stays theirs: it projects, rotates and hands over q, k, v; the step's `AttentionContext` arrives through
-the forward pass's keyword arguments.
+The modelling code stays theirs: it projects, rotates and hands over q, k, v; the step's `AttentionContext` arrives
+through the forward pass's keyword arguments.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run under the SWAA attention function. `fingerprint` names weights and dtype in saved sessions."""
+    """A model ready to run under the SWAA attention. `fingerprint` names weights and dtype in saved sessions."""
 
     model: Any
     shape: ModelShape
@@ -86,7 +86,7 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
         source: dict[str, Any] = {"gguf_file": gguf_file.name}
         loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=dtype, **source)
         # transformers refuses to save a model that it read from GGUF; a fresh one with the same weights it saves.
-        fresh = AutoModelForCausalLM.from_config(loaded.config, dtype=dtype)
+        fresh: Any = AutoModelForCausalLM.from_config(loaded.config, dtype=dtype)  # type: ignore[no-untyped-call]
         fresh.load_state_dict(loaded.state_dict())
         fresh.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf_file.parent, **source).save_pretrained(partial)
@@ -108,7 +108,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Loaded
     register_attention()
     config = AutoConfig.from_pretrained(folder)
     check_supported(config)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME)
     model.to(device).eval().requires_grad_(False)
     return wrap_model(model, fingerprint=_fingerprint(folder, dtype))
 
