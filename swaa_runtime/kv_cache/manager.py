@@ -69,9 +69,14 @@ class KVCacheManager:
                 table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))
 
     def place(self, request: Request, layer: int, blocks: Iterable[int], num_tokens: int) -> None:
-        """Lay out one layer's table for `num_tokens` restored tokens with only the given logical blocks present."""
+        """Lay out one layer's table for `num_tokens` restored tokens with only the given logical blocks present.
+
+        A last block that is not full is always present: the next token goes there, whatever was restored of it.
+        """
         table = request.block_tables[layer]
         present = set(blocks)
+        if num_tokens % self.block_size_tokens:
+            present.add(num_tokens // self.block_size_tokens)
         for index in range(_ceil_div(num_tokens, self.block_size_tokens)):
             table.append(
                 self.pool.allocate(after=table[-1] if table else NULL_BLOCK) if index in present else NULL_BLOCK

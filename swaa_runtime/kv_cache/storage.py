@@ -65,7 +65,7 @@ class KVStorage:
         )
 
     def fill(self, blocks: Sequence[int], value: float) -> None:
-        """Overwrite whole blocks, as tests do with NaN to prove that nobody reads a freed block."""
+        """Overwrite whole blocks: with zeros before a restore, with NaN to prove that nobody reads a freed block."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self.keys.device)
         self.keys.index_fill_(0, index, value)
         self.values.index_fill_(0, index, value)

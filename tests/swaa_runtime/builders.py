@@ -1,0 +1,273 @@
+"""What the runtime's tests are built from: tiny models, requests, engines that record and poison, oracle logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+
+from swaa_runtime.attention.oracle import OracleContext
+from swaa_runtime.batch import Batch
+from swaa_runtime.config import AttentionBackendName, EngineConfig
+from swaa_runtime.engine import Engine, Finished, Output, RestoredState, SavedState, TokenOutput
+from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
+from swaa_runtime.kv_cache.manager import KVCacheManager
+from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
+from swaa_runtime.model.loader import LoadedModel, wrap_model
+from swaa_runtime.recipe import LayerRule, Recipe
+from swaa_runtime.request import Request, SamplingParams, new_request
+from swaa_runtime.runner import ModelRunner
+from swaa_runtime.visibility import Turn
+
+VOCAB_SIZE = 64
+NAN = float("nan")
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+}
+
+
+def tiny_config(family: str, num_layers: int = 3, num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 8) -> Any:
+    """A configuration small enough for thousands of forwards; its weights are large enough for sharp attention."""
+    extra: dict[str, Any] = {}
+    if family == "mistral":
+        extra = {"sliding_window": None}
+    if family == "qwen3_moe":
+        extra = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    if family != "qwen2":
+        extra["head_dim"] = head_dim
+    return FAMILIES[family](
+        vocab_size=VOCAB_SIZE,
+        hidden_size=num_heads * head_dim,
+        intermediate_size=48,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=4096,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        **extra,
+    )
+
+
+def build_transformer(config: Any, attention: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A transformers model with random weights. The configuration is copied: transformers writes to it."""
+    register_attention()
+    torch.manual_seed(seed)
+    make: Any = AutoModelForCausalLM.from_config
+    model = make(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def tiny_model(
+    family: str = "llama",
+    num_layers: int = 3,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """A loaded tiny model; built once per kind, as nothing writes to it."""
+    config = tiny_config(family, num_layers, num_heads, num_kv_heads)
+    return wrap_model(build_transformer(config, ATTENTION_NAME, dtype), fingerprint=f"{family}-{num_layers}")
+
+
+class LetterDecoder:
+    """Every token is one character: decoding never depends on neighbours."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(ord("0") + token_id) for token_id in token_ids)
+
+
+class RecordingRunner(ModelRunner):
+    """A runner that keeps the logits of every position it computes, by request."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        super().__init__(loaded, config)
+        self._records: dict[int, list[tuple[int, torch.Tensor]]] = {}
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        hidden = super().forward(batch)
+        logits = self.logits(hidden)
+        for chunk in batch.chunks:
+            # A request's turns are one tuple from beginning to end, and the test holds the request: its id names it.
+            rows = logits[chunk.row : chunk.row + chunk.stop - chunk.start]
+            self._records.setdefault(id(chunk.turns), []).append((chunk.start, rows))
+        return hidden
+
+    def recorded(self, request: Request) -> torch.Tensor:
+        """Logits of the request's positions from the first that was not restored: [n, vocab_size]."""
+        records = self._records[id(request.turns)]
+        expected = request.num_restored_tokens
+        for start, rows in records:
+            assert start == expected, "a position was skipped or computed twice"
+            expected += rows.shape[0]
+        return torch.cat([rows for _, rows in records])
+
+
+@dataclass(slots=True)
+class Rig:
+    """An engine under test. All its memory is NaN except what was written and is still held, and the null block."""
+
+    engine: Engine
+    runner: RecordingRunner
+    requests: dict[str, Request] = field(default_factory=dict)
+    outputs: list[Output] = field(default_factory=list)
+
+    def add(self, request: Request, restored: RestoredState | None = None, saved_keys: Iterable[Any] = ()) -> Request:
+        self.engine.add(request, restored, frozenset(saved_keys))
+        self.requests[request.request_id] = request
+        return request
+
+    def step(self) -> list[Output]:
+        """One step, with the invariants that hold after every step."""
+        outputs = self.engine.step()
+        self.engine.check_integrity()
+        for request in self.requests.values():
+            assert_next_token_has_room(request, self.engine.config.block_size_tokens)
+        self.outputs += outputs
+        return outputs
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Step until all requests have ended."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                return
+            self.step()
+        raise AssertionError(f"still not done after {max_steps} steps")
+
+    def finished(self, request_id: str) -> Finished:
+        return next(out for out in self.outputs if isinstance(out, Finished) and out.request_id == request_id)
+
+    def tokens(self, request_id: str) -> list[TokenOutput]:
+        return [out for out in self.outputs if isinstance(out, TokenOutput) and out.request_id == request_id]
+
+    def text(self, request_id: str) -> str:
+        return "".join(out.text for out in self.tokens(request_id)) + self.finished(request_id).text
+
+
+def assert_next_token_has_room(request: Request, block_size_tokens: int) -> None:
+    """Where a table covers the next position already, that block is real: the null block would lose it."""
+    index = request.num_computed_tokens // block_size_tokens
+    assert all(table[index] != NULL_BLOCK for table in request.block_tables if index < len(table))
+
+
+def engine_config(
+    *,
+    num_blocks: int = 2000,
+    block_size_tokens: int = 8,
+    max_step_tokens: int = 32,
+    max_running: int = 8,
+    max_waiting: int = 8,
+    max_model_tokens: int = 2048,
+    attention_backend: AttentionBackendName = "windowed",
+) -> EngineConfig:
+    return EngineConfig(
+        num_blocks=num_blocks,
+        block_size_tokens=block_size_tokens,
+        max_step_tokens=max_step_tokens,
+        max_running=min(max_running, max_step_tokens),
+        max_waiting=max_waiting,
+        max_model_tokens=max_model_tokens,
+        attention_backend=attention_backend,
+    )
+
+
+def build_rig(
+    loaded: LoadedModel | None = None, config: EngineConfig | None = None, eos_token_ids: Sequence[int] = ()
+) -> Rig:
+    """An engine over a tiny model whose unwritten and freed memory is NaN: reading either shows in the logits."""
+    config = config or engine_config()
+    runner = RecordingRunner(loaded or tiny_model(), config)
+    storage = runner.storage
+    storage.fill(range(1, config.num_blocks), NAN)
+    engine = Engine(runner, config, LetterDecoder(), eos_token_ids)
+    engine.on_freed = lambda blocks: storage.fill(blocks, NAN)
+    return Rig(engine, runner)
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCAB_SIZE, (count,), generator=generator).tolist()
+
+
+def build_request(
+    request_id: str = "r",
+    prompt: int | Sequence[int] = 20,
+    recipe: Recipe | None = None,
+    num_layers: int = 3,
+    sampling: SamplingParams | None = None,
+    **options: Any,
+) -> Request:
+    """A request whose prompt is given, or so many random tokens."""
+    tokens = random_tokens(prompt) if isinstance(prompt, int) else list(prompt)
+    params = sampling or SamplingParams(max_tokens=4)
+    return new_request(request_id, tokens, recipe or Recipe(), num_layers, params, **options)
+
+
+def integer_request(rules: Sequence[LayerRule], turns: Sequence[Turn], max_tokens: int, continues: bool) -> Request:
+    """A request with rules given layer by layer, for tests of memory and scheduling without a model."""
+    tokens = [0] * turns[-1].generated_start
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return Request("r", tokens, tuple(turns), Recipe(), tuple(rules), sampling, continues=continues)
+
+
+def admitted(manager: KVCacheManager, request: Request) -> Request:
+    """The same request, its memory reserved."""
+    assert manager.reserve(request), "the pool of this test is too small"
+    return request
+
+
+@torch.no_grad()
+def oracle_logits(loaded: LoadedModel, request: Request) -> torch.Tensor:
+    """Logits of all positions by dense attention over the whole sequence in one forward: [tokens, vocab_size]."""
+    ids = torch.tensor([request.token_ids])
+    context = OracleContext(request.rules, request.turns)
+    logits: torch.Tensor = loaded.model(input_ids=ids, use_cache=False, swaa_context=context).logits[0]
+    return logits.float()
+
+
+def assert_equals_oracle(rig: Rig, loaded: LoadedModel, request: Request, tolerance: float = 1e-5) -> None:
+    """Every position that was computed has the oracle's logits."""
+    got = rig.runner.recorded(request)
+    first = request.num_restored_tokens
+    want = oracle_logits(loaded, request)[first : first + got.shape[0]]
+    assert got.shape[0] == len(request.token_ids) - 1 - first
+    assert got.isfinite().all(), "memory that was freed or never written was read"
+    assert (got - want).abs().max().item() <= tolerance
+
+
+def restored(state: SavedState | None) -> RestoredState:
+    """What the next engine is given of a state of which everything was exported."""
+    assert state is not None
+    assert tuple(part.key for part in state.slices) == state.keys
+    return RestoredState(state.num_tokens, state.slices)
+
+
+def next_turn(
+    request_id: str, previous: Request, prompt: Sequence[int], max_tokens: int = 4, **options: Any
+) -> Request:
+    """A request that goes on where a finished one ended, under the same recipe."""
+    *closed, last = previous.turns
+    stop = len(previous.token_ids)
+    return new_request(
+        request_id,
+        prompt,
+        previous.recipe,
+        len(previous.rules),
+        SamplingParams(max_tokens=max_tokens),
+        history_token_ids=previous.token_ids,
+        history_turns=(*closed, Turn(last.start, last.generated_start, stop)),
+        **options,
+    )
