@@ -1,13 +1,13 @@
 """Errors that only the services raise; the same tree as `swaa_runtime.errors`.
 
-    SwaaError
-    ├── SessionNotFound         no session of that id
-    │   └── SessionExpired      there was one
-    ├── SessionBusy             another request is using it
-    ├── StaleSession            it moved on since it was read: somebody else saved a turn
-    ├── SessionCorrupt          what is stored does not check out
-    ├── StoreUnavailable        the session store does not answer
-    └── SlaUnattainable         strict request, and no recipe is predicted to meet it
+SwaaError
+├── SessionNotFound         no session of that id
+│   └── SessionExpired      there was one
+├── SessionBusy             another request is using it
+├── StaleSession            it moved on since it was read: somebody else saved a turn
+├── SessionCorrupt          what is stored does not check out
+├── StoreUnavailable        the session store does not answer
+└── SlaUnattainable         strict request, and no recipe is predicted to meet it
 """
 
 from __future__ import annotations

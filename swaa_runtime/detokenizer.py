@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -11,8 +11,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Decoder(Protocol):
     """The part of a tokenizer that this needs."""
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> str:
-        """Text of token ids."""
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any:
+        """Text (str) of a list of token ids."""
         ...
 
 

@@ -27,11 +27,12 @@ from swaa_runtime.scheduler import Scheduler, find
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """A request's prompt has come this far: `num_computed_tokens` of `prompt_stop`."""
+    """A request's prompt has come this far: `num_computed_tokens` of `prompt_stop`, `num_restored_tokens` of them saved."""
 
     request_id: str
     num_computed_tokens: int
     prompt_stop: int
+    num_restored_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,11 @@ class Engine:
         self._freed(self.manager.release_unseen(request))
         if not was_prefill:
             return []
-        return [PrefillProgress(request.request_id, request.num_computed_tokens, request.prompt_stop)]
+        return [
+            PrefillProgress(
+                request.request_id, request.num_computed_tokens, request.prompt_stop, request.num_restored_tokens
+            )
+        ]
 
     def _sample(self, batch: Batch, logits: torch.Tensor) -> list[Output]:
         outputs: list[Output] = []

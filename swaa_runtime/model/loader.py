@@ -6,6 +6,7 @@ A GGUF file is converted once into a folder (safetensors, config, tokenizer) bes
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
+
+FINGERPRINT_PIECES, FINGERPRINT_PIECE_BYTES = 256, 1 << 16
+"""Weights are sampled all over their files: enough to tell models apart without reading tens of GB at every start."""
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 
@@ -84,8 +88,10 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
     partial.mkdir(parents=True)
     try:
         source: dict[str, Any] = {"gguf_file": gguf_file.name}
-        loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=dtype, **source)
+        loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **source)
         # transformers refuses to save a model that it read from GGUF; a fresh one with the same weights it saves.
+        if hasattr(loaded.config, "quantization_config"):
+            del loaded.config.quantization_config
         fresh: Any = AutoModelForCausalLM.from_config(loaded.config, dtype=dtype)  # type: ignore[no-untyped-call]
         fresh.load_state_dict(loaded.state_dict())
         fresh.save_pretrained(partial)
@@ -126,9 +132,14 @@ def wrap_model(model: Any, fingerprint: str) -> LoadedModel:
 
 def _fingerprint(folder: Path, dtype: torch.dtype) -> str:
     digest = hashlib.blake2b(str(dtype).encode(), digest_size=16)
-    digest.update((folder / "config.json").read_bytes())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
     for weights in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{weights.name}:{weights.stat().st_size}".encode())
+        size = weights.stat().st_size
+        digest.update(f"{weights.name}:{size}".encode())
         with weights.open("rb") as file:
-            digest.update(file.read(1 << 20))
+            for piece in range(FINGERPRINT_PIECES):
+                file.seek(size * piece // FINGERPRINT_PIECES)
+                digest.update(file.read(FINGERPRINT_PIECE_BYTES))
     return digest.hexdigest()

@@ -1,0 +1,79 @@
+# One entry point for people and CI. `make help` lists the targets; all of them set up what they need first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+export SWAA_CACHE_DIR ?= $(CURDIR)/.cache/swaa
+export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP) ## Create .venv with everything the other targets need
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.nodeps.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+.PHONY: demo
+demo: $(STAMP) ## Ask a 6,000-token document two questions under three SLA classes, then stop everything
+	$(BIN)/swaa demo
+
+.PHONY: serve
+serve: $(STAMP) ## Run the service on 127.0.0.1:50051 until Ctrl-C
+	$(BIN)/swaa serve
+
+.PHONY: calibrate
+calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
+	$(BIN)/swaa calibrate
+
+.PHONY: test
+test: $(STAMP) lint ## Lint, type-check and run all tests
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory proto-check
+
+.PHONY: format
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+PROTOS := $(patsubst proto/%,services/pb/%,$(wildcard proto/swaa/v1/*.proto))
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iservices/pb=proto
+
+.PHONY: proto
+proto: $(STAMP) ## Generate services/pb from proto/
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+.PHONY: proto-check
+proto-check: $(STAMP)
+	@rm -rf .cache/proto && mkdir -p .cache/proto
+	@$(PROTOC) --python_out=.cache/proto --pyi_out=.cache/proto --grpc_python_out=.cache/proto $(PROTOS)
+	@diff -r -x __pycache__ -x __init__.py .cache/proto/services/pb services/pb || { echo "generated code is stale: run make proto"; exit 1; }
+
+.PHONY: bench
+bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate
+	$(BIN)/python -m benchmarks.bench_prefill
+
+.PHONY: quality
+quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
+	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json
+
+.PHONY: clean
+clean: ## Remove the venv and all caches
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,1 @@
+"""The `swaa` command."""

@@ -1,0 +1,204 @@
+"""`swaa`: start the service, and talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from services.cli import ask, serve, show
+from services.client import Headers
+from services.config import load_config
+from swaa_runtime.errors import SwaaError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Long prompts on full-attention models at sliding-window cost; the recipe is picked per request from its SLA.",
+)
+sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork and delete sessions.")
+app.add_typer(sessions_app, name="sessions")
+
+Server = Annotated[str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")]
+Sla = Annotated[str | None, typer.Option(help="SLA class (header x-swaa-sla); see `swaa recipes`.")]
+Ttft = Annotated[float | None, typer.Option(help="Aim at this time to first token (x-slo-ttft-ms).")]
+Tpot = Annotated[float | None, typer.Option(help="Aim at this time per output token (x-slo-tpot-ms).")]
+MinQuality = Annotated[float | None, typer.Option(help="Least quality, 0..1 (x-swaa-min-quality).")]
+Session = Annotated[str | None, typer.Option(help='Session to continue, or "new" (x-swaa-session).')]
+Priority = Annotated[int | None, typer.Option(help="Lower the class's priority (x-swaa-priority).")]
+Recipe = Annotated[str | None, typer.Option(help="Use this recipe, skip the planner (x-swaa-recipe).")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse rather than miss the SLA (x-swaa-strict).")]
+Prompt = Annotated[Path | None, typer.Argument(help="File with the prompt, UTF-8; standard input if absent or '-'.")]
+Question = Annotated[str, typer.Option("--question", "-q", help="Added after the file's text.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the text as it is, without the model's chat template.")]
+SessionId = Annotated[str, typer.Argument(help="Session id.")]
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+@app.command("serve")
+def serve_command(
+    listen: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    model: Annotated[str | None, typer.Option(help="'smollm2' or a Hugging Face model folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Session store; a private Redis if absent.")] = None,
+    kv_memory_mib: Annotated[int | None, typer.Option(help="Size of the KV pool.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where the private Redis keeps sessions.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving.")] = None,
+) -> None:
+    """Run the service: gateway, one replica and a private Redis. Stops on SIGTERM or Ctrl-C.
+
+    Every setting is also an environment variable SWAA_<NAME>; see the README.
+    """
+    config = load_config(
+        listen=listen, model=model, device=device, redis_url=redis_url, kv_memory_mib=kv_memory_mib, state_dir=state_dir
+    )
+    _run(serve.serve(config, ready_file))
+
+
+@app.command()
+def calibrate(quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False) -> None:
+    """Measure what prefill and decode cost on this machine; the planner predicts from it."""
+    _run(serve.calibrate(load_config(), quick))
+
+
+@app.command()
+def generate(
+    file: Prompt = None,
+    question: Question = "",
+    max_tokens: MaxTokens = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; may be repeated.")] = None,
+    raw: Raw = False,
+    sla: Sla = None,
+    ttft_ms: Ttft = None,
+    tpot_ms: Tpot = None,
+    min_quality: MinQuality = None,
+    session: Session = None,
+    priority: Priority = None,
+    recipe: Recipe = None,
+    strict: Strict = False,
+    timeout_s: Annotated[float | None, typer.Option(help="Give up after this many seconds.")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Send a prompt and stream the answer. Progress and figures go to standard error."""
+    headers = Headers(sla, ttft_ms, tpot_ms, min_quality, session, priority, recipe, strict)
+    prompt = ask.make_prompt(_read(file), question, raw)
+    sampling = ask.make_sampling(max_tokens, temperature, top_p, seed, stop or [])
+    _run(ask.generate(server, prompt, sampling, headers, timeout_s))
+
+
+@app.command()
+def plan(
+    file: Prompt = None,
+    question: Question = "",
+    prompt_tokens: Annotated[int, typer.Option(help="Plan for a prompt of this many tokens instead.")] = 0,
+    max_tokens: MaxTokens = 256,
+    raw: Raw = False,
+    sla: Sla = None,
+    ttft_ms: Ttft = None,
+    tpot_ms: Tpot = None,
+    min_quality: MinQuality = None,
+    session: Session = None,
+    recipe: Recipe = None,
+    strict: Strict = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Show which recipe would be picked for a prompt, and why, without running it."""
+    headers = Headers(sla, ttft_ms, tpot_ms, min_quality, session, None, recipe, strict)
+    prompt = None if prompt_tokens else ask.make_prompt(_read(file), question, raw)
+    _run(show.plan(server, prompt, prompt_tokens, max_tokens, headers))
+
+
+@app.command()
+def recipes(server: Server = DEFAULT_SERVER) -> None:
+    """List the recipes with their measured quality, and the SLA classes."""
+    _run(show.recipes(server))
+
+
+@app.command()
+def info(server: Server = DEFAULT_SERVER) -> None:
+    """Show what is served: model, device, attention backend, where the figures come from."""
+    _run(show.info(server))
+
+
+@sessions_app.command("list")
+def sessions_list(
+    limit: Annotated[int, typer.Option(help="How many at most.")] = 100, server: Server = DEFAULT_SERVER
+) -> None:
+    """List sessions, most recent first."""
+    _run(show.list_sessions(server, limit))
+
+
+@sessions_app.command("get")
+def sessions_get(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+    """Show one session."""
+    _run(show.get_session(server, session_id))
+
+
+@sessions_app.command("fork")
+def sessions_fork(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+    """Copy a session; prints the new one."""
+    _run(show.fork_session(server, session_id))
+
+
+@sessions_app.command("delete")
+def sessions_delete(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+    """Forget a session."""
+    _run(show.delete_session(server, session_id))
+
+
+@app.command()
+def demo(
+    sla: Annotated[list[str] | None, typer.Option(help="SLA classes to show, in order.")] = None,
+) -> None:
+    """Start a service, ask a 6,000-token document two questions under three SLA classes, and stop it again."""
+    from services.cli.demo import run_demo
+
+    _run(run_demo(load_config(), sla or ["quality", "balanced", "interactive"]))
+
+
+def _read(file: Path | None) -> str:
+    """The prompt's text. Raises typer.BadParameter for a file that cannot be read or is not UTF-8."""
+    try:
+        data = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise typer.BadParameter(f"the prompt is not UTF-8 (byte {exc.start})") from None
+    except OSError as exc:
+        raise typer.BadParameter(f"cannot read {file}: {exc.strerror}") from None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command; what goes wrong is one line on standard error and exit status 1, never a traceback."""
+    asyncio.run(work)
+
+
+def main() -> None:
+    """Entry point of the `swaa` command."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app(standalone_mode=True)
+    except grpc.aio.AioRpcError as exc:
+        errors.print(f"[red]{exc.code().name}[/]: {exc.details()}", soft_wrap=True)
+    except SwaaError as exc:
+        errors.print(f"[red]{type(exc).__name__}[/]: {exc}", soft_wrap=True)
+    except ValidationError as exc:
+        for problem in exc.errors():
+            errors.print(f"[red]setting[/] {'.'.join(map(str, problem['loc']))}: {problem['msg']}", soft_wrap=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    sys.exit(1)

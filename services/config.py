@@ -1,0 +1,51 @@
+"""What the service is started with: environment variables SWAA_*, then command line flags over them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from swaa_runtime.errors import InvalidRequest
+
+PREFIX = "SWAA_"
+
+
+class ServeConfig(BaseSettings):
+    """Settings of one embedded service. Unknown names and values that do not parse are errors."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = Field("smollm2", description="'smollm2' (shipped as a package) or a Hugging Face model folder")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention_backend: Literal["windowed", "reference"] = "windowed"
+    kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
+    block_size_tokens: int = Field(32, ge=1)
+    max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
+    max_running: int = Field(64, ge=1)
+    max_waiting: int = Field(256, ge=0)
+    listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
+    redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
+    session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
+    drain_s: float = Field(10.0, ge=0, description="seconds that running requests may take when the service stops")
+    cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
+    state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+def load_config(**overrides: Any) -> ServeConfig:
+    """Environment, and what is not None of `overrides` over it.
+
+    Raises:
+        InvalidRequest: for an SWAA_ variable that does not exist.
+        pydantic.ValidationError: for a value out of bounds.
+    """
+    known = {PREFIX + name.upper() for name in ServeConfig.model_fields}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known:
+            raise InvalidRequest(name, os.environ[name], f"unknown setting; known are {', '.join(sorted(known))}")
+    return ServeConfig(**{name: value for name, value in overrides.items() if value is not None})

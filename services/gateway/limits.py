@@ -1,0 +1,17 @@
+"""Sizes that both ends of the wire agree on. The application refuses a prompt before the transport refuses its message."""
+
+from __future__ import annotations
+
+MAX_PROMPT_BYTES = 8 << 20
+"""UTF-8 bytes of a prompt in one message."""
+
+MAX_UPLOAD_BYTES = 64 << 20
+"""UTF-8 bytes of a prompt sent in pieces."""
+
+MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + (1 << 20)
+"""gRPC's limit on a message, both ways: above the prompt's, so that the prompt's own error names the bound."""
+
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)

@@ -1,0 +1,109 @@
+"""The gRPC server around the service: health, reflection, limits, and a clear answer to bytes that are no message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+
+from services.gateway.limits import GRPC_OPTIONS
+from services.gateway.service import Context, LongContextService
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["LongContext"].full_name
+
+
+class Malformed:
+    """Stands in for a request whose bytes could not be decoded."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Answers undecodable requests with INVALID_ARGUMENT; gRPC itself would say INTERNAL.
+
+    Decoding fails for damaged messages, and for `string` fields that are not UTF-8.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None or handler.request_streaming:
+            return handler  # pieces of an upload carry text as bytes and are checked where they are joined
+        decode = handler.request_deserializer
+
+        def lenient(data: bytes) -> Any:
+            try:
+                return decode(data)
+            except DecodeError as exc:
+                return Malformed(str(exc))
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream), lenient, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), lenient, handler.response_serializer)
+
+
+def _message(malformed: Malformed) -> str:
+    return f"request is not a valid message (text must be UTF-8): {malformed.reason}"
+
+
+def _unary(method: Any) -> Any:
+    async def checked(request: Any, context: Context) -> Any:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
+        return await method(request, context)
+
+    return checked
+
+
+def _stream(method: Any) -> Any:
+    async def checked(request: Any, context: Context) -> AsyncIterator[Any]:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
+        async for response in method(request, context):
+            yield response
+
+    return checked
+
+
+class GatewayServer:
+    """A listening gateway."""
+
+    def __init__(self, service: LongContextService, listen: str) -> None:
+        """`listen` is host:port; port 0 picks a free one."""
+        self._server = grpc.aio.server(interceptors=[RejectMalformed()], options=GRPC_OPTIONS)
+        pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = self._server.add_insecure_port(listen)
+
+    async def start(self) -> None:
+        """Serve, and say so in the health service."""
+        await self._server.start()
+        await self.set_serving(True)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service answers, for the server ("") and for the service by name."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new requests, let running ones finish for so long, then end them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

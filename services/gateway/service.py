@@ -1,0 +1,283 @@
+"""The RPCs of swaa.v1.LongContext: the way of a request, from headers and prompt to a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+
+from services.cost import CostProfile
+from services.gateway import messages, planner
+from services.gateway.catalog import Catalog
+from services.gateway.errors import status_code
+from services.gateway.limits import MAX_UPLOAD_BYTES
+from services.gateway.planner import Work
+from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.gateway.upload import collect_upload
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from services.replica.job import Done, Job, SessionUse
+from services.replica.replica import Replica
+from services.sessions.store import Manifest, SessionStore
+from swaa_runtime.engine import PrefillProgress, TokenOutput
+from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, SwaaError
+from swaa_runtime.request import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+TENANT = "default"  # authentication, and with it more tenants, is not part of this service yet
+MAX_SESSIONS_LISTED = 1000
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the gateway serves and tells about: model, device, and where its figures come from."""
+
+    model_name: str
+    device: str
+    attention_backend: str
+    max_model_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A request that has been understood and planned, and not yet run."""
+
+    objective: Objective
+    work: Work
+    plan: planner.Plan
+    token_ids: tuple[int, ...]
+
+
+class LongContextService(pb_grpc.LongContextServicer):
+    """Stateless: all it knows is the catalogue, the cost profile, the store and the replica it was given."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        catalog: Catalog,
+        cost: CostProfile,
+        encoder: PromptEncoder,
+        replica: Replica,
+        store: SessionStore,
+    ) -> None:
+        self._deployment = deployment
+        self._catalog = catalog
+        self._cost = cost
+        self._encoder = encoder
+        self._replica = replica
+        self._store = store
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        """See the proto."""
+        async with aborting(context):
+            prompt = messages.prompt_input(request.prompt)
+            prompt.check()
+            async for response in self._generate(prompt, request.sampling, context):
+                yield response
+
+    async def GenerateUpload(
+        self, request_iterator: AsyncIterator[pb.GenerateUploadRequest], context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """See the proto."""
+        async with aborting(context):
+            prompt, sampling = await collect_upload(request_iterator)
+            prompt.check(MAX_UPLOAD_BYTES)
+            async for response in self._generate(prompt, sampling, context):
+                yield response
+
+    async def _generate(
+        self, prompt: PromptInput, sampling: pb.Sampling, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        arrival_s = time.monotonic()
+        params = messages.sampling_params(sampling)
+        planned = await self._plan(prompt, params.max_tokens, context)
+        request_id = uuid.uuid4().hex
+        job = self._job(request_id, planned, params, _deadline_s(context))
+        session_id = job.session.session_id if job.session else ""
+        yield messages.accepted_message(request_id, session_id, planned.plan, planned.objective, planned.work)
+        async with contextlib.aclosing(self._replica.generate(job)) as events:
+            async for event in events:
+                if isinstance(event, PrefillProgress):
+                    yield messages.prefill_message(event)
+                elif isinstance(event, TokenOutput):
+                    yield messages.token_message(event)
+                else:
+                    yield self._finish(event, planned, request_id, session_id, arrival_s)
+
+    async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
+        """See the proto."""
+        async with aborting(context):
+            max_tokens = request.max_tokens if request.HasField("max_tokens") else messages.DEFAULT_MAX_TOKENS
+            params = SamplingParams(max_tokens=max_tokens)
+            if request.prompt_tokens and request.HasField("prompt"):
+                raise InvalidRequest("prompt_tokens", request.prompt_tokens, "give either prompt or prompt_tokens")
+            if request.prompt_tokens:
+                objective, history = await self._objective(context)
+                work = self._work(request.prompt_tokens, params.max_tokens, history, objective)
+                made = self._choose(objective, work)
+            else:
+                prompt = messages.prompt_input(request.prompt)
+                prompt.check()
+                planned = await self._plan(prompt, params.max_tokens, context)
+                objective, work, made = planned.objective, planned.work, planned.plan
+            return messages.plan_message(made, objective, work)
+
+    async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
+        """See the proto."""
+        response = pb.ListRecipesResponse(
+            model=self._deployment.model_name,
+            num_layers=self._replica.shape.num_layers,
+            max_model_tokens=self._deployment.max_model_tokens,
+            attention_backend=self._deployment.attention_backend,
+            device=self._deployment.device,
+            cost_source=f"{self._cost.hardware}, {self._cost.measured_at}",
+        )
+        messages.catalog_message(self._catalog, response)
+        return response
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
+        """See the proto."""
+        async with aborting(context):
+            return messages.session_message(await self._store.get(TENANT, request.session_id))
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        """See the proto."""
+        async with aborting(context):
+            limit = request.limit if request.HasField("limit") else 100
+            if not 1 <= limit <= MAX_SESSIONS_LISTED:
+                raise InvalidRequest("limit", limit, f"must be in 1..{MAX_SESSIONS_LISTED}")
+            sessions = await self._store.list_sessions(TENANT, limit)
+            return pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
+        """See the proto."""
+        async with aborting(context):
+            forked = await self._store.fork(TENANT, request.session_id, new_session_id())
+            return messages.session_message(forked)
+
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
+        """See the proto."""
+        async with aborting(context):
+            await self._store.delete(TENANT, request.session_id)
+            return pb.DeleteSessionResponse()
+
+    async def _objective(self, context: Context) -> tuple[Objective, Manifest | None]:
+        """What the headers ask for, and the session they name."""
+        objective = parse_headers(context.invocation_metadata() or (), self._catalog.sla_classes)
+        if objective.recipe_name is not None:
+            self._catalog.recipe(RECIPE_HEADER, objective.recipe_name)
+        if objective.session_id in (None, NEW_SESSION):
+            return objective, None
+        assert objective.session_id is not None  # noqa: S101 - for the type checker
+        return objective, await self._store.get(TENANT, objective.session_id)
+
+    async def _plan(self, prompt: PromptInput, max_tokens: int, context: Context) -> Planned:
+        """Headers, session and prompt to token ids and a recipe."""
+        objective, history = await self._objective(context)
+        history_ids = () if history is None else history.token_ids
+        token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids)
+        work = self._work(len(token_ids), max_tokens, history, objective)
+        made = self._choose(objective, work)
+        if made.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
+            token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids, True)
+            work = self._work(len(token_ids), max_tokens, history, objective)
+        return Planned(objective, work, made, tuple(token_ids))
+
+    def _work(self, prompt_tokens: int, max_tokens: int, history: Manifest | None, objective: Objective) -> Work:
+        total = prompt_tokens + max_tokens + (0 if history is None else len(history.token_ids))
+        if total > self._deployment.max_model_tokens:
+            raise InvalidRequest(
+                "prompt",
+                f"{total - max_tokens} tokens with history, and max_tokens {max_tokens}",
+                f"together they must be at most {self._deployment.max_model_tokens}",
+            )
+        queue_ms = self._replica.queued_tokens * self._cost.token_ms
+        return Work(prompt_tokens, max_tokens, history, objective.session_id is not None, queue_ms)
+
+    def _choose(self, objective: Objective, work: Work) -> planner.Plan:
+        return planner.plan(objective, work, self._catalog, self._cost, self._replica.bytes_per_token_layer)
+
+    def _job(self, request_id: str, planned: Planned, params: SamplingParams, deadline_s: float | None) -> Job:
+        session = None
+        if planned.objective.session_id is not None:
+            history = planned.work.history
+            session = SessionUse(TENANT, history.session_id if history else new_session_id(), history)
+        named = planned.plan.chosen.named
+        return Job(
+            request_id=request_id,
+            prompt_token_ids=planned.token_ids,
+            recipe_name=named.name,
+            recipe=named.recipe,
+            sampling=params,
+            priority=planned.objective.priority,
+            deadline_s=deadline_s,
+            session=session,
+        )
+
+    def _finish(
+        self, done: Done, planned: Planned, request_id: str, session_id: str, arrival_s: float
+    ) -> pb.GenerateResponse:
+        ttft_ms = (done.first_token_s - arrival_s) * 1e3
+        after_first = done.num_generated_tokens - 1
+        tpot_ms = (done.last_token_s - done.first_token_s) * 1e3 / after_first if after_first > 0 else 0.0
+        timings = pb.Timings(
+            queue_ms=done.queue_ms,
+            restore_ms=done.restore_ms,
+            ttft_ms=ttft_ms,
+            tpot_ms=tpot_ms,
+            save_ms=done.save_ms,
+            total_ms=(time.monotonic() - arrival_s) * 1e3,
+        )
+        missed = planner.misses(planned.objective, ttft_ms, tpot_ms)
+        logger.info(
+            "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
+            request_id,
+            session_id or "-",
+            planned.plan.chosen.named.name,
+            planned.work.prompt_tokens,
+            done.num_restored_tokens,
+            done.num_generated_tokens,
+            ttft_ms,
+            tpot_ms,
+            "missed" if missed else "met",
+        )
+        return messages.finish_message(done, planned.work, session_id, timings, missed)
+
+
+@contextlib.asynccontextmanager
+async def aborting(context: Context) -> AsyncIterator[None]:
+    """End the RPC with the status of whatever error of ours comes out of the body."""
+    try:
+        yield
+    except SwaaError as exc:
+        await context.abort(status_code(exc), str(exc))
+    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+        raise
+    except Exception as exc:
+        logger.exception("unexpected error")
+        await context.abort(grpc.StatusCode.INTERNAL, f"unexpected {type(exc).__name__}; see the server's log")
+
+
+def new_session_id() -> str:
+    """An id nobody can guess."""
+    return uuid.uuid4().hex
+
+
+def _deadline_s(context: Context) -> float | None:
+    remaining_s: float | None = context.time_remaining()  # the stubs forget that there may be none
+    if remaining_s is None:
+        return None
+    if remaining_s <= 0:
+        raise DeadlineExceeded("the deadline had passed when the request arrived")
+    return time.monotonic() + remaining_s

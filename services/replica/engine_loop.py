@@ -1,0 +1,204 @@
+"""The one thread that touches the engine. Commands go in by a queue, outputs come out by one stream per request.
+
+A request whose stream is full (its reader is slow) is paused in the engine until the reader catches up; others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from swaa_runtime.engine import Engine, Finished, Output, RestoredState
+from swaa_runtime.errors import EngineFailed, SwaaError
+from swaa_runtime.kv_cache.snapshot import SliceKey
+from swaa_runtime.request import Request
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+STREAM_LIMIT = 64
+"""Outputs a reader may lag behind before its request is paused."""
+
+IDLE_WAIT_S = 0.02
+
+
+class OutputStream:
+    """Outputs of one request, from the engine's thread to one asyncio reader."""
+
+    def __init__(self, resume: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Output | SwaaError] = asyncio.Queue()
+        self._resume = resume
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._full = False
+
+    def put(self, item: Output | SwaaError) -> bool:
+        """Engine's thread: hand over one output. True if the request should be paused now."""
+        with self._lock:
+            self._pending += 1
+            self._full = self._full or self._pending >= STREAM_LIMIT
+            full = self._full
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:  # the reader's event loop is closed: the process is going down
+            return True
+        return full
+
+    async def get(self) -> Output:
+        """Reader: the next output. Raises the error that ended the request."""
+        item = await self._queue.get()
+        with self._lock:
+            self._pending -= 1
+            resume = self._full and self._pending <= STREAM_LIMIT // 2
+            if resume:
+                self._full = False
+        if resume:
+            self._resume()
+        if isinstance(item, SwaaError):
+            raise item
+        return item
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """Something to do between two steps, and what to tell its caller if the engine died before."""
+
+    run: Callable[[], None]
+    fail: Callable[[EngineFailed], object] = lambda _: None
+
+
+class EngineLoop:
+    """Runs an engine in a thread of its own until `close`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._streams: dict[str, OutputStream] = {}
+        self._thread = threading.Thread(target=self._run, name="swaa-engine", daemon=True)
+        self._failure: EngineFailed | None = None
+        self._failure_lock = threading.Lock()
+        self._busy_since_s: float | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End all requests, then the thread. Returns when it is gone."""
+        self._commands.put(None)
+        self._thread.join()
+
+    @property
+    def failure(self) -> EngineFailed | None:
+        """Why the engine stopped, if it did."""
+        return self._failure
+
+    def stuck_s(self) -> float:
+        """How long the step that is running now has taken; 0 when none is."""
+        since = self._busy_since_s
+        return 0.0 if since is None else time.monotonic() - since
+
+    def submit(
+        self, request: Request, restored: RestoredState | None = None, saved_keys: Collection[SliceKey] = ()
+    ) -> OutputStream:
+        """Queue a request; refusals (OutOfCapacity, InvalidRequest) come through the stream. Call on the event loop."""
+        request_id = request.request_id
+
+        def resume() -> None:
+            self._engine.set_paused(request_id, False)
+
+        stream = OutputStream(resume=lambda: self._post(_Command(resume)))
+
+        def add() -> None:
+            try:
+                self._engine.add(request, restored, saved_keys)
+            except SwaaError as exc:
+                stream.put(exc)
+                return
+            self._streams[request_id] = stream
+
+        self._post(_Command(add, fail=stream.put))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """End a request: its blocks are free before the next step. Nothing happens if it has ended."""
+        self._post(_Command(lambda: self._dispatch(self._engine.cancel(request_id))))
+
+    async def call(self, function: Callable[[Engine], T]) -> T:
+        """Run a function on the engine between two steps, on its thread, and return its result."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._engine))
+            except Exception as exc:
+                future.set_exception(exc)
+
+        self._post(_Command(run, fail=future.set_exception))
+        return await asyncio.wrap_future(future)
+
+    def _post(self, command: _Command) -> None:
+        with self._failure_lock:
+            if self._failure is None:
+                self._commands.put(command)
+                return
+        command.fail(self._failure)
+
+    def _run(self) -> None:
+        try:
+            idle = True
+            while self._take_commands(idle):
+                self._busy_since_s = time.monotonic()
+                outputs = self._engine.step()
+                self._busy_since_s = None
+                self._dispatch(outputs)
+                idle = not outputs  # every step that ran a token has an output
+            self._fail(EngineFailed("the engine was shut down"))
+        except Exception as exc:
+            logger.exception("engine failed")
+            self._fail(EngineFailed(f"the engine failed: {type(exc).__name__}: {exc}"))
+
+    def _take_commands(self, idle: bool) -> bool:
+        """Run all commands that wait; wait for one when there is nothing else to do. False to stop."""
+        while True:
+            try:
+                if not self._engine.has_work:
+                    command = self._commands.get()
+                elif idle:  # nothing can run until a reader catches up or a request ends: look again soon
+                    command = self._commands.get(timeout=IDLE_WAIT_S)
+                else:
+                    command = self._commands.get_nowait()
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command.run()
+            idle = False
+
+    def _dispatch(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None and stream.put(output):
+                self._engine.set_paused(output.request_id, True)
+            if isinstance(output, Finished):
+                self._streams.pop(output.request_id, None)
+
+    def _fail(self, failure: EngineFailed) -> None:
+        with self._failure_lock:
+            self._failure = failure
+        self._busy_since_s = None
+        for stream in self._streams.values():
+            stream.put(failure)
+        self._streams.clear()
+        while not self._commands.empty():  # posted before the failure was known
+            command = self._commands.get()
+            if command is not None:
+                command.fail(failure)

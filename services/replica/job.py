@@ -1,0 +1,66 @@
+"""What goes into a replica and what comes out of it: one turn, and its events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.sessions.store import Manifest
+from swaa_runtime.engine import PrefillProgress, TokenOutput
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.request import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUse:
+    """The session a turn belongs to; `manifest` is what the gateway planned with, None for a new one."""
+
+    tenant: str
+    session_id: str
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One turn to run. `deadline_s` is on the clock of time.monotonic."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    recipe_name: str
+    recipe: Recipe
+    sampling: SamplingParams
+    priority: int = 0
+    deadline_s: float | None = None
+    session: SessionUse | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOutcome:
+    """What became of the session: its new version, whether it was saved (if not, why), and how its state came back."""
+
+    version: int
+    saved: bool
+    error: str
+    history: str
+    saved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a turn. Times in ms; bytes of KV memory held at the end, at most, and by full attention."""
+
+    reason: FinishReason
+    text: str
+    num_generated_tokens: int
+    num_restored_tokens: int
+    queue_ms: float
+    restore_ms: float
+    save_ms: float
+    first_token_s: float
+    last_token_s: float
+    resident_bytes: int
+    peak_bytes: int
+    full_attention_bytes: int
+    session: SessionOutcome | None
+
+
+Event = PrefillProgress | TokenOutput | Done
