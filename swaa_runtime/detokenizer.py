@@ -54,7 +54,8 @@ class IncrementalDetokenizer:
         return text
 
     def _decode(self, start: int, stop: int) -> str:
-        return self._decoder.decode(self._token_ids[start:stop], skip_special_tokens=True)
+        text: str = self._decoder.decode(self._token_ids[start:stop], skip_special_tokens=True)
+        return text
 
     def _release(self) -> str:
         cuts = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]

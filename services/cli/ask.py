@@ -104,7 +104,8 @@ def print_figures(answer: Answer, console: Console) -> None:
     sla = "met" if finish.sla_met else f"missed: {'; '.join(finish.sla_misses)}"
     console.print(
         f"tokens: prompt {usage.prompt_tokens:,}, history {usage.history_tokens:,}, "
-        f"restored {usage.restored_tokens:,}, computed {usage.computed_tokens:,}, generated {usage.generated_tokens:,}\n"
+        f"restored {usage.restored_tokens:,}, computed {usage.computed_tokens:,}, "
+        f"generated {usage.generated_tokens:,}\n"
         f"TTFT {timings.ttft_ms:,.0f} ms (predicted {predicted.ttft_ms:,.0f}), TPOT {timings.tpot_ms:.1f} ms "
         f"(predicted {predicted.tpot_ms:.1f}); SLA {sla}\n"
         f"KV memory {memory.resident_bytes / MIB:,.1f} MiB resident, {memory.peak_bytes / MIB:,.1f} at most; "

@@ -1,4 +1,4 @@
-"""The recipes, SLA classes and quality table that ship as data with the gateway. Read once, checked against the model."""
+"""The recipes, SLA classes and quality table that ship as data. Read once, checked against the model."""
 
 from __future__ import annotations
 

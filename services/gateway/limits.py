@@ -1,4 +1,4 @@
-"""Sizes that both ends of the wire agree on. The application refuses a prompt before the transport refuses its message."""
+"""Sizes that both ends of the wire agree on: the application refuses a prompt before the transport does."""
 
 from __future__ import annotations
 

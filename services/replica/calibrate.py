@@ -55,7 +55,7 @@ async def calibrate(
     effort: Effort,
     progress: Progress = lambda done, total: None,
 ) -> CostProfile:
-    """Run prompts of some lengths under two recipes and fit the profile. Alone on the engine, or it measures the others."""
+    """Run prompts of some lengths under two recipes and fit the profile. Needs the engine for itself."""
     lengths = [length for length in effort.lengths_tokens if length + DECODE_TOKENS < max_model_tokens]
     runs = [(recipe, length) for recipe in RECIPES for length in lengths]
     await _measure(loaded, engine, RECIPES[0], lengths[0])  # the first run of all pays for allocations

@@ -1,0 +1,176 @@
+"""`swaa demo`: a service of its own, a long document, two questions in one session, under several SLA classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+
+from services.cli.ask import Answer, make_prompt, print_figures, show_stream
+from services.client import Headers, LongContextClient
+from services.config import ServeConfig
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from swaa_runtime.errors import SwaaError
+
+READY_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+MAX_TOKENS = 48
+MIB = 1 << 20
+
+
+class DemoFailed(SwaaError):
+    """Something that the demo shows did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about the document, and what a right answer contains."""
+
+    text: str
+    expect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One turn of the summary."""
+
+    sla_class: str
+    turn: int
+    answer: Answer
+    right: bool
+
+
+async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
+    """Show everything once. Raises DemoFailed if a second turn prefilled the document again or was not saved."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    document, questions = read_document()
+    with tempfile.TemporaryDirectory(prefix="swaa-demo-") as folder:
+        console.print("starting the service (the first start converts the model and measures this machine) ...")
+        async with own_service(config, Path(folder)) as address, LongContextClient(address) as client:
+            rows: list[Row] = []
+            for sla_class in sla_classes:
+                rows += await ask_under(client, sla_class, document, questions, console)
+    console.print(summary(rows))
+    console.print("the service has stopped.")
+
+
+def read_document() -> tuple[str, list[Question]]:
+    """The shipped document and its questions."""
+    folder = files("services.cli").joinpath("data")
+    questions = json.loads(folder.joinpath("harbour_log.json").read_text(encoding="utf-8"))["questions"]
+    return folder.joinpath("harbour_log.txt").read_text(encoding="utf-8"), [Question(**entry) for entry in questions]
+
+
+@contextlib.asynccontextmanager
+async def own_service(config: ServeConfig, folder: Path) -> AsyncIterator[str]:
+    """`swaa serve` as a child process with its own state, on a free port; stopped on leaving, whatever happens."""
+    ready, log_path = folder / "address", folder / "serve.log"
+    environment = {
+        **os.environ,
+        "SWAA_LISTEN": "127.0.0.1:0",
+        "SWAA_STATE_DIR": str(folder),
+        "SWAA_CACHE_DIR": str(config.cache_dir.expanduser().absolute()),
+    }
+    command = (sys.executable, "-m", "services.cli", "serve", "--ready-file", str(ready))
+    with log_path.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while not ready.exists():
+                if process.returncode is not None:
+                    raise DemoFailed(f"the service did not start:\n{log_path.read_text(encoding='utf-8')[-2000:]}")
+                await asyncio.sleep(0.1)
+        yield ready.read_text(encoding="utf-8")
+    finally:
+        await _stop(process)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def ask_under(
+    client: LongContextClient, sla_class: str, document: str, questions: list[Question], console: Console
+) -> list[Row]:
+    """All questions in one new session of one SLA class; the document goes with the first only."""
+    console.print(Rule(f"SLA class {sla_class}"))
+    rows: list[Row] = []
+    session = "new"
+    for turn, question in enumerate(questions, start=1):
+        console.print(f"[bold]question {turn}[/]: {question.text}")
+        prompt = make_prompt(document, question.text, False) if turn == 1 else make_prompt(question.text, "", False)
+        headers = Headers(sla=sla_class, session=session)
+        answer = await show_stream(client.generate(prompt, pb.Sampling(max_tokens=MAX_TOKENS), headers), console)
+        print_figures(answer, console)
+        right = question.expect in answer.text
+        console.print(f"the answer {'has' if right else 'misses'} {question.expect!r}\n")
+        check_turn(turn, answer)
+        rows.append(Row(sla_class, turn, answer, right))
+        session = answer.finish.session.session_id
+    return rows
+
+
+def check_turn(turn: int, answer: Answer) -> None:
+    """What must hold on any machine, however fast: turns are saved, and a later one does not prefill the past again."""
+    usage = answer.finish.usage
+    if not answer.finish.session.saved:
+        raise DemoFailed(f"turn {turn} was not saved: {answer.finish.session.error}")
+    if turn > 1 and usage.computed_tokens > usage.prompt_tokens + 1:  # the last token of the answer had no KV yet
+        raise DemoFailed(f"turn {turn} computed {usage.computed_tokens} tokens: the document was prefilled again")
+
+
+def summary(rows: list[Row]) -> Table:
+    """All turns side by side."""
+    table = Table(title="predicted → measured")
+    for name in (
+        "class",
+        "turn",
+        "recipe",
+        "TTFT ms",
+        "TPOT ms",
+        "computed",
+        "of tokens",
+        "KV MiB",
+        "full KV",
+        "SLA",
+        "fact",
+    ):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        accepted, finish = row.answer.accepted, row.answer.finish
+        usage, memory = finish.usage, finish.kv_memory
+        table.add_row(
+            row.sla_class,
+            str(row.turn),
+            accepted.recipe.name,
+            f"{accepted.prediction.ttft_ms:,.0f} → {finish.timings.ttft_ms:,.0f}",
+            f"{accepted.prediction.tpot_ms:.0f} → {finish.timings.tpot_ms:.0f}",
+            f"{usage.computed_tokens:,}",
+            f"{usage.prompt_tokens + usage.history_tokens:,}",
+            f"{memory.resident_bytes / MIB:.1f}",
+            f"{memory.full_attention_bytes / MIB:.1f}",
+            "met" if finish.sla_met else "missed",
+            "found" if row.right else "lost",
+        )
+    return table
