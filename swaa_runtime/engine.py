@@ -27,7 +27,7 @@ from swaa_runtime.scheduler import Scheduler, find
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """A request's prompt has come this far: `num_computed_tokens` of `prompt_stop`, `num_restored_tokens` of them saved."""
+    """A request's prompt is `num_computed_tokens` of `prompt_stop` along, `num_restored_tokens` of them restored."""
 
     request_id: str
     num_computed_tokens: int

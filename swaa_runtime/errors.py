@@ -11,8 +11,6 @@ SwaaError
 └── IntegrityError          an invariant of our own is broken: a bug
 """
 
-# ruff: noqa: N818 - the names say what happened; they are caught and read, not spelled out
-
 from __future__ import annotations
 
 

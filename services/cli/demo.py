@@ -143,20 +143,9 @@ def check_turn(turn: int, answer: Answer) -> None:
 def summary(rows: list[Row]) -> Table:
     """All turns side by side."""
     table = Table(title="predicted → measured")
-    for name in (
-        "class",
-        "turn",
-        "recipe",
-        "TTFT ms",
-        "TPOT ms",
-        "computed",
-        "of tokens",
-        "KV MiB",
-        "full KV",
-        "SLA",
-        "fact",
-    ):
-        table.add_column(name, no_wrap=True)
+    figures = ("TTFT ms", "TPOT ms", "computed", "of tokens", "KV MiB", "full KV")
+    for name in ("class", "turn", "recipe", *figures, "SLA", "fact"):
+        table.add_column(name, no_wrap=True, justify="right" if name in figures else "left")
     for row in rows:
         accepted, finish = row.answer.accepted, row.answer.finish
         usage, memory = finish.usage, finish.kv_memory

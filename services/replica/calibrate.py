@@ -24,8 +24,12 @@ from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 from swaa_runtime.visibility import Turn
 
-RECIPES = (Recipe(), Recipe(window=256, sink_tokens=10, full_decode=True, full_tail=64))
-"""One where every query sees everything, one where nearly none does: between them the prices separate."""
+RECIPES = (
+    Recipe(),
+    Recipe(window=256, sink_tokens=10, full_decode=True, full_tail=64),
+    Recipe(window=1024, sink_tokens=10),
+)
+"""Every query sees everything; few do; none does, over a wider window: between them the prices separate."""
 
 DECODE_TOKENS = 8
 PROBE_MIB = 16
@@ -42,7 +46,7 @@ class Effort:
     repeats: int
 
 
-QUICK = Effort((64, 1000, 3000), 1)
+QUICK = Effort((200, 1000, 3000), 1)
 THOROUGH = Effort((64, 500, 1500, 4000, 8000), 3)
 
 
