@@ -164,7 +164,10 @@ class RedisSessionStore:
                 for digest in batch:
                     pipe.get(root + "segment:" + digest)
                 blobs = dict(zip(batch, await pipe.execute(), strict=True))
-            await asyncio.to_thread(_check_segments, sizes, blobs)
+            if wrong := await asyncio.to_thread(_first_wrong, sizes, blobs):
+                async with self._round_trip():  # of no use to anybody, and in the way of who would save it again
+                    await self._client.unlink(root + "segment:" + wrong)
+                raise SessionCorrupt(f"segment {wrong} is missing or is not what was saved")
             found.update(blobs)
         return [found[ref.segment_id] for ref in refs]
 
@@ -278,10 +281,12 @@ class RedisSessionStore:
         for digest in digests:
             if digest not in segments:
                 raise SessionCorrupt(f"session {session_id!r}: segment {digest} is neither stored nor given")
+        ttl_ms = int(min(UPLOAD_TTL_S, self._ttl_s + MARGIN_S) * 1000)
         for batch in _batches({digest: len(segments[digest]) for digest in digests}):
             async with self._round_trip(), self._client.pipeline(transaction=False) as pipe:
                 for digest in batch:
-                    pipe.set(root + "segment:" + digest, segments[digest], px=int(UPLOAD_TTL_S * 1000))
+                    # nx: another writer may have saved the same meanwhile, to live longer
+                    pipe.set(root + "segment:" + digest, segments[digest], px=ttl_ms, nx=True)
                 await pipe.execute()
 
     async def _run(self, script: Any, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -323,12 +328,12 @@ def _read(session_id: str, version: bytes | None, data: bytes | None) -> Manifes
     return manifest
 
 
-def _check_segments(sizes: Mapping[str, int], blobs: Mapping[str, bytes | None]) -> None:
+def _first_wrong(sizes: Mapping[str, int], blobs: Mapping[str, bytes | None]) -> str | None:
+    """The first segment that is missing or does not have the size and the digest that it should, if any."""
     for digest, blob in blobs.items():
-        if blob is None:
-            raise SessionCorrupt(f"segment {digest} is missing")
-        if len(blob) != sizes[digest] or segment_id(blob) != digest:
-            raise SessionCorrupt(f"segment {digest} is not what was saved")
+        if blob is None or len(blob) != sizes[digest] or segment_id(blob) != digest:
+            return digest
+    return None
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -1,0 +1,177 @@
+"""Objective and figures in, recipe and reason out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from services.errors import SlaUnattainable
+from services.gateway.planner import Plan, Prediction, Work, misses, plan, predict
+from services.gateway.sla import Objective
+from swaa_runtime.errors import InvalidRequest
+
+from .builders import BYTES_PER_TOKEN_LAYER, COST, NUM_LAYERS, make_catalog, make_manifest, make_objective, make_work
+
+BEST = "best quality of those predicted to meet the SLA"
+FASTEST = "none is predicted to meet the SLA: the fastest of sufficient quality"
+NONE_GOOD = "none has sufficient quality: the best there is"
+
+
+def make_plan(objective: Objective, work: Work) -> Plan:
+    return plan(objective, work, make_catalog(), COST, BYTES_PER_TOKEN_LAYER)
+
+
+def predicted(name: str, work: Work, cost: Any = COST) -> Prediction:
+    return predict(make_catalog().recipes[name], work, make_catalog(), cost, BYTES_PER_TOKEN_LAYER)
+
+
+def test_without_a_bound_full_attention_wins() -> None:
+    made = make_plan(make_objective(), make_work())
+    assert (made.chosen.named.name, made.reason) == ("full", BEST)
+    assert made.chosen.misses == ()
+
+
+def test_the_best_of_those_that_are_fast_enough_wins() -> None:
+    work = make_work(4000)
+    bound = predicted("tail", work).ttft_ms
+    assert bound < predicted("full", work).ttft_ms
+    made = make_plan(make_objective(ttft_ms=bound), work)
+    assert (made.chosen.named.name, made.reason) == ("tail", BEST)
+    assert make_plan(make_objective(ttft_ms=bound * 0.999), work).chosen.named.name == "sliding"
+
+
+def test_time_per_token_counts_as_well() -> None:
+    work = make_work(4000)
+    assert predicted("sliding", work).tpot_ms < predicted("tail", work).tpot_ms == predicted("full", work).tpot_ms
+    made = make_plan(make_objective(tpot_ms=predicted("sliding", work).tpot_ms), work)
+    assert (made.chosen.named.name, made.reason) == ("sliding", BEST)
+
+
+def test_when_none_is_fast_enough_the_fastest_that_is_good_enough_runs() -> None:
+    work = make_work(4000)
+    made = make_plan(make_objective(ttft_ms=1.0, min_quality=0.5), work)
+    assert (made.chosen.named.name, made.reason) == ("tail", FASTEST)
+    [miss] = made.chosen.misses
+    assert miss == f"ttft {predicted('tail', work).ttft_ms:.0f} ms is above 1 ms"
+    assert make_plan(make_objective(ttft_ms=1.0), work).chosen.named.name == "sliding"
+
+
+def test_when_none_is_good_enough_the_best_runs() -> None:
+    catalog = make_catalog()
+    quality = replace(catalog.quality, recall={**catalog.quality.recall, "full": (1.0, 1.0)})
+    recipes = {name: named for name, named in catalog.recipes.items() if name != "full"}
+    made = plan(
+        make_objective(min_quality=0.99),
+        make_work(),
+        replace(catalog, recipes=recipes, quality=quality),
+        COST,
+        BYTES_PER_TOKEN_LAYER,
+    )
+    assert (made.chosen.named.name, made.reason) == ("tail", NONE_GOOD)
+    assert made.chosen.misses == ("quality 0.90 is below 0.99",)
+
+
+def test_all_candidates_are_told_best_quality_first() -> None:
+    made = make_plan(make_objective(min_quality=0.5), make_work())
+    assert [c.named.name for c in made.candidates] == ["full", "tail", "sliding"]
+    assert [c.meets for c in made.candidates] == [True, True, False]
+    assert made.chosen in made.candidates
+
+
+def test_among_equals_in_quality_the_fastest_wins() -> None:
+    catalog = make_catalog()
+    same = replace(catalog.quality, recall=dict.fromkeys(catalog.recipes, (1.0, 1.0)))
+    made = plan(make_objective(), make_work(4000), replace(catalog, quality=same), COST, BYTES_PER_TOKEN_LAYER)
+    assert made.chosen.named.name == "sliding"
+
+
+def test_strict_refuses_what_would_miss_and_says_what() -> None:
+    work = make_work(4000)
+    with pytest.raises(SlaUnattainable, match=r"strict: 'tail' is the nearest recipe, but its predicted ttft .* 1 ms"):
+        make_plan(make_objective(ttft_ms=1.0, min_quality=0.5, strict=True), work)
+    made = make_plan(make_objective(ttft_ms=predicted("tail", work).ttft_ms, min_quality=0.5, strict=True), work)
+    assert made.chosen.named.name == "tail"
+
+
+def test_a_named_recipe_skips_the_choice_but_not_the_figures() -> None:
+    made = make_plan(make_objective(recipe_name="sliding", min_quality=0.5), make_work())
+    assert (made.chosen.named.name, made.reason) == ("sliding", "asked for by x-swaa-recipe")
+    assert made.chosen.misses == ("quality 0.20 is below 0.50",)
+    with pytest.raises(SlaUnattainable, match="'sliding'"):
+        make_plan(make_objective(recipe_name="sliding", min_quality=0.5, strict=True), make_work())
+    with pytest.raises(InvalidRequest, match="x-swaa-recipe is 'best'"):
+        make_plan(make_objective(recipe_name="best"), make_work())
+
+
+def test_the_figures_of_a_first_turn() -> None:
+    figures = predicted("full", make_work(1000, max_tokens=200))
+    pairs = NUM_LAYERS * 1000 * 1001 // 2
+    assert figures.ttft_ms == pytest.approx(10.0 + 1000 * 0.1 + pairs * 1e-3)
+    assert figures.tpot_ms == pytest.approx(5.0 + NUM_LAYERS * 1101 * 1e-3)  # half way through the answer
+    assert figures.kv_bytes == NUM_LAYERS * 1000 * BYTES_PER_TOKEN_LAYER
+    assert figures.computed_tokens == 1000
+    assert figures.quality == 1.0
+
+
+def test_waiting_requests_put_the_first_token_off() -> None:
+    alone, behind = predicted("tail", make_work()), predicted("tail", make_work(queue_ms=500.0))
+    assert behind.ttft_ms == pytest.approx(alone.ttft_ms + 500.0)
+    assert behind.tpot_ms == alone.tpot_ms
+
+
+def test_a_saved_session_spares_its_own_recipe_the_history() -> None:
+    history = make_manifest("tail", num_tokens=2000, num_bytes=3 << 20)
+    work = make_work(100, history=history, continues=True)
+    same, other = predicted("tail", work), predicted("sliding", work)
+    assert same.computed_tokens == 100 + 1  # the last generated token has no KV
+    assert other.computed_tokens == 2100
+    seeing_all = NUM_LAYERS * (2000 + sum(range(2085, 2100 + 1)))  # that token, and the prompt's tail
+    sliding = NUM_LAYERS * 84 * (64 + 4)
+    assert same.ttft_ms == pytest.approx(3 * 2.0 + 10.0 + 101 * 0.1 + seeing_all * 1e-3 + sliding * 1e-4)
+    costly = predicted("tail", work, replace(COST, restore_ms_per_mib=1002.0))
+    assert costly.ttft_ms == pytest.approx(same.ttft_ms + 3 * 1000.0)
+    assert predicted("sliding", work, replace(COST, restore_ms_per_mib=1002.0)) == other
+
+
+def test_a_saved_session_changes_the_choice() -> None:
+    history = make_manifest("full", num_tokens=4000)
+    work = make_work(100, history=history, continues=True)
+    bound = predicted("full", work).ttft_ms
+    assert make_plan(make_objective(ttft_ms=bound), work).chosen.named.name == "full"
+    assert make_plan(make_objective(ttft_ms=bound), make_work(4100)).chosen.named.name != "full"
+
+
+def test_quality_is_that_of_history_and_prompt_together() -> None:
+    work = make_work(2000, history=make_manifest(num_tokens=2000), continues=True)
+    assert predicted("tail", work).quality == pytest.approx(0.6 / 0.8)
+
+
+def test_a_session_keeps_what_its_next_turn_may_look_back_at() -> None:
+    catalog = make_catalog()
+    named = replace(catalog.recipes["tail"], recipe=replace(catalog.recipes["tail"].recipe, full_decode=False))
+    named = replace(named, rules=named.recipe.resolve(NUM_LAYERS))
+    once = predict(named, make_work(1000), catalog, COST, BYTES_PER_TOKEN_LAYER)
+    session = predict(named, make_work(1000, continues=True), catalog, COST, BYTES_PER_TOKEN_LAYER)
+    assert once.kv_bytes == NUM_LAYERS * (4 + 63) * BYTES_PER_TOKEN_LAYER
+    assert session.kv_bytes == NUM_LAYERS * 1000 * BYTES_PER_TOKEN_LAYER
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ((100.0, 10.0, 0.5), ()),
+        ((100.01, 10.0, 0.5), ("ttft 100 ms is above 100 ms",)),
+        ((99.0, 12.34, 0.5), ("tpot 12.3 ms is above 10.0 ms",)),
+        ((99.0, 9.0, 0.25), ("quality 0.25 is below 0.50",)),
+        ((99.0, 9.0, None), ()),
+        (
+            (200.0, 20.0, 0.0),
+            ("ttft 200 ms is above 100 ms", "tpot 20.0 ms is above 10.0 ms", "quality 0.00 is below 0.50"),
+        ),
+    ],
+)
+def test_misses_are_told_in_words(figures: tuple[float, float, float | None], expected: tuple[str, ...]) -> None:
+    objective = make_objective(ttft_ms=100.0, tpot_ms=10.0, min_quality=0.5)
+    assert misses(objective, *figures) == expected

@@ -1,0 +1,112 @@
+"""A prompt in pieces is the prompt, and what is wrong with the pieces is said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway import upload
+from services.gateway.prompt import PromptInput
+from services.gateway.upload import collect_upload
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from swaa_runtime.errors import InvalidRequest
+
+FIRST = pb.GenerateUploadRequest(request=pb.GenerateRequest(sampling=pb.Sampling(max_tokens=3)))
+
+
+def text(data: bytes) -> pb.GenerateUploadRequest:
+    return pb.GenerateUploadRequest(text=data)
+
+
+def ids(*token_ids: int) -> pb.GenerateUploadRequest:
+    return pb.GenerateUploadRequest(token_ids=pb.TokenIds(token_ids=token_ids))
+
+
+def collect(parts: Sequence[pb.GenerateUploadRequest]) -> tuple[PromptInput, pb.Sampling]:
+    async def stream() -> AsyncIterator[pb.GenerateUploadRequest]:
+        for part in parts:
+            yield part
+
+    return asyncio.run(collect_upload(stream()))
+
+
+@settings(deadline=None)
+@given(st.text(), st.data())
+def test_text_may_be_cut_anywhere_even_inside_a_character(whole: str, data: st.DataObject) -> None:
+    encoded = whole.encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=5)))
+    edges = [0, *cuts, len(encoded)]
+    pieces = [encoded[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    prompt, sampling = collect([FIRST, *map(text, pieces)])
+    assert prompt == PromptInput(text=whole)
+    assert sampling == pb.Sampling(max_tokens=3)
+
+
+def test_token_ids_are_joined() -> None:
+    prompt, _ = collect([FIRST, ids(1, 2), ids(), ids(3)])
+    assert prompt == PromptInput(token_ids=(1, 2, 3))
+
+
+def test_mixed_pieces_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="exactly one of text, token_ids and messages"):
+        collect([FIRST, text(b"a"), ids(1)])[0].check()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [text(b"a")],
+        [ids(1)],
+        [text(b"a"), FIRST],
+        [FIRST, FIRST],
+        [FIRST, text(b"a"), FIRST],
+        [pb.GenerateUploadRequest()],
+        [FIRST, pb.GenerateUploadRequest()],
+        [FIRST, text(b"a"), pb.GenerateUploadRequest(), text(b"b")],
+    ],
+)
+def test_the_request_comes_first_once_and_then_pieces(parts: list[pb.GenerateUploadRequest]) -> None:
+    with pytest.raises(InvalidRequest, match="the first message must be `request`") as caught:
+        collect(parts)
+    assert caught.value.field == "part"
+
+
+def test_a_prompt_in_the_first_message_is_refused() -> None:
+    first = pb.GenerateUploadRequest(request=pb.GenerateRequest(prompt=pb.Prompt(text="a")))
+    with pytest.raises(InvalidRequest, match="send it in pieces"):
+        collect([first, text(b"b")])
+
+
+def test_an_empty_prompt_in_the_first_message_is_empty() -> None:
+    first = pb.GenerateUploadRequest(request=pb.GenerateRequest(prompt=pb.Prompt()))
+    assert collect([first, text(b"b")])[0] == PromptInput("b")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "at"), [([b"ab\xff"], 2), ([b"abc", b"d\xc3"], 4), ([b"\xe2\x82", b"x"], 0), ([b"\xed\xa0\x80"], 0)]
+)
+def test_text_that_is_not_utf_8_is_refused_with_the_place(pieces: list[bytes], at: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"byte {at} is not UTF-8"):
+        collect([FIRST, *map(text, pieces)])
+
+
+def test_too_many_bytes_are_refused_before_the_rest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "MAX_UPLOAD_BYTES", 8)
+    assert collect([FIRST, text(b"1234"), text(b"5678")])[0] == PromptInput("12345678")
+    assert collect([FIRST, ids(1, 2)])[0] == PromptInput(token_ids=(1, 2))
+
+    async def endless() -> AsyncIterator[pb.GenerateUploadRequest]:
+        yield FIRST
+        while True:
+            yield text(b"123")
+
+    for parts in ([FIRST, text(b"1234"), text(b"56789")], [FIRST, ids(1, 2, 3)], [FIRST, text(b"1234"), ids(1, 2)]):
+        with pytest.raises(InvalidRequest, match="must be at most 8 bytes"):
+            collect(parts)
+    with pytest.raises(InvalidRequest, match="must be at most 8 bytes"):
+        asyncio.run(collect_upload(endless()))

@@ -1,0 +1,76 @@
+"""Sessions for tests: small, deterministic, and as the replica would save them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from services.sessions.codec import encode_slice, segment_id
+from services.sessions.store import Manifest, SegmentRef
+from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.visibility import Turn
+
+NUM_KV_HEADS, HEAD_DIM, TOKENS_PER_TURN = 2, 4, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What one call of `save` takes, and the slices it was made from."""
+
+    manifest: Manifest
+    segments: dict[str, memoryview | bytes]
+    slices: list[KVSlice]
+
+
+def make_session(session_id: str = "chat", version: int = 1, seed: int = 0, layers: int = 2) -> Saved:
+    """A session of `version` turns, whose earlier segments are those of its earlier versions.
+
+    Each turn adds one segment of 16 tokens; the last token has no KV, so the last segment has 15 and is replaced by the
+    next turn.
+    """
+    num_tokens = TOKENS_PER_TURN * version
+    refs: list[SegmentRef] = []
+    segments: dict[str, memoryview | bytes] = {}
+    slices: list[KVSlice] = []
+    for start in range(0, num_tokens, TOKENS_PER_TURN):
+        stop = min(start + TOKENS_PER_TURN, num_tokens - 1)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + start * 1009 + stop)
+        shape = (layers, 2, stop - start, NUM_KV_HEADS, HEAD_DIM)
+        part = KVSlice(
+            SliceKey(tuple(range(layers)), start, stop), torch.randn(shape, generator=generator).to(torch.bfloat16)
+        )
+        data = encode_slice(part)
+        refs.append(SegmentRef(part.key, segment_id(data), len(data)))
+        segments[refs[-1].segment_id] = data
+        slices.append(part)
+    manifest = Manifest(
+        session_id=session_id,
+        version=version,
+        token_ids=tuple(range(seed, seed + num_tokens)),
+        turns=tuple(Turn(at, at + 10, at + TOKENS_PER_TURN) for at in range(0, num_tokens, TOKENS_PER_TURN)),
+        recipe=Recipe(window=8, sink_tokens=2, full_layers="1::2", full_decode=True),
+        recipe_name="balanced",
+        model_fingerprint="model-bf16",
+        num_kv_tokens=num_tokens - 1,
+        segments=tuple(refs),
+        created_at_s=1.0,
+        updated_at_s=1.0,
+        expires_at_s=2.0,
+    )
+    return Saved(manifest, segments, slices)
+
+
+def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make a test of a coroutine function: it runs in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run

@@ -1,0 +1,223 @@
+"""What every `SessionStore` does: Redis's, and the fake that other tests use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from services.errors import SessionBusy, SessionCorrupt, SessionExpired, SessionNotFound, StaleSession
+from services.sessions.codec import decode_slice
+from services.sessions.store import SessionStore
+
+from .builders import HEAD_DIM, NUM_KV_HEADS, asynchronous, make_session
+from .fake_store import FakeSessionStore
+
+Open = Callable[..., AbstractAsyncContextManager[SessionStore]]
+
+
+@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.redis)])
+def open_any(request: pytest.FixtureRequest) -> Open:
+    if request.param == "redis":
+        opener: Open = request.getfixturevalue("open_store")
+        return opener
+
+    @asynccontextmanager
+    async def open_fake(**kwargs: Any) -> AsyncIterator[SessionStore]:
+        yield FakeSessionStore(**kwargs)
+
+    return open_fake
+
+
+@asynchronous
+async def test_a_saved_session_comes_back_whole(open_any: Open) -> None:
+    saved = make_session(version=1)
+    async with open_any(ttl_s=60, clock=lambda: 1000.0) as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        manifest = await store.get("acme", "chat")
+        blobs = await store.fetch("acme", manifest.segments)
+    assert manifest == replace(saved.manifest, updated_at_s=1000.0, expires_at_s=1060.0)
+    for ref, blob, part in zip(manifest.segments, blobs, saved.slices, strict=True):
+        assert torch.equal(decode_slice(ref, blob, NUM_KV_HEADS, HEAD_DIM, torch.bfloat16).data, part.data)
+
+
+@asynchronous
+async def test_a_later_turn_needs_only_its_new_segments(open_any: Open) -> None:
+    second, third = make_session(version=2), make_session(version=3)
+    async with open_any() as store:
+        await store.save("acme", make_session().manifest, make_session().segments, 0)
+        await store.save("acme", second.manifest, second.segments, 1)
+        new = {digest: data for digest, data in third.segments.items() if digest not in second.segments}
+        assert 0 < len(new) < len(third.segments)
+        await store.save("acme", third.manifest, new, 2)
+        blobs = await store.fetch("acme", (await store.get("acme", "chat")).segments)
+    assert blobs == [bytes(data) for data in third.segments.values()]
+
+
+@asynchronous
+async def test_a_session_without_kv_state_is_a_session(open_any: Open) -> None:
+    manifest = replace(make_session().manifest, segments=(), num_kv_tokens=0)
+    async with open_any() as store:
+        await store.save("acme", manifest, {}, 0)
+        assert (await store.get("acme", "chat")).token_ids == manifest.token_ids
+        assert await store.fetch("acme", ()) == []
+
+
+@asynchronous
+async def test_a_stale_writer_changes_nothing(open_any: Open) -> None:
+    first, second = make_session(version=1), make_session(version=2)
+    other = make_session(version=2, seed=99)
+    async with open_any() as store:
+        await store.save("acme", first.manifest, first.segments, 0)
+        await store.save("acme", second.manifest, second.segments, 1)
+        before = await store.get("acme", "chat")
+        for stale, expected in ((other, 1), (make_session(seed=5), 0), (make_session(version=8), 7)):
+            with pytest.raises(StaleSession, match="chat"):
+                await store.save("acme", stale.manifest, stale.segments, expected)
+        assert await store.get("acme", "chat") == before
+        assert await store.fetch("acme", before.segments) == [bytes(data) for data in second.segments.values()]
+
+
+@asynchronous
+async def test_a_manifest_is_not_saved_without_its_segments(open_any: Open) -> None:
+    saved = make_session()
+    async with open_any() as store:
+        with pytest.raises(SessionCorrupt, match=next(iter(saved.segments))):
+            await store.save("acme", saved.manifest, {}, 0)
+        with pytest.raises(SessionNotFound):
+            await store.get("acme", "chat")
+
+
+@asynchronous
+async def test_of_many_writers_one_wins_each_round(open_any: Open) -> None:
+    async with open_any() as store:
+        for version in range(1, 6):
+            writers = [make_session(version=version, seed=seed) for seed in range(16)]
+            results = await asyncio.gather(
+                *(store.save("acme", writer.manifest, writer.segments, version - 1) for writer in writers),
+                return_exceptions=True,
+            )
+            winners = [writer for writer, result in zip(writers, results, strict=True) if result is None]
+            assert len(winners) == 1
+            assert all(result is None or isinstance(result, StaleSession) for result in results)
+            manifest = await store.get("acme", "chat")
+            assert manifest.token_ids == winners[0].manifest.token_ids
+            blobs = await store.fetch("acme", manifest.segments)
+            assert blobs == [bytes(data) for data in winners[0].segments.values()]
+
+
+@asynchronous
+async def test_tenants_do_not_see_each_other(open_any: Open) -> None:
+    ours, theirs = make_session(seed=1), make_session(seed=2)
+    async with open_any() as store:
+        await store.save("acme", ours.manifest, ours.segments, 0)
+        with pytest.raises(SessionNotFound):
+            await store.get("globex", "chat")
+        with pytest.raises(SessionCorrupt):
+            await store.fetch("globex", ours.manifest.segments)
+        await store.save("globex", theirs.manifest, theirs.segments, 0)
+        await store.delete("globex", "chat")
+        assert [manifest.token_ids for manifest in await store.list_sessions("acme", 9)] == [ours.manifest.token_ids]
+
+
+@asynchronous
+async def test_sessions_are_listed_latest_first(open_any: Open) -> None:
+    now_s = 1000.0
+    async with open_any(ttl_s=100, clock=lambda: now_s) as store:
+        for number, session_id in enumerate(("a", "b", "c", "d")):
+            now_s = 1000.0 + number
+            saved = make_session(session_id)
+            await store.save("acme", saved.manifest, saved.segments, 0)
+        now_s = 1010.0
+        again = make_session("b", version=2)
+        await store.save("acme", again.manifest, again.segments, 1)
+        await store.delete("acme", "c")
+
+        assert [manifest.session_id for manifest in await store.list_sessions("acme", 9)] == ["b", "d", "a"]
+        assert [manifest.session_id for manifest in await store.list_sessions("acme", 2)] == ["b", "d"]
+        now_s = 1101.0  # "a" has expired
+        assert [manifest.session_id for manifest in await store.list_sessions("acme", 9)] == ["b", "d"]
+        assert await store.list_sessions("globex", 9) == []
+
+
+@asynchronous
+async def test_an_expired_session_says_so_and_its_id_may_be_used_again(open_any: Open) -> None:
+    now_s = 1000.0
+    async with open_any(ttl_s=100, clock=lambda: now_s) as store:
+        saved = make_session(version=1)
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        now_s = 1100.0
+        with pytest.raises(SessionExpired, match="chat"):
+            await store.get("acme", "chat")
+        with pytest.raises(SessionExpired):
+            await store.fork("acme", "chat", "copy")
+        again = make_session(seed=3)
+        await store.save("acme", again.manifest, again.segments, 0)
+        assert (await store.get("acme", "chat")).token_ids == again.manifest.token_ids
+
+
+@asynchronous
+async def test_a_fork_goes_its_own_way(open_any: Open) -> None:
+    first, second = make_session(version=2), make_session(version=2, seed=4)
+    async with open_any() as store:
+        await store.save("acme", make_session().manifest, make_session().segments, 0)
+        await store.save("acme", first.manifest, first.segments, 1)
+        fork = await store.fork("acme", "chat", "copy")
+        assert fork == await store.get("acme", "copy")
+        assert (fork.session_id, fork.version, fork.token_ids) == ("copy", 1, first.manifest.token_ids)
+        assert fork.segments == first.manifest.segments
+
+        moved = replace(second.manifest, session_id="copy")
+        await store.save("acme", moved, second.segments, 1)
+        assert (await store.get("acme", "chat")).token_ids == first.manifest.token_ids
+        await store.delete("acme", "chat")
+        assert (await store.get("acme", "copy")).token_ids == moved.token_ids
+
+
+@asynchronous
+async def test_a_fork_never_overwrites(open_any: Open) -> None:
+    async with open_any() as store:
+        for session_id in ("chat", "copy"):
+            saved = make_session(session_id)
+            await store.save("acme", saved.manifest, saved.segments, 0)
+        with pytest.raises(StaleSession, match="copy"):
+            await store.fork("acme", "chat", "copy")
+        with pytest.raises(SessionNotFound, match="nobody"):
+            await store.fork("acme", "nobody", "new")
+
+
+@asynchronous
+async def test_a_deleted_session_is_gone(open_any: Open) -> None:
+    saved = make_session()
+    async with open_any() as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        await store.delete("acme", "chat")
+        with pytest.raises(SessionNotFound):
+            await store.get("acme", "chat")
+        with pytest.raises(SessionNotFound):
+            await store.delete("acme", "chat")
+        later = make_session(version=2)
+        with pytest.raises(StaleSession):
+            await store.save("acme", later.manifest, later.segments, 1)
+
+
+@asynchronous
+async def test_a_lease_is_one_owners(open_any: Open) -> None:
+    async with open_any() as store:
+        await store.acquire("acme", "chat", "one")
+        await store.acquire("acme", "chat", "one")
+        with pytest.raises(SessionBusy, match="chat"):
+            await store.acquire("acme", "chat", "two")
+        with pytest.raises(SessionBusy):
+            await store.renew("acme", "chat", "two")
+        await store.release("acme", "chat", "two")
+        await store.renew("acme", "chat", "one")
+        await store.acquire("globex", "chat", "two")
+        await store.acquire("acme", "other", "two")
+        await store.release("acme", "chat", "one")
+        await store.acquire("acme", "chat", "two")
