@@ -195,8 +195,6 @@ class Engine:
     def _advance(self, chunk: ScheduledChunk) -> list[Output]:
         """Count a chunk as computed and free what nothing can see any more."""
         request = chunk.request
-        held = sum(1 for table in request.block_tables for block in table if block)
-        request.peak_blocks = max(request.peak_blocks, held)
         was_prefill = request.num_computed_tokens < request.prompt_stop
         request.num_computed_tokens += chunk.num_tokens
         self._freed(self.manager.release_unseen(request))
@@ -229,7 +227,7 @@ class Engine:
 
     def _finish(self, request: Request, reason: FinishReason) -> Finished:
         live = self._live.pop(request.request_id)
-        held = sum(1 for table in request.block_tables for block in table if block)
+        held = request.num_held_blocks
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         state = self._export(live) if request.continues and ended_well else None
         self._freed(self.scheduler.remove(request))

@@ -105,7 +105,7 @@ class Request:
         continues: whether another turn may follow, so that its state is to be exported.
         deadline_s: on the clock of time.monotonic, or None.
         block_tables: per layer the block id of each logical block; 0 where freed.
-        peak_blocks: most blocks it ever held.
+        num_held_blocks, peak_blocks: blocks it holds over all layers, now and at most.
     """
 
     request_id: str
@@ -124,6 +124,7 @@ class Request:
     finish_reason: FinishReason | None = None
     block_tables: list[list[int]] = field(default_factory=list)
     num_reserved_blocks: int = 0
+    num_held_blocks: int = 0
     peak_blocks: int = 0
     arrival_s: float = field(default_factory=time.monotonic)
     admitted_s: float | None = None

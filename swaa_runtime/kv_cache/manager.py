@@ -66,7 +66,7 @@ class KVCacheManager:
         num_blocks = _ceil_div(stop, self.block_size_tokens)
         for table in request.block_tables:
             while len(table) < num_blocks:
-                table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))
+                self._append(request, table)
 
     def place(self, request: Request, layer: int, blocks: Iterable[int], num_tokens: int) -> None:
         """Lay out one layer's table for `num_tokens` restored tokens with only the given logical blocks present.
@@ -78,9 +78,15 @@ class KVCacheManager:
         if num_tokens % self.block_size_tokens:
             present.add(num_tokens // self.block_size_tokens)
         for index in range(_ceil_div(num_tokens, self.block_size_tokens)):
-            table.append(
-                self.pool.allocate(after=table[-1] if table else NULL_BLOCK) if index in present else NULL_BLOCK
-            )
+            if index in present:
+                self._append(request, table)
+            else:
+                table.append(NULL_BLOCK)
+
+    def _append(self, request: Request, table: list[int]) -> None:
+        table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))
+        request.num_held_blocks += 1
+        request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
 
     def release_unseen(self, request: Request) -> list[int]:
         """Free every block that no later query of the request can see. Returns the ids freed."""
@@ -98,6 +104,7 @@ class KVCacheManager:
                 self.pool.free(table[index])
                 freed.append(table[index])
                 table[index] = NULL_BLOCK
+        request.num_held_blocks -= len(freed)
         return freed
 
     def free(self, request: Request) -> list[int]:
@@ -106,6 +113,7 @@ class KVCacheManager:
         for block in freed:
             self.pool.free(block)
         request.block_tables = []
+        request.num_held_blocks = 0
         self.num_reserved_blocks -= request.num_reserved_blocks
         request.num_reserved_blocks = 0
         return freed
@@ -116,6 +124,10 @@ class KVCacheManager:
         reserved = 0
         for request in requests:
             blocks = [block for table in request.block_tables for block in table if block != NULL_BLOCK]
+            if len(blocks) != request.num_held_blocks:
+                raise IntegrityError(
+                    f"request {request.request_id} holds {len(blocks)} blocks, counts {request.num_held_blocks}"
+                )
             if len(blocks) > request.num_reserved_blocks:
                 raise IntegrityError(
                     f"request {request.request_id} holds {len(blocks)} blocks, reserved {request.num_reserved_blocks}"
