@@ -9,6 +9,7 @@ everything and queries that see sinks and window run different kernels, so they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -50,8 +51,10 @@ class CostProfile:
         return asdict(self)
 
     @classmethod
-    def from_mapping(cls, mapping: dict[str, Any]) -> CostProfile:
+    def from_mapping(cls, mapping: Any) -> CostProfile:
         """Read back `to_mapping`. Raises InvalidRequest if it is not a profile of this version."""
+        if not isinstance(mapping, dict):
+            raise InvalidRequest("profile", mapping, "must be a JSON object; calibrate again")
         if mapping.get("version") != PROFILE_VERSION:
             raise InvalidRequest(
                 "profile version", mapping.get("version"), f"must be {PROFILE_VERSION}; calibrate again"
@@ -61,6 +64,11 @@ class CostProfile:
             raise InvalidRequest(
                 "profile", sorted(set(mapping) ^ names), "has missing or unknown fields; calibrate again"
             )
+        for field in fields(cls):
+            if field.type == "float" and not _is_price(mapping[field.name]):
+                raise InvalidRequest(
+                    f"profile {field.name}", mapping[field.name], "must be a number of at least 0; calibrate again"
+                )
         return cls(**mapping)
 
     def prefill_ms(self, work: PrefillWork) -> float:
@@ -138,6 +146,10 @@ def fit(rows: Sequence[Sequence[float]], times_ms: Sequence[float]) -> list[floa
     for index, value in zip(active, solution, strict=True):
         out[index] = max(0.0, float(value))
     return out
+
+
+def _is_price(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < math.inf
 
 
 def _count(rules: Sequence[LayerRule]) -> dict[LayerRule, int]:
