@@ -22,11 +22,11 @@ async def collect_upload(parts: AsyncIterator[pb.GenerateUploadRequest]) -> tupl
     token_ids: list[int] = []
     async for part in parts:
         kind = part.WhichOneof("part")
-        if (kind == "request") != (sampling is None):
+        if kind is None or (kind == "request") != (sampling is None):
             raise InvalidRequest("part", kind, "the first message must be `request`, all others pieces of the prompt")
         if kind == "request":
-            if part.request.HasField("prompt"):
-                raise InvalidRequest("request.prompt", "given", "must be absent in an upload: send it in pieces")
+            if part.request.prompt != pb.Prompt():
+                raise InvalidRequest("request.prompt", "given", "must be empty in an upload: send it in pieces")
             sampling = part.request.sampling
         elif kind == "text":
             text += part.text
