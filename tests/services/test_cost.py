@@ -48,7 +48,10 @@ def test_prefill_work_counts_the_visible_pairs(
 ) -> None:
     turns, start, stop = session
     pairs = sum(
-        visible(rule, turns, query, key) for rule in layer_rules for query in range(start, stop) for key in range(query + 1)
+        visible(rule, turns, query, key)
+        for rule in layer_rules
+        for query in range(start, stop)
+        for key in range(query + 1)
     )
     work = prefill_work(layer_rules, turns, start, stop)
     assert work.num_tokens == stop - start
@@ -75,7 +78,7 @@ def test_decode_keys_counts_what_a_generated_token_sees(layer_rules: list[LayerR
 @settings(deadline=None)
 @given(st.lists(rules, min_size=1, max_size=4), st.integers(1, 40), st.booleans())
 def test_kv_tokens_counts_what_a_later_token_sees(layer_rules: list[LayerRule], stop: int, continues: bool) -> None:
-    # The tokens to come, by the rule itself: an answer; in a session another prompt, long enough to slide, with its tail.
+    # The tokens to come: an answer; in a session another prompt as well, long enough to slide and to have a tail.
     answer = Turn(0, stop, stop + 1)
     turns = (answer, Turn(stop + 1, stop + 41)) if continues else (Turn(0, stop),)
     later = range(stop, stop + 41) if continues else range(stop, stop + 3)

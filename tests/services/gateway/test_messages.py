@@ -162,7 +162,8 @@ def test_the_last_message_adds_up() -> None:
 
 def test_the_last_message_tells_what_became_of_the_session() -> None:
     outcome = SessionOutcome(version=4, saved=False, error="store is down", history="restored", saved_bytes=5)
-    finish = messages.finish_message(replace(DONE, session=outcome), make_work(), "s", pb.Timings(), ()).finish
+    work = make_work(30, history=make_manifest(num_tokens=2000))
+    finish = messages.finish_message(replace(DONE, session=outcome), work, "s", pb.Timings(), ()).finish
     assert finish.sla_met
     assert finish.session == pb.SessionResult(
         session_id="s", version=4, saved=False, error="store is down", history="restored", saved_bytes=5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def test_text_may_be_cut_anywhere_even_inside_a_character(whole: str, data: st.D
     encoded = whole.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=5)))
     edges = [0, *cuts, len(encoded)]
-    pieces = [encoded[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    pieces = [encoded[low:high] for low, high in pairwise(edges)]
     prompt, sampling = collect([FIRST, *map(text, pieces)])
     assert prompt == PromptInput(text=whole)
     assert sampling == pb.Sampling(max_tokens=3)

