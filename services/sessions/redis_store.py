@@ -18,16 +18,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Self, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
 
 from services.errors import (
     SessionBusy,
@@ -39,6 +36,7 @@ from services.errors import (
 )
 from services.sessions import redis_scripts
 from services.sessions.codec import decode_manifest, encode_manifest, segment_id
+from services.sessions.redis_connection import connect, round_trip
 from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError, InvalidRequest
 
@@ -103,14 +101,7 @@ class RedisSessionStore:
         Raises:
             StoreUnavailable: if the URL cannot be understood; it is not repeated, as it may hold a password.
         """
-        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=2)
-        try:
-            client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
-        except ValueError:
-            raise StoreUnavailable(
-                "session store: its URL is not valid; it begins with redis://, rediss:// or unix://"
-            ) from None
-        return cls(client, ttl_s, lease_ttl_ms, timeout_s=timeout_s)
+        return cls(connect(url, timeout_s), ttl_s, lease_ttl_ms, timeout_s=timeout_s)
 
     async def ping(self) -> None:
         """Return if the store answers. Raises StoreUnavailable."""
@@ -293,18 +284,8 @@ class RedisSessionStore:
         async with self._round_trip():
             return await script(keys=keys, args=args)
 
-    @asynccontextmanager
-    async def _round_trip(self) -> AsyncIterator[None]:
-        """The one place where Redis's errors become ours, and where waiting for it ends."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
-        except (RedisError, OSError) as exc:  # OSError: TimeoutError too
-            text = f"session store: {type(exc).__name__}: {exc or f'no answer in {self._timeout_s} s'}"
-            secret = self._client.connection_pool.connection_kwargs.get("password")
-            if secret and secret in text:  # Redis repeats the arguments of a command that it refuses
-                raise StoreUnavailable(text.replace(secret, "***")) from None
-            raise StoreUnavailable(text) from exc
+    def _round_trip(self) -> AbstractAsyncContextManager[None]:
+        return round_trip(self._client, self._timeout_s)
 
     def _root(self, tenant: str) -> str:
         return f"{self._prefix}:{{{_checked('tenant', tenant)}}}:"

@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from services.sessions.embedded_redis import EmbeddedRedis, RedisNotInstalled
+from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisSessionStore]]
@@ -20,11 +20,8 @@ OpenStore = Callable[..., AbstractAsyncContextManager[RedisSessionStore]]
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """One server for all tests that leave it running."""
-    try:
-        with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
-            yield server
-    except RedisNotInstalled as exc:
-        pytest.skip(str(exc))
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -51,13 +48,9 @@ def open_store(server: EmbeddedRedis) -> OpenStore:
 @pytest.fixture
 def private_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A running server of the test's own, to stop and to kill."""
-    server = EmbeddedRedis(tmp_path / "redis")
-    try:
-        server.start()
-    except RedisNotInstalled as exc:
-        pytest.skip(str(exc))
-    yield server
-    server.kill()
+    server = EmbeddedRedis(tmp_path / "redis", stop_timeout_s=10.0)
+    with server:
+        yield server
 
 
 def store_opener(server: EmbeddedRedis) -> OpenStore:

@@ -1,0 +1,164 @@
+"""A replica over a tiny random model, and turns for it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from services.replica.engine_loop import EngineLoop, OutputStream
+from services.replica.job import Done, Event, Job, SessionUse
+from services.replica.replica import Replica
+from services.sessions.store import SessionStore
+from swaa_runtime.batch import Batch
+from swaa_runtime.config import EngineConfig
+from swaa_runtime.engine import Engine, Finished, Output, PrefillProgress, TokenOutput
+from swaa_runtime.model.loader import LoadedModel
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.request import Request, SamplingParams
+from swaa_runtime.runner import ModelRunner
+from swaa_runtime.visibility import Turn
+from tests.swaa_runtime.builders import (
+    LetterDecoder,
+    engine_config,
+    integer_request,
+    oracle_logits,
+    random_tokens,
+    tiny_model,
+)
+
+TENANT, SESSION = "tests", "chat"
+RECIPES = {
+    "full": Recipe(),
+    "sliding": Recipe(window=8, sink_tokens=2),
+    "tail": Recipe(window=8, sink_tokens=2, full_tail=5, full_decode=True, lookback_layers=(0, 2)),
+    "interleaved": Recipe(window=16, full_layers="1::2", full_decode=True),
+}
+
+
+def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make a test of a coroutine function: it runs in an event loop of its own, for a minute at most."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+class HookedRunner(ModelRunner):
+    """A runner that calls `before_step`, on the engine's thread, before each forward pass."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        super().__init__(loaded, config)
+        self.before_step: Callable[[], None] = lambda: None
+
+    def forward(self, batch: Batch) -> Any:
+        self.before_step()
+        return super().forward(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A running engine loop, and what is behind it."""
+
+    loop: EngineLoop
+    engine: Engine
+    runner: HookedRunner
+
+    async def used_blocks(self) -> int:
+        """Blocks in use and reserved, after all commands so far."""
+        return await self.loop.call(lambda engine: engine.manager.pool.num_used_blocks + engine.manager.num_reserved_blocks)
+
+
+@asynccontextmanager
+async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Rig]:
+    config = config or engine_config()
+    runner = HookedRunner(tiny_model(), config)
+    engine = Engine(runner, config, LetterDecoder(), ())
+    loop = EngineLoop(engine)
+    loop.start()
+    try:
+        yield Rig(loop, engine, runner)
+    finally:
+        runner.before_step = lambda: None
+        await asyncio.to_thread(loop.close)
+
+
+def make_replica(rig: Rig, store: SessionStore) -> Replica:
+    storage = rig.runner.storage
+    return Replica(tiny_model(), rig.loop, storage.bytes_per_block, storage.bytes_per_token_layer, store, 3600.0)
+
+
+def make_job(
+    prompt: int | Sequence[int] = 40,
+    session: SessionUse | None = None,
+    recipe: str = "tail",
+    max_tokens: int = 6,
+    **options: Any,
+) -> Job:
+    tokens = random_tokens(prompt) if isinstance(prompt, int) else prompt
+    options = {"request_id": "r", **options}
+    return Job(
+        prompt_token_ids=tuple(tokens),
+        recipe_name=recipe,
+        recipe=RECIPES[recipe],
+        sampling=SamplingParams(max_tokens=max_tokens),
+        session=session,
+        **options,
+    )
+
+
+async def next_use(store: SessionStore) -> SessionUse:
+    """The session as a gateway would plan with it now."""
+    return SessionUse(TENANT, SESSION, await store.get(TENANT, SESSION))
+
+
+NEW = SessionUse(TENANT, SESSION, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A turn that ended well."""
+
+    events: tuple[Event, ...]
+
+    @property
+    def done(self) -> Done:
+        done = self.events[-1]
+        assert isinstance(done, Done)
+        return done
+
+    @property
+    def tokens(self) -> list[int]:
+        return [event.token_id for event in self.events if isinstance(event, TokenOutput)]
+
+    @property
+    def progress(self) -> list[PrefillProgress]:
+        return [event for event in self.events if isinstance(event, PrefillProgress)]
+
+
+async def run_turn(replica: Replica, job: Job) -> Ran:
+    return Ran(tuple([event async for event in replica.generate(job)]))
+
+
+async def read_all(stream: OutputStream) -> list[Output]:
+    """All outputs up to the last."""
+    outputs: list[Output] = []
+    while not outputs or not isinstance(outputs[-1], Finished):
+        outputs.append(await stream.get())
+    return outputs
+
+
+def assert_greedy(token_ids: Sequence[int], turns: Sequence[Turn], recipe: str) -> None:
+    """Every generated token is the one that dense attention over the whole session finds likeliest."""
+    loaded = tiny_model()
+    request: Request = integer_request(RECIPES[recipe].resolve(loaded.shape.num_layers), turns, 1, False)
+    request.token_ids[:] = token_ids
+    likeliest = oracle_logits(loaded, request).argmax(-1).tolist()
+    for turn in turns:
+        stop = turn.stop if turn.stop is not None else len(token_ids)
+        assert likeliest[turn.generated_start - 1 : stop - 1] == list(token_ids[turn.generated_start : stop])

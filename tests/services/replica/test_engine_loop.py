@@ -1,0 +1,210 @@
+"""The engine's thread and its streams: readers that are slow, gone or late, and an engine that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from services.replica import engine_loop
+from services.replica.engine_loop import STREAM_LIMIT, OutputStream
+from swaa_runtime.engine import Engine, Finished, Output, TokenOutput
+from swaa_runtime.errors import EngineFailed, InvalidRequest, OutOfCapacity
+from swaa_runtime.request import FinishReason, Request, SamplingParams
+from swaa_runtime.scheduler import find
+from tests.swaa_runtime.builders import build_request, build_rig, engine_config
+
+from .builders import asynchronous, read_all, running_engine
+
+LONG = SamplingParams(max_tokens=1000)
+
+
+def tokens_of(outputs: list[Output]) -> list[int]:
+    return [output.token_id for output in outputs if isinstance(output, TokenOutput)]
+
+
+def finished(outputs: list[Output]) -> Finished:
+    last = outputs[-1]
+    assert isinstance(last, Finished)
+    return last
+
+
+def alone(request: Request) -> list[int]:
+    """The tokens that the same request gets from an engine of its own."""
+    rig = build_rig()
+    rig.add(request)
+    rig.run()
+    return [output.token_id for output in rig.tokens(request.request_id)]
+
+
+@asynchronous
+async def test_streams_carry_the_outputs_of_their_own_request() -> None:
+    async with running_engine() as rig:
+        streams = [rig.loop.submit(build_request(f"r{n}", 20 + n)) for n in range(4)]
+        outputs = await asyncio.gather(*map(read_all, streams))
+        assert await rig.used_blocks() == 0
+    for n, mine in enumerate(outputs):
+        assert {output.request_id for output in mine} == {f"r{n}"}
+        assert tokens_of(mine) == alone(build_request(f"r{n}", 20 + n))
+        assert finished(mine).reason is FinishReason.LENGTH
+
+
+@asynchronous
+async def test_cancelling_frees_the_memory_and_ends_the_stream() -> None:
+    async with running_engine() as rig:
+        stream = rig.loop.submit(build_request("r", 20, sampling=LONG))
+        await stream.get()
+        assert await rig.used_blocks() > 0
+        rig.loop.cancel("r")
+        assert await rig.used_blocks() == 0
+        assert finished(await read_all(stream)).reason is FinishReason.CANCELLED
+        rig.loop.cancel("r")  # again, and one that never was: nothing happens
+        rig.loop.cancel("nobody")
+        assert tokens_of(await read_all(rig.loop.submit(build_request("s"))))
+
+
+@asynchronous
+async def test_a_slow_reader_is_paused_and_the_others_go_on() -> None:
+    async with running_engine() as rig:
+        sampling = SamplingParams(max_tokens=5 * STREAM_LIMIT)
+        slow = rig.loop.submit(build_request("slow", 20, sampling=sampling))
+        fast = rig.loop.submit(build_request("fast", 20, sampling=sampling))
+        assert len(tokens_of(await read_all(fast))) == 5 * STREAM_LIMIT
+
+        def state(engine: Engine) -> tuple[bool, int]:
+            request = find(engine.scheduler.requests, "slow")
+            assert request is not None
+            return request.paused, request.num_generated_tokens
+
+        paused, generated = await rig.loop.call(state)
+        assert paused
+        assert STREAM_LIMIT // 2 <= generated <= STREAM_LIMIT
+        await asyncio.sleep(0.1)
+        assert await rig.loop.call(state) == (True, generated), "it stands still while nobody reads"
+
+        outputs = await read_all(slow)
+        assert tokens_of(outputs) == alone(build_request("slow", 20, sampling=sampling))
+        assert await rig.used_blocks() == 0
+
+
+@asynchronous
+async def test_an_engine_whose_readers_are_all_slow_rests_and_still_takes_requests() -> None:
+    async with running_engine() as rig:
+        slow = rig.loop.submit(build_request("slow", 20, sampling=LONG))
+        while await rig.loop.call(lambda engine: engine.has_work):
+            await asyncio.sleep(0.01)
+        assert tokens_of(await read_all(rig.loop.submit(build_request("r"))))
+        rig.loop.cancel("slow")
+        assert finished(await read_all(slow)).reason is FinishReason.CANCELLED
+
+
+@asynchronous
+async def test_what_is_refused_is_told_by_the_stream_and_hurts_nobody() -> None:
+    async with running_engine(engine_config(num_blocks=40)) as rig:
+        stream = rig.loop.submit(build_request("r", 20, sampling=SamplingParams(max_tokens=40)))
+        with pytest.raises(OutOfCapacity, match="the pool has 39"):
+            await rig.loop.submit(build_request("big", 500)).get()
+        with pytest.raises(InvalidRequest, match="request_id is 'r': is in use"):
+            await rig.loop.submit(build_request("r")).get()
+        with pytest.raises(InvalidRequest, match="token_ids is 64: must be in 0..63"):
+            await rig.loop.submit(build_request("odd", [64])).get()
+        assert len(tokens_of(await read_all(stream))) == 40
+
+
+@asynchronous
+async def test_a_deadline_ends_a_request_that_waits_behind_one_that_stands_still() -> None:
+    async with running_engine(engine_config(max_running=1)) as rig:
+        slow = rig.loop.submit(build_request("slow", 20, sampling=LONG))
+        while await rig.loop.call(lambda engine: engine.has_work):
+            await asyncio.sleep(0.01)
+        waiting = rig.loop.submit(build_request("r", deadline_s=time.monotonic() + 0.2))
+        outputs = await read_all(waiting)
+        assert finished(outputs).reason is FinishReason.DEADLINE
+        assert tokens_of(outputs) == []
+        rig.loop.cancel("slow")
+        await read_all(slow)
+
+
+@asynchronous
+async def test_an_engine_that_dies_fails_all_requests_and_all_later_ones() -> None:
+    async with running_engine() as rig:
+        streams = [rig.loop.submit(build_request(f"r{n}", 20, sampling=LONG)) for n in range(3)]
+        for stream in streams:
+            await stream.get()
+        assert rig.loop.failure is None
+
+        def fail() -> None:
+            raise RuntimeError("a bit fell over")
+
+        rig.runner.before_step = fail
+        for stream in streams:
+            with pytest.raises(EngineFailed, match="the engine failed: RuntimeError: a bit fell over"):
+                await read_all(stream)
+        assert rig.loop.failure is not None
+        assert rig.loop.stuck_s() == 0.0
+        with pytest.raises(EngineFailed, match="a bit fell over"):
+            await rig.loop.submit(build_request("later")).get()
+        with pytest.raises(EngineFailed, match="a bit fell over"):
+            await rig.loop.call(lambda engine: engine.has_work)
+        rig.loop.cancel("r0")  # nothing left to do, and nothing to raise
+
+
+@asynchronous
+async def test_closing_ends_running_and_later_requests() -> None:
+    async with running_engine() as rig:
+        stream = rig.loop.submit(build_request("r", 20, sampling=LONG))
+        await stream.get()
+        await asyncio.to_thread(rig.loop.close)
+        with pytest.raises(EngineFailed, match="shut down"):
+            await read_all(stream)
+        with pytest.raises(EngineFailed, match="shut down"):
+            await rig.loop.submit(build_request("later")).get()
+        assert not [thread for thread in threading.enumerate() if thread.name == "swaa-engine"]
+
+
+@asynchronous
+async def test_a_call_runs_between_steps_and_its_error_is_the_callers() -> None:
+    async with running_engine() as rig:
+        assert await rig.loop.call(lambda engine: engine) is rig.engine
+        assert await rig.loop.call(lambda _: threading.current_thread().name) == "swaa-engine"
+        with pytest.raises(ZeroDivisionError):
+            await rig.loop.call(lambda _: 1 // 0)
+        assert tokens_of(await read_all(rig.loop.submit(build_request("r"))))
+
+
+@asynchronous
+async def test_a_step_that_hangs_is_seen_from_outside() -> None:
+    go = threading.Event()
+    async with running_engine() as rig:
+        assert rig.loop.stuck_s() == 0.0
+        rig.runner.before_step = lambda: go.wait(30) and None
+        stream = rig.loop.submit(build_request("r"))
+        while rig.loop.stuck_s() < 0.05:
+            await asyncio.sleep(0.01)
+        go.set()
+        await read_all(stream)
+        await rig.used_blocks()
+        assert rig.loop.stuck_s() == 0.0
+
+
+def test_an_output_for_a_reader_whose_loop_is_closed_is_dropped() -> None:
+    async def make() -> OutputStream:
+        return OutputStream(resume=lambda: None)
+
+    stream = asyncio.run(make())
+    assert stream.put(EngineFailed("too late")), "and its request is to be paused"
+
+
+@asynchronous
+async def test_a_stream_asks_for_a_pause_and_a_resume_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_loop, "STREAM_LIMIT", 4)
+    resumed: list[int] = []
+    stream = OutputStream(resume=lambda: resumed.append(1))
+    output = TokenOutput("r", 1, "x", None)
+    assert [stream.put(output) for _ in range(5)] == [False, False, False, True, True]
+    for expected in (0, 0, 1, 1, 1):
+        await stream.get()
+        assert len(resumed) == expected
+    assert not stream.put(output)
