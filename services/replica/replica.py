@@ -107,23 +107,28 @@ class Replica:
     async def _lease(self, session: SessionUse, owner: str) -> AsyncIterator[None]:
         """Hold the session's lease, renewing it, so that no two turns of a session run at once."""
         await self._store.acquire(session.tenant, session.session_id, owner)
+        leaving = asyncio.Event()
 
         async def keep() -> None:
-            while True:
+            while not leaving.is_set():
                 await asyncio.sleep(LEASE_RENEW_S)
                 # A lost lease does not end the turn: saving compares versions, so a stale writer changes nothing.
                 with contextlib.suppress(StoreUnavailable, SessionBusy):
                     await self._store.renew(session.tenant, session.session_id, owner)
 
         renewing = asyncio.create_task(keep())
+
+        async def release() -> None:
+            await asyncio.wait([renewing])
+            with contextlib.suppress(StoreUnavailable):  # it runs out by itself
+                await self._store.release(session.tenant, session.session_id, owner)
+
         try:
             yield
         finally:
+            leaving.set()  # the cancellation alone may be lost: in Python 3.11 asyncio.wait_for swallows some
             renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await renewing
-            with contextlib.suppress(StoreUnavailable):  # it runs out by itself
-                await asyncio.shield(self._store.release(session.tenant, session.session_id, owner))
+            await asyncio.shield(release())
 
     async def _restore(self, session: SessionUse, recipe: Recipe) -> _History:
         """Bring back the history: its KV if it fits the recipe and checks out, else only its tokens."""
