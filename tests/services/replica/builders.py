@@ -12,7 +12,7 @@ from typing import Any
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.job import Done, Event, Job, SessionUse
 from services.replica.replica import Replica
-from services.sessions.store import SessionStore
+from services.sessions.store import Manifest, SessionStore
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine, Finished, Output, PrefillProgress, TokenOutput
@@ -20,7 +20,6 @@ from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
-from swaa_runtime.visibility import Turn
 from tests.swaa_runtime.builders import (
     LetterDecoder,
     engine_config,
@@ -71,7 +70,9 @@ class Rig:
 
     async def used_blocks(self) -> int:
         """Blocks in use and reserved, after all commands so far."""
-        return await self.loop.call(lambda engine: engine.manager.pool.num_used_blocks + engine.manager.num_reserved_blocks)
+        return await self.loop.call(
+            lambda engine: engine.manager.pool.num_used_blocks + engine.manager.num_reserved_blocks
+        )
 
 
 @asynccontextmanager
@@ -153,12 +154,13 @@ async def read_all(stream: OutputStream) -> list[Output]:
     return outputs
 
 
-def assert_greedy(token_ids: Sequence[int], turns: Sequence[Turn], recipe: str) -> None:
-    """Every generated token is the one that dense attention over the whole session finds likeliest."""
+def assert_greedy(manifest: Manifest, recipe: str, first_turn: int = 0) -> None:
+    """Every token generated from `first_turn` on is what dense attention over the whole session finds likeliest."""
     loaded = tiny_model()
-    request: Request = integer_request(RECIPES[recipe].resolve(loaded.shape.num_layers), turns, 1, False)
-    request.token_ids[:] = token_ids
+    request: Request = integer_request(RECIPES[recipe].resolve(loaded.shape.num_layers), manifest.turns, 1, False)
+    request.token_ids[:] = manifest.token_ids
     likeliest = oracle_logits(loaded, request).argmax(-1).tolist()
-    for turn in turns:
-        stop = turn.stop if turn.stop is not None else len(token_ids)
-        assert likeliest[turn.generated_start - 1 : stop - 1] == list(token_ids[turn.generated_start : stop])
+    for turn in manifest.turns[first_turn:]:
+        assert turn.stop is not None
+        generated = list(manifest.token_ids[turn.generated_start : turn.stop])
+        assert likeliest[turn.generated_start - 1 : turn.stop - 1] == generated

@@ -16,7 +16,7 @@ from swaa_runtime.request import FinishReason, Request, SamplingParams
 from swaa_runtime.scheduler import find
 from tests.swaa_runtime.builders import build_request, build_rig, engine_config
 
-from .builders import asynchronous, read_all, running_engine
+from .builders import Rig, asynchronous, read_all, running_engine
 
 LONG = SamplingParams(max_tokens=1000)
 
@@ -29,6 +29,12 @@ def finished(outputs: list[Output]) -> Finished:
     last = outputs[-1]
     assert isinstance(last, Finished)
     return last
+
+
+async def at_rest(rig: Rig) -> None:
+    """Wait until the engine has nothing to do, as all its requests are paused."""
+    while await rig.loop.call(lambda engine: engine.has_work):  # noqa: ASYNC110 - the engine tells nobody
+        await asyncio.sleep(0.01)
 
 
 def alone(request: Request) -> list[int]:
@@ -93,8 +99,7 @@ async def test_a_slow_reader_is_paused_and_the_others_go_on() -> None:
 async def test_an_engine_whose_readers_are_all_slow_rests_and_still_takes_requests() -> None:
     async with running_engine() as rig:
         slow = rig.loop.submit(build_request("slow", 20, sampling=LONG))
-        while await rig.loop.call(lambda engine: engine.has_work):
-            await asyncio.sleep(0.01)
+        await at_rest(rig)
         assert tokens_of(await read_all(rig.loop.submit(build_request("r"))))
         rig.loop.cancel("slow")
         assert finished(await read_all(slow)).reason is FinishReason.CANCELLED
@@ -108,7 +113,7 @@ async def test_what_is_refused_is_told_by_the_stream_and_hurts_nobody() -> None:
             await rig.loop.submit(build_request("big", 500)).get()
         with pytest.raises(InvalidRequest, match="request_id is 'r': is in use"):
             await rig.loop.submit(build_request("r")).get()
-        with pytest.raises(InvalidRequest, match="token_ids is 64: must be in 0..63"):
+        with pytest.raises(InvalidRequest, match=r"token_ids is 64: must be in 0\.\.63"):
             await rig.loop.submit(build_request("odd", [64])).get()
         assert len(tokens_of(await read_all(stream))) == 40
 
@@ -117,8 +122,7 @@ async def test_what_is_refused_is_told_by_the_stream_and_hurts_nobody() -> None:
 async def test_a_deadline_ends_a_request_that_waits_behind_one_that_stands_still() -> None:
     async with running_engine(engine_config(max_running=1)) as rig:
         slow = rig.loop.submit(build_request("slow", 20, sampling=LONG))
-        while await rig.loop.call(lambda engine: engine.has_work):
-            await asyncio.sleep(0.01)
+        await at_rest(rig)
         waiting = rig.loop.submit(build_request("r", deadline_s=time.monotonic() + 0.2))
         outputs = await read_all(waiting)
         assert finished(outputs).reason is FinishReason.DEADLINE
@@ -133,7 +137,6 @@ async def test_an_engine_that_dies_fails_all_requests_and_all_later_ones() -> No
         streams = [rig.loop.submit(build_request(f"r{n}", 20, sampling=LONG)) for n in range(3)]
         for stream in streams:
             await stream.get()
-        assert rig.loop.failure is None
 
         def fail() -> None:
             raise RuntimeError("a bit fell over")
@@ -176,13 +179,19 @@ async def test_a_call_runs_between_steps_and_its_error_is_the_callers() -> None:
 
 @asynchronous
 async def test_a_step_that_hangs_is_seen_from_outside() -> None:
-    go = threading.Event()
+    entered, go = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        assert go.wait(30)
+
     async with running_engine() as rig:
         assert rig.loop.stuck_s() == 0.0
-        rig.runner.before_step = lambda: go.wait(30) and None
+        rig.runner.before_step = hang
         stream = rig.loop.submit(build_request("r"))
-        while rig.loop.stuck_s() < 0.05:
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(entered.wait, 30)
+        await asyncio.sleep(0.1)
+        assert rig.loop.stuck_s() >= 0.1
         go.set()
         await read_all(stream)
         await rig.used_blocks()
