@@ -6,6 +6,9 @@ import torch
 
 from swaa_runtime.request import SamplingParams, TokenLogprob
 
+GREEDY_BELOW = 1e-5
+"""Colder than this, the likeliest token takes all there is, and dividing float32 logits could overflow."""
+
 
 def filter_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Scale one row of logits [vocab_size] and set what top-k, top-p and min-p exclude to -inf.
@@ -27,8 +30,8 @@ def filter_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 
 def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """One token id from one row of float32 logits [vocab_size]; greedy when the temperature is 0."""
-    if params.temperature == 0.0:
+    """One token id from one row of float32 logits [vocab_size]; greedy when the temperature is (next to) 0."""
+    if params.temperature < GREEDY_BELOW:
         return int(logits.argmax())
     probs = filter_logits(logits, params).softmax(-1)
     return int(torch.multinomial(probs, 1, generator=generator))
