@@ -43,15 +43,16 @@ class IncrementalDetokenizer:
         return self._release()
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """What was held back, when no more tokens come; up to a stop string if there is one in it."""
         if self.stopped:
             return ""
         before = self._decode(self._prefix, self._read)
         now = self._decode(self._prefix, len(self._token_ids))
-        text = self._held + now[len(before) :]
-        self._held = ""
         self._prefix = self._read = len(self._token_ids)
-        return text
+        self._held += now[len(before) :]
+        text = self._release()
+        rest, self._held = "" if self.stopped else self._held, ""
+        return text + rest
 
     def _decode(self, start: int, stop: int) -> str:
         text: str = self._decoder.decode(self._token_ids[start:stop], skip_special_tokens=True)
