@@ -37,7 +37,7 @@ def model_folder(given: Path | None, dtype: torch.dtype) -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit(f"the default model's package {GGUF_PACKAGE} is not installed; name a folder with --model")
     gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    cache = Path(os.environ.get("SWAA_CACHE_DIR", REPO / ".cache" / "swaa"))
+    cache = Path(os.environ.get("SWAA_CACHE_DIR", REPO / ".cache" / "swaa")) / "models"
     return convert_gguf(gguf_file, cache, dtype)
 
 
