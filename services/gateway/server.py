@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -39,8 +40,8 @@ class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_deserializer is None or handler.request_streaming:
-            return handler  # pieces of an upload carry text as bytes and are checked where they are joined
+        if handler is None or handler.request_deserializer is None:
+            return handler
         decode = handler.request_deserializer
 
         def lenient(data: bytes) -> Any:
@@ -49,6 +50,10 @@ class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except DecodeError as exc:
                 return Malformed(str(exc))
 
+        if handler.request_streaming:  # of those here, all stream their answers as well
+            return grpc.stream_stream_rpc_method_handler(
+                _pieces(handler.stream_stream), lenient, handler.response_serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream), lenient, handler.response_serializer
@@ -70,10 +75,27 @@ def _unary(method: Any) -> Any:
 
 
 def _stream(method: Any) -> Any:
+    if not inspect.isasyncgenfunction(method):
+        return _unary(method)  # it writes its answers to the context, as health's Watch does
+
     async def checked(request: Any, context: Context) -> AsyncIterator[Any]:
         if isinstance(request, Malformed):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
         async for response in method(request, context):
+            yield response
+
+    return checked
+
+
+def _pieces(method: Any) -> Any:
+    async def checked(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async def well_formed() -> AsyncIterator[Any]:
+            async for request in requests:
+                if isinstance(request, Malformed):
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
+                yield request
+
+        async for response in method(well_formed(), context):
             yield response
 
     return checked
