@@ -16,6 +16,7 @@ from services.gateway.limits import GRPC_OPTIONS
 from services.gateway.service import Context, LongContextService
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from swaa_runtime.errors import InvalidRequest
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["LongContext"].full_name
 
@@ -105,14 +106,20 @@ class GatewayServer:
     """A listening gateway."""
 
     def __init__(self, service: LongContextService, listen: str) -> None:
-        """`listen` is host:port; port 0 picks a free one."""
-        self._server = grpc.aio.server(interceptors=[RejectMalformed()], options=GRPC_OPTIONS)
+        """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
+        options = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))  # two services on one port would each get some requests
+        self._server = grpc.aio.server(interceptors=[RejectMalformed()], options=options)
         pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self.port = self._server.add_insecure_port(listen)
+        try:
+            self.port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise InvalidRequest(
+                "listen", listen, "cannot be listened on; it must be host:port, and the port free"
+            ) from None
 
     async def start(self) -> None:
         """Serve, and say so in the health service."""
