@@ -161,12 +161,13 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
         with contextlib.suppress(FileNotFoundError, InvalidRequest, ValueError):
             return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
     limits = parts.engine_config
+    pool_tokens = (limits.num_blocks - 1) // parts.loaded.shape.num_layers * limits.block_size_tokens
     profile = await calibrate(
         parts.loaded,
         parts.engine,
         parts.store,
         limits.max_step_tokens,
-        limits.max_model_tokens,
+        min(limits.max_model_tokens, pool_tokens),
         effort or QUICK,
         progress,
     )

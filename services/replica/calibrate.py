@@ -18,6 +18,7 @@ from services.replica.engine_loop import EngineLoop
 from services.sessions.codec import decode_slice, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef, SessionStore
 from swaa_runtime.engine import Finished
+from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
 from swaa_runtime.model.loader import LoadedModel, ModelShape
 from swaa_runtime.recipe import Recipe
@@ -55,12 +56,22 @@ async def calibrate(
     engine: EngineLoop,
     store: SessionStore,
     max_step_tokens: int,
-    max_model_tokens: int,
+    max_tokens: int,
     effort: Effort,
     progress: Progress = lambda done, total: None,
 ) -> CostProfile:
-    """Run prompts of some lengths under two recipes and fit the profile. Needs the engine for itself."""
-    lengths = [length for length in effort.lengths_tokens if length + DECODE_TOKENS < max_model_tokens]
+    """Run prompts of some lengths under some recipes and fit the profile. Needs the engine for itself.
+
+    Args:
+        max_tokens: most tokens that model and KV memory take under full attention; longer runs are left out.
+
+    Raises:
+        OutOfCapacity: if that leaves none.
+    """
+    lengths = [length for length in effort.lengths_tokens if length + DECODE_TOKENS <= max_tokens]
+    if not lengths:
+        needed = min(effort.lengths_tokens) + DECODE_TOKENS
+        raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
     runs = [(recipe, length) for recipe in RECIPES for length in lengths]
     await _measure(loaded, engine, RECIPES[0], lengths[0])  # the first run of all pays for allocations
     prefill_rows, prefill_ms, decode_rows, decode_ms = [], [], [], []
