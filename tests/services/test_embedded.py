@@ -1,0 +1,98 @@
+"""Putting the parts together: models that are none, and the cost profile that is kept between starts."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from services.config import ServeConfig, load_config
+from services.cost import CostProfile
+from services.embedded import cost_profile, model_folder, running_parts
+from services.errors import StoreUnavailable
+from services.replica.calibrate import Effort
+from swaa_runtime.errors import ModelNotSupported
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, default_model_folder: Path) -> Path:
+    """A Hugging Face folder of a tiny random model with the default model's tokenizer."""
+    folder = tmp_path / "tiny"
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=256,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(copy.deepcopy(config)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(default_model_folder / name, folder / name)
+    return folder
+
+
+def make_config(tmp_path: Path, model: Path) -> ServeConfig:
+    """With so little memory, about 340 tokens, that measuring is quick."""
+    return load_config(model=str(model), cache_dir=tmp_path / "cache", state_dir=tmp_path / "state", kv_memory_mib=1)
+
+
+def profile_of(config: ServeConfig, effort: Effort | None = None) -> tuple[CostProfile, int]:
+    """The profile that a start with this configuration gets, and how many runs were measured for it."""
+
+    async def run() -> tuple[CostProfile, int]:
+        measured: list[int] = []
+        async with running_parts(config) as parts:
+            profile = await cost_profile(config, parts, effort, lambda done, total: measured.append(done))
+        return profile, len(measured)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_the_cost_profile_is_measured_once_and_kept(tmp_path: Path, tiny_folder: Path) -> None:
+    config = make_config(tmp_path, tiny_folder)
+    first, measured = profile_of(config)
+    assert measured == 4, "three recipes by the one length that fits, and restoring"
+    assert profile_of(config) == (first, 0)
+    [path] = (tmp_path / "cache").glob("cost-*.json")
+
+    damaged = json.loads(path.read_text(encoding="utf-8"))
+    damaged["step_ms"] = "none"
+    for text in (json.dumps(damaged), "[]", "{", ""):
+        path.write_text(text, encoding="utf-8")
+        profile, measured = profile_of(config)
+        assert measured > 1, f"measured anew, as the file was {text!r}"
+        assert CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8"))) == profile
+
+    _, measured = profile_of(config, Effort((50,), 1))
+    assert measured == 4, "asked for an effort, it measures in any case"
+
+
+@pytest.mark.parametrize("model", ["", "smollm3", "/nowhere"])
+def test_a_model_that_is_none_is_refused(model: str) -> None:
+    with pytest.raises(ModelNotSupported, match=r"is neither 'smollm2' nor a Hugging Face model folder"):
+        model_folder(load_config(model=model))
+
+
+def test_a_store_that_does_not_answer_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    config = load_config(
+        model="/nowhere", redis_url="redis://127.0.0.1:1/0", cache_dir=tmp_path / "cache", state_dir=tmp_path / "state"
+    )
+
+    async def run() -> None:
+        async with running_parts(config):
+            pytest.fail("it started")
+
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
+        asyncio.run(run())

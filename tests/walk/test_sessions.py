@@ -1,0 +1,281 @@
+"""Sessions as a client sees them: later turns, forks, expiry, damage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import redis
+
+from services.pb.swaa.v1 import long_context_pb2 as pb
+
+from .harness import (
+    QUESTION,
+    Service,
+    assert_same_but_for_ties,
+    log_of,
+    open_turn,
+    read_until,
+    refused,
+    run_turn,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.model, pytest.mark.redis]
+
+DOCUMENT = log_of(10) + QUESTION
+MORE = "\nIt left again with"
+FULL_KV_BYTES_PER_TOKEN = 23040
+
+
+def session(session_id: str, recipe: str = "interleaved-tail") -> dict[str, str]:
+    return {"x-swaa-session": session_id, "x-swaa-recipe": recipe}
+
+
+@pytest.fixture
+def raw(service: Service) -> Iterator[redis.Redis]:
+    """A plain client of the service's own Redis, to do damage."""
+    with redis.Redis.from_url(service.redis_url) as client:
+        yield client
+
+
+def get(service: Service, session_id: str) -> pb.Session:
+    answer: pb.Session = service.stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=30)
+    return answer
+
+
+def fork(service: Service, session_id: str) -> str:
+    answer: pb.Session = service.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id), timeout=30)
+    return answer.session_id
+
+
+def listed(service: Service, **options: int) -> list[pb.Session]:
+    return list(service.stub.ListSessions(pb.ListSessionsRequest(**options), timeout=30).sessions)
+
+
+@pytest.mark.parametrize("recipe", ["full", "interleaved-tail", "sliding"])
+def test_a_second_turn_computes_only_what_is_new(service: Service, recipe: str) -> None:
+    first = run_turn(service, DOCUMENT, session("new", recipe))
+    assert first.finish.session == pb.SessionResult(
+        session_id=first.accepted.session_id,
+        version=1,
+        saved=True,
+        history="none",
+        saved_bytes=first.finish.session.saved_bytes,
+    )
+    assert first.finish.session.saved_bytes > 0
+    history = first.accepted.prompt_tokens + 8
+
+    second = run_turn(service, MORE, session(first.session_id, recipe))
+    assert second.session_id == first.session_id == second.accepted.session_id
+    assert (second.finish.session.version, second.finish.session.saved) == (2, True)
+    assert second.finish.session.history == "restored"
+    usage = second.finish.usage
+    assert usage.history_tokens == second.accepted.history_tokens == history
+    assert usage.restored_tokens == history - 1, "the last generated token had no KV yet"
+    assert usage.computed_tokens == usage.prompt_tokens + 1
+    assert second.accepted.prediction.computed_tokens == usage.computed_tokens
+    assert {step.restored_tokens for step in second.prefill} == {history - 1}
+    assert second.prefill[-1].done_tokens == second.prefill[-1].total_tokens == history + usage.prompt_tokens
+
+
+def test_a_session_continues_as_one_long_prompt_would(service: Service) -> None:
+    first = run_turn(service, pb.Prompt(text=DOCUMENT), session("new", "full"), logprobs=3)
+    second = run_turn(service, MORE, session(first.session_id, "full"), logprobs=3, ignore_eos=True)
+    whole = run_turn(service, DOCUMENT + first.text + MORE, {"x-swaa-recipe": "full"}, logprobs=3, ignore_eos=True)
+    assert_same_but_for_ties(second, whole)
+
+
+def test_a_chat_goes_on_in_its_session(service: Service) -> None:
+    def chat(*contents: str) -> pb.Prompt:
+        roles = ("user", "assistant")
+        return pb.Prompt(messages=[pb.ChatMessage(role=roles[at % 2], content=c) for at, c in enumerate(contents)])
+
+    question, more = "Name three ships.", "Which of them is the fastest?"
+    first = run_turn(service, chat(question), session("new", "full"))
+    second = run_turn(service, chat(more), session(first.session_id, "full"), logprobs=3)
+    whole = run_turn(service, chat(question, first.text, more), {"x-swaa-recipe": "full"}, logprobs=3)
+    assert second.accepted.history_tokens + second.accepted.prompt_tokens == whole.accepted.prompt_tokens
+    assert_same_but_for_ties(second, whole)
+
+
+def test_get_list_fork_and_delete(service: Service) -> None:
+    first = run_turn(service, DOCUMENT, session("new", "full"))
+    session_id = first.session_id
+    got = get(service, session_id)
+    tokens = first.accepted.prompt_tokens + 8
+    assert (got.session_id, got.version, got.num_turns, got.num_tokens) == (session_id, 1, 1, tokens)
+    assert got.recipe_name == "full"
+    assert got.kv_bytes == (tokens - 1) * FULL_KV_BYTES_PER_TOKEN
+    assert got.created_at_s <= got.updated_at_s <= time.time()
+    assert got.expires_at_s == pytest.approx(got.updated_at_s + 86400, abs=1)
+
+    other = fork(service, session_id)
+    assert other != session_id
+    copy = get(service, other)
+    assert (copy.version, copy.num_tokens, copy.kv_bytes) == (1, got.num_tokens, got.kv_bytes)
+    assert [item.session_id for item in listed(service, limit=2)] == [other, session_id]
+    assert [item.session_id for item in listed(service, limit=1)] == [other]
+
+    continued = run_turn(service, MORE, session(other, "full"))
+    assert continued.finish.session.history == "restored"
+    assert get(service, other).version == 2
+    assert get(service, session_id).version == 1, "what happens to a fork is nothing to its source"
+
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    with refused(grpc.StatusCode.NOT_FOUND, session_id):
+        get(service, session_id)
+    with refused(grpc.StatusCode.NOT_FOUND, session_id):
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    assert session_id not in [item.session_id for item in listed(service)]
+    again = run_turn(service, MORE, session(other, "full"))
+    assert again.finish.session.history == "restored", "the fork keeps what they shared"
+
+
+def test_unknown_sessions_are_not_found(service: Service) -> None:
+    for call in (
+        lambda: get(service, "nobody"),
+        lambda: fork(service, "nobody"),
+        lambda: service.stub.DeleteSession(pb.DeleteSessionRequest(session_id="nobody")),
+        lambda: run_turn(service, MORE, session("nobody")),
+        lambda: service.stub.Plan(pb.PlanRequest(prompt_tokens=5), metadata=(("x-swaa-session", "nobody"),)),
+    ):
+        with refused(grpc.StatusCode.NOT_FOUND, "no session 'nobody'"):
+            call()
+
+
+@pytest.mark.parametrize("session_id", ["", "a b", "a:b", "x" * 65, "../x", "{}"])
+def test_ids_that_no_session_can_have_are_refused(service: Service, session_id: str) -> None:
+    for call in (
+        lambda: get(service, session_id),
+        lambda: fork(service, session_id),
+        lambda: service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id)),
+        lambda: run_turn(service, MORE, session(session_id)),
+    ):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "session", repr(session_id), "1 to 64 of the characters"):
+            call()
+
+
+@pytest.mark.parametrize("limit", [0, 1001, 2**32 - 1])
+def test_the_limit_of_a_list_has_bounds(service: Service, limit: int) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"limit is {limit}: must be in 1..1000"):
+        listed(service, limit=limit)
+
+
+def test_one_of_two_turns_at_once_is_told_to_try_again(service: Service) -> None:
+    session_id = run_turn(service, "The ship", session("new")).session_id
+    first = open_turn(service, MORE, session(session_id), max_tokens=60, ignore_eos=True)
+    read_until(first, "token")
+    with refused(grpc.StatusCode.ABORTED, session_id, "in use by another request"):
+        run_turn(service, MORE, session(session_id))
+    assert list(first)[-1].finish.session.version == 2
+    assert run_turn(service, MORE, session(session_id)).finish.session.version == 3
+
+
+def test_another_recipe_recomputes_the_history_and_says_so(service: Service) -> None:
+    session_id = run_turn(service, DOCUMENT, session("new", "full")).session_id
+    turn = run_turn(service, MORE, session(session_id, "sliding"))
+    assert turn.finish.session.history == "recomputed: it was saved under recipe full"
+    assert turn.finish.usage.restored_tokens == 0
+    assert turn.finish.usage.computed_tokens == turn.accepted.history_tokens + turn.accepted.prompt_tokens
+    assert turn.accepted.prediction.computed_tokens == turn.finish.usage.computed_tokens
+    assert get(service, session_id).recipe_name == "sliding"
+
+
+def test_a_turn_that_is_cancelled_leaves_the_session_as_it_was(service: Service) -> None:
+    session_id = run_turn(service, "The ship", session("new")).session_id
+    call = open_turn(service, MORE, session(session_id), max_tokens=2000, ignore_eos=True)
+    read_until(call, "token")
+    call.cancel()
+
+    def free() -> bool:
+        try:
+            return run_turn(service, MORE, session(session_id), max_tokens=1).finish.session.version == 2
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.ABORTED:
+                raise
+            return False
+
+    assert wait_until(free)
+
+
+def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redis.Redis) -> None:
+    text = log_of(10, seed=7000) + QUESTION  # of this test only: equal sessions share their segments
+    session_id = run_turn(service, text, session("new")).session_id
+    whole = fork(service, session_id)
+    expected = run_turn(service, MORE, session(whole), logprobs=3)
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=whole), timeout=30)
+    damage_one(raw, session_id)
+    turn = run_turn(service, MORE, session(session_id), logprobs=3)
+    assert turn.finish.session.history.startswith("recomputed: segment ")
+    assert turn.finish.session.saved
+    assert turn.finish.usage.restored_tokens == 0
+    assert_same_but_for_ties(turn, expected)
+    assert run_turn(service, MORE, session(session_id)).finish.session.history == "restored"
+
+
+def damage_one(raw: redis.Redis, session_id: str) -> None:
+    """Flip a bit of a segment that only this session uses."""
+    for key in raw.scan_iter("swaa:{default}:refs:*"):
+        if raw.smembers(key) == {session_id.encode()}:
+            segment = key.replace(b":refs:", b":segment:")
+            data = raw.get(segment)
+            assert isinstance(data, bytes)
+            raw.set(segment, data[:-1] + bytes([data[-1] ^ 1]))
+            return
+    raise AssertionError("the session has no segment of its own")
+
+
+def test_a_damaged_manifest_is_data_loss(service: Service, raw: redis.Redis) -> None:
+    session_id = run_turn(service, "The ship", session("new")).session_id
+    key = f"swaa:{{default}}:session:{session_id}"
+    data = raw.hget(key, "data")
+    assert isinstance(data, bytes)
+    raw.hset(key, "data", data[:-1] + bytes([data[-1] ^ 1]))
+    for call in (
+        lambda: get(service, session_id),
+        lambda: fork(service, session_id),
+        lambda: run_turn(service, MORE, session(session_id)),
+    ):
+        with refused(grpc.StatusCode.DATA_LOSS, session_id, "checksum"):
+            call()
+    assert session_id not in [item.session_id for item in listed(service)]
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    with refused(grpc.StatusCode.NOT_FOUND):
+        get(service, session_id)
+
+
+def test_a_session_outlives_its_service(walk_folder: Path) -> None:
+    folder = walk_folder / "restart"
+    folder.mkdir()
+    service = Service(folder)
+    with service:
+        one = run_turn(service, DOCUMENT, session("new")).session_id
+        two, three = fork(service, one), fork(service, one)
+        expected = run_turn(service, MORE, session(one))
+        assert len(service.redis_processes()) >= 1
+        assert service.stop() == 0
+        assert wait_until(lambda: not service.redis_processes()), "SIGTERM leaves no Redis behind"
+
+        service.start()
+        assert get(service, two).num_turns == 1
+        stopped = run_turn(service, MORE, session(two))
+        assert stopped.finish.session.history == "restored"
+        assert stopped.finish.usage == expected.finish.usage
+        assert stopped.token_ids == expected.token_ids
+        running = open_turn(service, MORE, session(two), max_tokens=500, ignore_eos=True)
+        read_until(running, "token")
+        service.kill()
+        with refused(grpc.StatusCode.UNAVAILABLE):
+            list(running)
+        assert wait_until(lambda: not service.redis_processes()), "nor does SIGKILL"
+
+        service.start()
+        killed = run_turn(service, MORE, session(three))
+        assert killed.finish.session.history == "restored"
+        assert killed.token_ids == expected.token_ids
+        assert get(service, two).version == 2, "the turn that was cut off left the last good one"
+        assert run_turn(service, MORE, session(fork(service, two))).finish.session.history == "restored"
