@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ FINGERPRINT_PIECES, FINGERPRINT_PIECE_BYTES = 256, 1 << 16
 """Weights are sampled all over their files: enough to tell models apart without reading tens of GB at every start."""
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""Their angles change once the sequence outgrows the pretrained length: keys stored before would no longer fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ def check_supported(config: Any) -> None:
     window = getattr(config, "sliding_window", None)
     if layer_types != {"full_attention"} or (window is not None and getattr(config, "use_sliding_window", True)):
         raise ModelNotSupported("the model was itself trained with sliding windows; SWAA adapts full-attention models")
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope_type in LENGTH_DEPENDENT_ROPE:
+        raise ModelNotSupported(
+            f"RoPE of type {rope_type!r} rotates by the length so far; stored keys need absolute ones"
+        )
 
 
 def shape_of(config: Any, dtype: torch.dtype) -> ModelShape:
@@ -84,7 +92,8 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
     folder = cache_folder / name
     if folder.is_dir():
         return folder
-    partial = cache_folder / f"{name}.partial-{os.getpid()}"
+    # Not named by process id: a container has the same one again after it was killed.
+    partial = cache_folder / f"{name}.partial-{uuid.uuid4().hex}"
     partial.mkdir(parents=True)
     try:
         source: dict[str, Any] = {"gguf_file": gguf_file.name}
