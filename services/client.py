@@ -25,6 +25,7 @@ from services.gateway.sla import (
 )
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from swaa_runtime.errors import InvalidRequest
 
 PIECE_BYTES = 1 << 20
 
@@ -43,7 +44,7 @@ class Headers:
     strict: bool = False
 
     def to_metadata(self) -> tuple[tuple[str, str], ...]:
-        """As gRPC takes them."""
+        """As gRPC takes them. Raises InvalidRequest for what no header can carry."""
         given = {
             SLA_HEADER: self.sla,
             TTFT_HEADER: self.ttft_ms,
@@ -54,7 +55,11 @@ class Headers:
             RECIPE_HEADER: self.recipe,
             STRICT_HEADER: "true" if self.strict else None,
         }
-        return tuple((name, str(value)) for name, value in given.items() if value is not None)
+        metadata = tuple((name, str(value)) for name, value in given.items() if value is not None)
+        for name, value in metadata:
+            if not (value.isascii() and value.isprintable()):
+                raise InvalidRequest(name, value, "must be printable ASCII")
+        return metadata
 
 
 class LongContextClient:
