@@ -12,6 +12,7 @@ from services.client import Headers, LongContextClient
 from services.gateway.sla import HEADERS, parse_headers
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
+from swaa_runtime.errors import InvalidRequest
 
 from .gateway.builders import CLASSES
 
@@ -28,6 +29,13 @@ def test_every_header_can_be_given_and_arrives() -> None:
     assert (objective.sla_class, objective.ttft_ms, objective.tpot_ms) == ("quality", 1.5, 2.5)
     assert (objective.min_quality, objective.priority, objective.strict) == (0.0, -1, True)
     assert (objective.session_id, objective.recipe_name) == ("new", "full")
+
+
+@pytest.mark.parametrize("value", ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "a\nb", "\x00"])
+def test_a_value_that_no_header_can_carry_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be printable ASCII") as caught:
+        Headers(sla=value).to_metadata()
+    assert (caught.value.field, caught.value.value) == ("x-swaa-sla", value)
 
 
 def test_pieces_make_the_text_again(monkeypatch: pytest.MonkeyPatch) -> None:
