@@ -21,19 +21,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import workload
+from benchmarks.quality import read_recipes
 from swaa_runtime.engine import Engine, Finished
 from swaa_runtime.model.loader import LoadedModel, load_model
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 
 BASELINE = "transformers"
-TAIL = {"window": 256, "sink_tokens": 10, "full_decode": True, "full_tail": 64}
-RECIPES = {
-    "full": Recipe(),
-    "interleaved-tail": Recipe.from_mapping({**TAIL, "full_layers": "0::2"}),
-    "sliding-tail": Recipe.from_mapping(TAIL),
-    "sliding": Recipe(window=256, sink_tokens=10),
-}
+CATALOGUE = workload.REPO / "services" / "gateway" / "data" / "recipes.json"
+RECIPES = ("full", "wide-tail", "sliding-tail", "sliding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +137,19 @@ def print_table(num_tokens: int, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def contenders_for(
-    folder: Path, loaded: LoadedModel, tokenizer: Any, args: argparse.Namespace, dtype: torch.dtype
+    folder: Path,
+    loaded: LoadedModel,
+    tokenizer: Any,
+    recipes: Mapping[str, Recipe],
+    args: argparse.Namespace,
+    dtype: torch.dtype,
 ) -> dict[str, Contender]:
     """The baseline, then the engine under each recipe."""
     engine = workload.build_engine(
         loaded, tokenizer, max(args.lengths) + 2, max_running=1, max_step_tokens=args.max_step_tokens
     )
     contenders = {BASELINE: baseline(folder, dtype, loaded.model.device)}
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         contenders[name] = engine_contender(engine, recipe, loaded.shape.num_layers)
     return contenders
 
@@ -171,7 +172,8 @@ def main() -> None:
     folder = workload.model_folder(args.model, dtype)
     loaded = load_model(folder, dtype, torch.device(args.device))
     tokenizer = workload.load_tokenizer(folder)
-    contenders = contenders_for(folder, loaded, tokenizer, args, dtype)
+    recipes = {name: recipe for name, recipe in read_recipes(CATALOGUE).items() if name in RECIPES}
+    contenders = contenders_for(folder, loaded, tokenizer, recipes, args, dtype)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for num_tokens in args.lengths:
         rows = summarise(interleave(contenders, workload.prompt_tokens(tokenizer, num_tokens), args.repeats))
@@ -188,7 +190,7 @@ def main() -> None:
         "command": workload.command("benchmarks.bench_prefill"),
         "repeats": args.repeats,
         "max_step_tokens": args.max_step_tokens,
-        "recipes": {name: recipe.to_mapping() for name, recipe in RECIPES.items()},
+        "recipes": {name: recipe.to_mapping() for name, recipe in recipes.items()},
         "results_by_prompt_tokens": results,
     }
     print("\n" + json.dumps(summary))
