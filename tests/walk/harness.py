@@ -204,6 +204,12 @@ def run_turn(service: Service, prompt: str | pb.Prompt, headers: Headers = (), *
     return Turn(tuple(open_turn(service, prompt, headers, **sampling)))
 
 
+def recipes_with_a_tail(service: Service) -> list[str]:
+    """Names of recipes whose prompt's end looks back; which there are is a matter of measurement."""
+    answer = service.stub.ListRecipes(pb.ListRecipesRequest(), timeout=30)
+    return [item.recipe.name for item in answer.recipes if item.recipe.window and item.recipe.full_tail]
+
+
 def read_until(call: Any, kind: str, count: int = 1) -> list[pb.GenerateResponse]:
     """Events of a running call, up to the `count`-th of a kind."""
     events = []

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
-from .harness import QUESTION, Service, Turn, assert_same_but_for_ties, log_of, open_turn, run_turn
+from .harness import QUESTION, Service, Turn, assert_same_but_for_ties, log_of, open_turn, recipes_with_a_tail, run_turn
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
@@ -172,7 +172,7 @@ def test_logprobs_are_those_of_the_model(service: Service, turn: Turn) -> None:
 
 
 def test_requests_at_once_get_what_each_gets_alone(service: Service) -> None:
-    recipes = ("full", "interleaved-tail", "tail-only", "sliding")
+    recipes = ("full", "interleaved", "sliding", recipes_with_a_tail(service)[-1])
     prompts = [log_of(14 + 4 * index, seed=index * 100) + QUESTION for index in range(len(recipes))]
 
     def run(index: int) -> Turn:

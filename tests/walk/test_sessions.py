@@ -19,6 +19,7 @@ from .harness import (
     log_of,
     open_turn,
     read_until,
+    recipes_with_a_tail,
     refused,
     run_turn,
     wait_until,
@@ -31,7 +32,7 @@ MORE = "\nIt left again with"
 FULL_KV_BYTES_PER_TOKEN = 23040
 
 
-def session(session_id: str, recipe: str = "interleaved-tail") -> dict[str, str]:
+def session(session_id: str, recipe: str = "interleaved") -> dict[str, str]:
     return {"x-swaa-session": session_id, "x-swaa-recipe": recipe}
 
 
@@ -56,8 +57,9 @@ def listed(service: Service, **options: int) -> list[pb.Session]:
     return list(service.stub.ListSessions(pb.ListSessionsRequest(**options), timeout=30).sessions)
 
 
-@pytest.mark.parametrize("recipe", ["full", "interleaved-tail", "sliding"])
-def test_a_second_turn_computes_only_what_is_new(service: Service, recipe: str) -> None:
+@pytest.mark.parametrize("kind", ["full", "a tail", "sliding"])
+def test_a_second_turn_computes_only_what_is_new(service: Service, kind: str) -> None:
+    recipe = recipes_with_a_tail(service)[0] if kind == "a tail" else kind
     first = run_turn(service, DOCUMENT, session("new", recipe))
     assert first.finish.session == pb.SessionResult(
         session_id=first.accepted.session_id,
