@@ -20,8 +20,8 @@ ALL_THREADS = torch.get_num_threads()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tiny models run on one thread: on a busy machine threads that wait for each other take ten times longer."""
-    torch.set_num_threads(ALL_THREADS if item.get_closest_marker("model") else 1)
+    """One thread: on a busy machine threads that wait for each other take ten times longer."""
+    torch.set_num_threads(1)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
