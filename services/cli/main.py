@@ -12,8 +12,9 @@ import grpc
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
-from services.cli import ask, serve, show
+from services.cli import ask, show
 from services.client import Headers
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -59,6 +60,8 @@ def serve_command(
 
     Every setting is also an environment variable SWAA_<NAME>; see the README.
     """
+    from services.cli import serve  # here: only the commands that run a model pay for importing torch
+
     config = load_config(
         listen=listen, model=model, device=device, redis_url=redis_url, kv_memory_mib=kv_memory_mib, state_dir=state_dir
     )
@@ -68,6 +71,8 @@ def serve_command(
 @app.command()
 def calibrate(quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False) -> None:
     """Measure what prefill and decode cost on this machine; the planner predicts from it."""
+    from services.cli import serve
+
     _run(serve.calibrate(load_config(), quick))
 
 
@@ -191,12 +196,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except grpc.aio.AioRpcError as exc:
-        errors.print(f"[red]{exc.code().name}[/]: {exc.details()}", soft_wrap=True)
+        errors.print(f"[red]{exc.code().name}[/]: {escape(exc.details() or '')}", soft_wrap=True)
     except SwaaError as exc:
-        errors.print(f"[red]{type(exc).__name__}[/]: {exc}", soft_wrap=True)
+        errors.print(f"[red]{type(exc).__name__}[/]: {escape(str(exc))}", soft_wrap=True)
     except ValidationError as exc:
         for problem in exc.errors():
-            errors.print(f"[red]setting[/] {'.'.join(map(str, problem['loc']))}: {problem['msg']}", soft_wrap=True)
+            name = ".".join(map(str, problem["loc"]))
+            errors.print(f"[red]setting[/] {escape(name)}: {escape(problem['msg'])}", soft_wrap=True)
     except KeyboardInterrupt:
         sys.exit(130)
     else:
