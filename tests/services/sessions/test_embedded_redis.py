@@ -24,9 +24,10 @@ from .conftest import store_opener
 pytestmark = pytest.mark.redis
 
 SERVICE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from services.sessions.embedded_redis import EmbeddedRedis
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been started with Ctrl-C ignored
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print("ready", flush=True)
@@ -65,7 +66,7 @@ async def test_sessions_survive_restarts(private_server: EmbeddedRedis) -> None:
             assert await store.fetch("acme", saved.manifest.segments) == [bytes(d) for d in saved.segments.values()]
         pid = server_pid(private_server)
         end()
-        assert not alive(pid)
+        assert wait_until_gone(pid, 2.0)  # after SIGKILL it takes the kernel a moment
         private_server.start()
 
 
