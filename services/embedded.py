@@ -185,9 +185,7 @@ async def running_service(
     """The whole service, serving; drained and stopped on leaving. `progress` follows the first start's calibration."""
     async with running_parts(config) as parts:
         loaded = parts.loaded
-        catalog = load_catalog(
-            config.model if config.model == DEFAULT_MODEL else Path(config.model).name, loaded.shape.num_layers
-        )
+        catalog = load_catalog(Path(config.model).name, loaded.shape.num_layers)
         cost = await cost_profile(config, parts, None, progress)
         deployment = Deployment(
             model_name=config.model,

@@ -22,7 +22,7 @@ from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey, export_slices, imp
 from swaa_runtime.request import FinishReason, Request, TokenLogprob
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.sampler import sample, token_logprob
-from swaa_runtime.scheduler import Scheduler, find
+from swaa_runtime.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +149,14 @@ class Engine:
 
     def cancel(self, request_id: str) -> list[Output]:
         """End a request and free its blocks now. Nothing happens if it has ended already."""
-        request = find(self.scheduler.requests, request_id)
-        return [] if request is None else [self._finish(request, FinishReason.CANCELLED)]
+        live = self._live.get(request_id)
+        return [] if live is None else [self._finish(live.request, FinishReason.CANCELLED)]
 
     def set_paused(self, request_id: str, paused: bool) -> None:
         """Hold back a request whose reader is slow, or let it go on. It keeps its memory meanwhile."""
-        request = find(self.scheduler.requests, request_id)
-        if request is not None:
-            request.paused = paused
+        live = self._live.get(request_id)
+        if live is not None:
+            live.request.paused = paused
 
     def step(self) -> list[Output]:
         """Run one step of at most `max_step_tokens` tokens and return what came of it."""

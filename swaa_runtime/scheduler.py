@@ -6,7 +6,7 @@ while it decodes and many while its prompt is being prefilled, and `num_computed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import OutOfCapacity
@@ -94,8 +94,3 @@ def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[
 
 def _order(request: Request) -> tuple[int, float]:
     return (-request.priority, request.arrival_s)
-
-
-def find(requests: Sequence[Request], request_id: str) -> Request | None:
-    """The request of that id, if it is there."""
-    return next((request for request in requests if request.request_id == request_id), None)

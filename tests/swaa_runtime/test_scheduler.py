@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.request import Request, SamplingParams, Status
-from swaa_runtime.scheduler import Scheduler, find, share_budget
+from swaa_runtime.scheduler import Scheduler, share_budget
 from tests.swaa_runtime.builders import build_request
 
 
@@ -143,4 +143,4 @@ def test_a_removed_request_leaves_nothing_behind(running: bool) -> None:
     assert len(scheduler.remove(request)) == (2 if running else 0)
     assert request.status is Status.FINISHED
     assert scheduler.requests == []
-    assert find(scheduler.requests, "a") is None
+    assert all(request.request_id != "a" for request in scheduler.requests)

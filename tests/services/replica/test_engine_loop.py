@@ -13,7 +13,6 @@ from services.replica.engine_loop import STREAM_LIMIT, OutputStream
 from swaa_runtime.engine import Engine, Finished, Output, TokenOutput
 from swaa_runtime.errors import EngineFailed, InvalidRequest, OutOfCapacity
 from swaa_runtime.request import FinishReason, Request, SamplingParams
-from swaa_runtime.scheduler import find
 from tests.swaa_runtime.builders import build_request, build_rig, engine_config
 
 from .builders import Rig, asynchronous, read_all, running_engine
@@ -80,7 +79,7 @@ async def test_a_slow_reader_is_paused_and_the_others_go_on() -> None:
         assert len(tokens_of(await read_all(fast))) == 5 * STREAM_LIMIT
 
         def state(engine: Engine) -> tuple[bool, int]:
-            request = find(engine.scheduler.requests, "slow")
+            request = next((r for r in engine.scheduler.requests if r.request_id == "slow"), None)
             assert request is not None
             return request.paused, request.num_generated_tokens
 
