@@ -46,6 +46,7 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        self._close()
         self._ready.unlink(missing_ok=True)
         command = (*SWAA, "serve", "--listen", "127.0.0.1:0", "--ready-file", str(self._ready))
         with self._log_path.open("ab") as log:
@@ -89,11 +90,10 @@ class Service:
         return code
 
     def kill(self) -> None:
-        """SIGKILL. Does nothing if it does not run."""
+        """SIGKILL. Does nothing if it does not run. The channel stays, as a client's would, for its calls to learn of it."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._close()
 
     def redis_processes(self) -> list[int]:
         """Ids of processes that have the state folder in their command line: its Redis server and what guards it."""
@@ -116,6 +116,7 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
+        self._close()
 
 
 def environment(**settings: str) -> dict[str, str]:
