@@ -7,6 +7,7 @@ SwaaError
 ├── StaleSession            it moved on since it was read: somebody else saved a turn
 ├── SessionCorrupt          what is stored does not check out
 ├── StoreUnavailable        the session store does not answer
+├── QuotaExceeded           the tenant's stored bytes would come above its quota
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it
 """
 
@@ -37,6 +38,10 @@ class SessionCorrupt(SwaaError):
 
 class StoreUnavailable(SwaaError):
     """The session store cannot be reached or refuses to work."""
+
+
+class QuotaExceeded(SwaaError):
+    """What is to be stored does not fit into the tenant's quota."""
 
 
 class SlaUnattainable(SwaaError):

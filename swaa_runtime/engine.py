@@ -18,7 +18,8 @@ from swaa_runtime.config import EngineConfig
 from swaa_runtime.detokenizer import Decoder, IncrementalDetokenizer
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.kv_cache.manager import KVCacheManager
-from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey, export_slices, import_slices, needed_slices
+from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
+from swaa_runtime.kv_cache.snapshot import KVSlice, export_slices, import_slices
 from swaa_runtime.request import FinishReason, Request, TokenLogprob
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.sampler import sample, token_logprob

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from services.errors import (
+    QuotaExceeded,
     SessionBusy,
     SessionCorrupt,
     SessionNotFound,
@@ -33,6 +34,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     OutOfCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     RequestCancelled: grpc.StatusCode.CANCELLED,
+    QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,
 }

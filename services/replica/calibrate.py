@@ -19,7 +19,8 @@ from services.sessions.codec import decode_slice, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef, SessionStore
 from swaa_runtime.engine import Finished
 from swaa_runtime.errors import OutOfCapacity
-from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.loader import LoadedModel, ModelShape
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
@@ -142,6 +143,7 @@ async def _measure_restore(shape: ModelShape, store: SessionStore) -> float:
         Recipe(),
         "full",
         "calibration",
+        "raw",
         4 * tokens,
         tuple(refs),
         now,

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from swaa_runtime.engine import Engine, Finished, Output, RestoredState
 from swaa_runtime.errors import EngineFailed, SwaaError
-from swaa_runtime.kv_cache.snapshot import SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.request import Request
 
 T = TypeVar("T")

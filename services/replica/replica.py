@@ -21,7 +21,7 @@ from services.sessions.codec import decode_slice, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef, SessionStore
 from swaa_runtime.engine import Finished, PrefillProgress, RestoredState, SavedState
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
-from swaa_runtime.kv_cache.snapshot import needed_slices
+from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, new_request
@@ -225,6 +225,7 @@ class Replica:
             recipe=job.recipe,
             recipe_name=job.recipe_name,
             model_fingerprint=self.model_fingerprint,
+            kv_format="raw",
             num_kv_tokens=state.num_tokens,
             segments=refs,
             created_at_s=old.created_at_s if old else now,

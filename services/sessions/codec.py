@@ -14,15 +14,17 @@ import hashlib
 import json
 import math
 from itertools import pairwise
+from typing import cast, get_args
 
 import torch
 from google.protobuf.message import DecodeError
 
 from services.errors import SessionCorrupt
 from services.pb.swaa.v1 import session_state_pb2 as pb
-from services.sessions.store import Manifest, SegmentRef
+from services.sessions.store import KVFormat, Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError, InvalidRecipe
-from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -44,6 +46,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             recipe_json=json.dumps(manifest.recipe.to_mapping(), sort_keys=True),
             recipe_name=manifest.recipe_name,
             model_fingerprint=manifest.model_fingerprint,
+            kv_format=manifest.kv_format,
             num_kv_tokens=manifest.num_kv_tokens,
             segments=[_encode_ref(ref) for ref in manifest.segments],
             created_at_s=manifest.created_at_s,
@@ -77,6 +80,7 @@ def decode_manifest(data: bytes) -> Manifest:
         recipe=recipe,
         recipe_name=state.recipe_name,
         model_fingerprint=state.model_fingerprint,
+        kv_format=_kv_format(state.kv_format),
         num_kv_tokens=state.num_kv_tokens,
         segments=tuple(_decode_ref(segment) for segment in state.segments),
         created_at_s=state.created_at_s,
@@ -148,6 +152,13 @@ def _encode_ref(ref: SegmentRef) -> pb.SavedSegment:
 
 def _decode_ref(saved: pb.SavedSegment) -> SegmentRef:
     return SegmentRef(SliceKey(tuple(saved.layers), saved.start, saved.stop), saved.id.hex(), saved.num_bytes)
+
+
+def _kv_format(name: str) -> KVFormat:
+    for known in get_args(KVFormat):
+        if name == known:
+            return cast(KVFormat, known)
+    raise SessionCorrupt(f"manifest cannot be read: KV format {name!r} is unknown")
 
 
 def _json_object(text: str) -> dict[str, object]:

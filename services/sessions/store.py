@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from swaa_runtime.kv_cache.snapshot import SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
+
+KVFormat = Literal["raw", "zstd", "int8", "fp8"]
+"""How KV is stored: as it is; losslessly compressed; or rounded to 8 bits with a scale per token and head."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
-    """One stored part of the KV state: which part, the hex digest of its bytes (its address), and how many bytes."""
+    """One stored part of the KV state: which part, the hex digest of its stored bytes (its address), and how many."""
 
     key: SliceKey
     segment_id: str
@@ -29,7 +32,9 @@ class Manifest:
         token_ids: every token of the session; turns: closed spans that cover them.
         recipe: what the KV state was computed under; recipe_name: its name in the catalogue.
         model_fingerprint: model and dtype that the KV state belongs to.
-        num_kv_tokens: leading tokens that the KV state covers (the last generated token has none).
+        kv_format: how its segments are encoded; lossy ones are another state, so they never mix with others.
+        num_kv_tokens: leading tokens that the KV state covers (the last generated token has none); 0 if only tokens
+            are kept.
         created_at_s, updated_at_s, expires_at_s: seconds since the epoch.
     """
 
@@ -40,11 +45,25 @@ class Manifest:
     recipe: Recipe
     recipe_name: str
     model_fingerprint: str
+    kv_format: KVFormat
     num_kv_tokens: int
     segments: tuple[SegmentRef, ...]
     created_at_s: float
     updated_at_s: float
     expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPrefix:
+    """KV state after the first `num_tokens` tokens of some prompt: for whoever's prompt starts with the same tokens.
+
+    Attributes:
+        prefix_id: hex digest over everything the state is a function of (`prefix.prefix_ids`): equal ids, equal states.
+    """
+
+    prefix_id: str
+    num_tokens: int
+    segments: tuple[SegmentRef, ...]
 
 
 class SessionStore(Protocol):
@@ -63,11 +82,20 @@ class SessionStore(Protocol):
         ...
 
     async def save(
-        self, tenant: str, manifest: Manifest, segments: Mapping[str, memoryview | bytes], expected_version: int
+        self,
+        tenant: str,
+        manifest: Manifest,
+        segments: Mapping[str, memoryview | bytes],
+        expected_version: int,
+        fence: int | None = None,
     ) -> None:
         """Write new segments, then the manifest, if the stored version still is `expected_version` (0: none).
 
-        Raises StaleSession, and leaves the stored session as it was, if it is not.
+        Args:
+            fence: what `acquire` answered; None writes without a lease (imports).
+
+        Raises StaleSession if it is not, or if somebody else has taken the lease since `fence`; QuotaExceeded if the
+        tenant's bytes would come above its quota. Both leave the stored session as it was.
         """
         ...
 
@@ -79,8 +107,11 @@ class SessionStore(Protocol):
         """Forget a session, and its segments unless a fork still uses them. Raises SessionNotFound."""
         ...
 
-    async def acquire(self, tenant: str, session_id: str, owner: str) -> None:
-        """Take the session's lease for `owner`, for as long as `renew` is called. Raises SessionBusy."""
+    async def acquire(self, tenant: str, session_id: str, owner: str) -> int:
+        """Take the session's lease for `owner`, for as long as `renew` is called. Raises SessionBusy.
+
+        Returns the fence: a number that grows each time the lease changes hands, to be shown to `save`.
+        """
         ...
 
     async def renew(self, tenant: str, session_id: str, owner: str) -> None:
@@ -89,4 +120,25 @@ class SessionStore(Protocol):
 
     async def release(self, tenant: str, session_id: str, owner: str) -> None:
         """Give the lease back, if `owner` still has it."""
+        ...
+
+
+class PrefixStore(Protocol):
+    """A store of prefixes, per tenant: a cache that may lose any of them. All raise StoreUnavailable.
+
+    Prefixes count in the tenant's quota, and are the first to go when a session needs the room.
+    """
+
+    async def find_prefix(self, tenant: str, prefix_ids: Sequence[str]) -> SavedPrefix | None:
+        """The first of these that is stored, if any; finding it prolongs its life."""
+        ...
+
+    async def save_prefix(
+        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+    ) -> None:
+        """Write new segments, then the prefix. Raises QuotaExceeded, SessionCorrupt as `SessionStore.save` does."""
+        ...
+
+    async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:
+        """Forget prefixes, and their segments unless others use them. Unknown ones are no error."""
         ...

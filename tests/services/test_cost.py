@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.cost import CostProfile, PrefillWork, decode_keys, fit, kv_tokens, prefill_work
 from swaa_runtime.errors import InvalidRequest
-from swaa_runtime.kv_cache.snapshot import needed_slices
+from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import Turn, visible
 

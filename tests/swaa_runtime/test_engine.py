@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swaa_runtime.engine import Finished, PrefillProgress, RestoredState, TokenOutput
 from swaa_runtime.errors import InvalidRequest, OutOfCapacity
-from swaa_runtime.kv_cache.snapshot import SLICE_TOKENS
+from swaa_runtime.kv_cache.slices import SLICE_TOKENS
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, SamplingParams, Status
 from tests.swaa_runtime.builders import (

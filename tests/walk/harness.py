@@ -90,7 +90,7 @@ class Service:
         return code
 
     def kill(self) -> None:
-        """SIGKILL. Does nothing if it does not run. The channel stays, as a client's would, for its calls to learn of it."""
+        """SIGKILL. Does nothing if it does not run. The channel stays open: its calls shall learn of the kill."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()

@@ -10,7 +10,7 @@ from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.sla import Objective, SlaClass
 from services.sessions.store import Manifest, SegmentRef
-from swaa_runtime.kv_cache.snapshot import SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -72,6 +72,7 @@ def make_manifest(recipe_name: str = "tail", num_tokens: int = 2000, num_bytes: 
         recipe=RECIPES[recipe_name],
         recipe_name=recipe_name,
         model_fingerprint="m",
+        kv_format="raw",
         num_kv_tokens=num_tokens - 1,
         segments=(SegmentRef(key, "0" * 32, num_bytes),),
         created_at_s=1.0,

@@ -12,7 +12,8 @@ import torch
 
 from services.sessions.codec import encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef
-from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -57,6 +58,7 @@ def make_session(session_id: str = "chat", version: int = 1, seed: int = 0, laye
         recipe=Recipe(window=8, sink_tokens=2, full_layers="1::2", full_decode=True),
         recipe_name="balanced",
         model_fingerprint="model-bf16",
+        kv_format="raw",
         num_kv_tokens=num_tokens - 1,
         segments=tuple(refs),
         created_at_s=1.0,

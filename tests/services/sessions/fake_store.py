@@ -50,7 +50,12 @@ class FakeSessionStore:
         return [self.segments[tenant, ref.segment_id] for ref in refs]
 
     async def save(
-        self, tenant: str, manifest: Manifest, segments: Mapping[str, memoryview | bytes], expected_version: int
+        self,
+        tenant: str,
+        manifest: Manifest,
+        segments: Mapping[str, memoryview | bytes],
+        expected_version: int,
+        fence: int | None = None,
     ) -> None:
         self._check_available()
         stored = self.manifests.get((tenant, manifest.session_id))
@@ -78,10 +83,11 @@ class FakeSessionStore:
         if self.manifests.pop((tenant, session_id), None) is None:
             raise SessionNotFound(f"no session {session_id!r}")
 
-    async def acquire(self, tenant: str, session_id: str, owner: str) -> None:
+    async def acquire(self, tenant: str, session_id: str, owner: str) -> int:
         self._check_available()
         if self.leases.setdefault((tenant, session_id), owner) != owner:
             raise SessionBusy(f"session {session_id!r} is in use by another request")
+        return 1
 
     async def renew(self, tenant: str, session_id: str, owner: str) -> None:
         await self.acquire(tenant, session_id, owner)

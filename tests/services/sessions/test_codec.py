@@ -16,7 +16,8 @@ from services.pb.swaa.v1 import session_state_pb2 as pb
 from services.sessions.codec import FORMAT, decode_manifest, decode_slice, encode_manifest, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError
-from swaa_runtime.kv_cache.snapshot import KVSlice, SliceKey
+from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -57,6 +58,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         recipe=draw(recipes),
         recipe_name=draw(st.text()),
         model_fingerprint=draw(st.text()),
+        kv_format=draw(st.sampled_from(["raw", "zstd", "int8", "fp8"])),
         num_kv_tokens=num_kv_tokens,
         segments=tuple(refs),
         created_at_s=draw(times),

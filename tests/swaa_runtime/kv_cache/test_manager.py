@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swaa_runtime.errors import IntegrityError, OutOfCapacity
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager, layer_block_bound
-from swaa_runtime.kv_cache.snapshot import needed_slices
+from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request
 from swaa_runtime.visibility import Turn, visible

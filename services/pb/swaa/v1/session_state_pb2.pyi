@@ -29,7 +29,7 @@ class SavedSegment(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., id: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session_id", "version", "token_ids", "turns", "recipe_json", "recipe_name", "model_fingerprint", "num_kv_tokens", "segments", "created_at_s", "updated_at_s", "expires_at_s")
+    __slots__ = ("session_id", "version", "token_ids", "turns", "recipe_json", "recipe_name", "model_fingerprint", "num_kv_tokens", "segments", "created_at_s", "updated_at_s", "expires_at_s", "kv_format")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class SessionState(_message.Message):
     CREATED_AT_S_FIELD_NUMBER: _ClassVar[int]
     UPDATED_AT_S_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_S_FIELD_NUMBER: _ClassVar[int]
+    KV_FORMAT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     version: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -54,4 +55,15 @@ class SessionState(_message.Message):
     created_at_s: float
     updated_at_s: float
     expires_at_s: float
-    def __init__(self, session_id: _Optional[str] = ..., version: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[SavedTurn, _Mapping]]] = ..., recipe_json: _Optional[str] = ..., recipe_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., num_kv_tokens: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SavedSegment, _Mapping]]] = ..., created_at_s: _Optional[float] = ..., updated_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ...) -> None: ...
+    kv_format: str
+    def __init__(self, session_id: _Optional[str] = ..., version: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[SavedTurn, _Mapping]]] = ..., recipe_json: _Optional[str] = ..., recipe_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., num_kv_tokens: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SavedSegment, _Mapping]]] = ..., created_at_s: _Optional[float] = ..., updated_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., kv_format: _Optional[str] = ...) -> None: ...
+
+class PrefixState(_message.Message):
+    __slots__ = ("prefix_id", "num_tokens", "segments")
+    PREFIX_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    prefix_id: str
+    num_tokens: int
+    segments: _containers.RepeatedCompositeFieldContainer[SavedSegment]
+    def __init__(self, prefix_id: _Optional[str] = ..., num_tokens: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SavedSegment, _Mapping]]] = ...) -> None: ...
