@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.sessions.policy import SessionPolicy
+from services.sessions.store import KVFormat
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -31,10 +33,26 @@ class ServeConfig(BaseSettings):
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
     session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
+    session_kv_format: KVFormat = Field("raw", description="raw, zstd (lossless, smaller, slower), int8 or fp8 (lossy)")
+    session_max_kv_mib: int = Field(4096, ge=0, description="of larger KV states only the tokens are kept")
+    session_quota_mib: int | None = Field(None, ge=1, description="stored bytes per tenant; unlimited if absent")
+    checkpoint_tokens: int = Field(
+        1024,
+        ge=0,
+        description="a session's prompt is saved at multiples of this while prefilled; 0: at its end only",
+    )
+    prefix_ttl_s: float = Field(
+        3600.0, ge=0, description="seconds that other sessions may start from such a saved prompt; 0: not at all"
+    )
     drain_s: float = Field(10.0, ge=0, description="seconds that running requests may take when the service stops")
     cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
     state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def session_policy(self) -> SessionPolicy:
+        """How sessions are kept."""
+        return SessionPolicy(self.session_ttl_s, self.session_kv_format, self.checkpoint_tokens, self.prefix_ttl_s)
 
 
 def load_config(**overrides: Any) -> ServeConfig:

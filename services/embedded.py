@@ -106,8 +106,9 @@ async def running_parts(config: ServeConfig) -> AsyncIterator[Parts]:
             bytes_per_token_layer * config.block_size_tokens,
             bytes_per_token_layer,
             store,
-            config.session_ttl_s,
+            config.session_policy,
         )
+        stack.push_async_callback(replica.close)
         yield Parts(folder, loaded, engine, engine_config, store, replica)
 
 
@@ -139,6 +140,7 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_step_tokens=config.max_step_tokens,
         max_running=config.max_running,
         max_waiting=config.max_waiting,
+        max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
     )
 

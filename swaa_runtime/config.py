@@ -21,6 +21,9 @@ class EngineConfig:
         max_running: requests that hold KV memory at a time.
         max_waiting: requests that may wait for admission; one more is refused.
         max_model_tokens: longest sequence (prompt and generated) of one session.
+        max_state_bytes: states above this are not exported: of such sessions only tokens are kept.
+        export_step_bytes: a step copies about this much of states out of the pool, so that a large state does not hold
+            up the tokens of others.
         attention_backend: "windowed" (linear, fast) or "reference" (dense, slow, obviously right).
     """
 
@@ -30,10 +33,12 @@ class EngineConfig:
     max_step_tokens: int = 1024
     max_running: int = 64
     max_waiting: int = 256
+    max_state_bytes: int = 4 << 30
+    export_step_bytes: int = 32 << 20
     attention_backend: AttentionBackendName = "windowed"
 
     def __post_init__(self) -> None:
-        for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens"):
+        for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens", "export_step_bytes"):
             if getattr(self, field) < 1:
                 raise InvalidRequest(field, getattr(self, field), "must be at least 1")
         if self.num_blocks < 2:

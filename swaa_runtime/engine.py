@@ -3,12 +3,14 @@
 add ──▶ scheduler.admit ──▶ [restore saved KV] ──▶ scheduler.schedule ──▶ runner.forward ──▶ sample ──▶ outputs
                                                           ▲                                   │
                                                           └──── num_computed_tokens ◀─────────┘
+
+A session's request leaves its state: exported slice by slice after its last token, then parked for the next turn.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,82 +19,32 @@ from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.detokenizer import Decoder, IncrementalDetokenizer
 from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.kv_cache.export import Export, ExportQueue
 from swaa_runtime.kv_cache.manager import KVCacheManager
-from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
-from swaa_runtime.kv_cache.snapshot import KVSlice, export_slices, import_slices
-from swaa_runtime.request import FinishReason, Request, TokenLogprob
+from swaa_runtime.kv_cache.parked import ParkedStates
+from swaa_runtime.kv_cache.restore import Restore
+from swaa_runtime.kv_cache.slices import SliceKey, state_bytes
+from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
+from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.sampler import sample, token_logprob
 from swaa_runtime.scheduler import Scheduler
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillProgress:
-    """A request's prompt is `num_computed_tokens` of `prompt_stop` along, `num_restored_tokens` of them restored."""
-
-    request_id: str
-    num_computed_tokens: int
-    prompt_stop: int
-    num_restored_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One generated token, and the text that became certain with it (may be empty)."""
-
-    request_id: str
-    token_id: int
-    text: str
-    logprob: TokenLogprob | None
-
-
-@dataclass(frozen=True, slots=True)
-class SavedState:
-    """State of a finished turn: the whole list of slices, and the data of those that were not saved before."""
-
-    num_tokens: int
-    keys: tuple[SliceKey, ...]
-    slices: tuple[KVSlice, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A request's last output. Its blocks are free by now. Times are on time.monotonic's clock."""
-
-    request_id: str
-    reason: FinishReason
-    text: str
-    token_ids: tuple[int, ...]
-    num_restored_tokens: int
-    num_computed_tokens: int
-    resident_blocks: int
-    peak_blocks: int
-    arrival_s: float
-    admitted_s: float | None
-    first_token_s: float | None
-    state: SavedState | None
-
-
-Output = PrefillProgress | TokenOutput | Finished
-
-
-@dataclass(frozen=True, slots=True)
-class RestoredState:
-    """KV of a history's first `num_tokens` tokens, to be put into the pool on admission."""
-
-    num_tokens: int
-    slices: tuple[KVSlice, ...]
-
-
 @dataclass(slots=True)
 class _Live:
-    """What the engine keeps per request beside the request itself."""
+    """What the engine keeps per request beside the request itself.
+
+    `saved_keys`: slices that the store has. `checkpoint_open`: one is on its way to the store.
+    """
 
     request: Request
     detokenizer: IncrementalDetokenizer
     generator: torch.Generator | None
-    restored: RestoredState | None
-    saved_keys: Collection[SliceKey]
+    restore: Restore | None
+    saved_keys: set[SliceKey]
+    checkpoint_open: bool = False
 
 
 class Engine:
@@ -104,6 +56,8 @@ class Engine:
         self.runner = runner
         self.manager = KVCacheManager(config.num_blocks, config.block_size_tokens, config.max_step_tokens)
         self.scheduler = Scheduler(self.manager, config.max_step_tokens, config.max_running, config.max_waiting)
+        self.parked = ParkedStates(self.manager)
+        self._exports = ExportQueue(runner.storage, config.export_step_bytes)
         self._decoder = decoder
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
@@ -112,21 +66,42 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return any(not request.paused for request in self.scheduler.requests)
+        return bool(self._exports) or any(not request.paused for request in self.scheduler.requests)
 
-    def add(
-        self, request: Request, restored: RestoredState | None = None, saved_keys: Collection[SliceKey] = ()
-    ) -> None:
+    def add(self, request: Request, restore: Restore | None = None, saved_keys: Collection[SliceKey] = ()) -> None:
         """Queue a request.
 
         Args:
-            restored: KV state of the start of its history.
-            saved_keys: parts of the state that are stored already and need not be exported again.
+            restore: KV state of the start of its tokens, whose slices `place` brings.
+            saved_keys: slices of the state that are stored already and need not be exported again.
 
         Raises:
             InvalidRequest: for a token id the model does not have, too many tokens, or an id in use.
             OutOfCapacity: if the queue is full or the pool too small for it.
         """
+        self._check(request)
+        self.scheduler.add(request)
+        self._enter(request, restore, saved_keys)
+
+    def resume(self, request: Request, parked_id: str, saved_keys: Collection[SliceKey] = ()) -> bool:
+        """Run a request at once from the state that the request `parked_id` left in the pool.
+
+        False, and nothing happens, if the state is gone or there is no room to run now. Raises as `add` does.
+        """
+        self._check(request)
+        self.manager.check_fits(request)
+        if self.scheduler.is_full:
+            return False
+        freed = self.parked.adopt(request, parked_id)
+        if freed is None:
+            return False
+        self._freed(freed)
+        request.admitted_s = time.monotonic()
+        self.scheduler.run(request)
+        self._enter(request, None, saved_keys)
+        return True
+
+    def _check(self, request: Request) -> None:
         shape, limit = self.runner.shape, self.config.max_model_tokens
         if request.request_id in self._live:
             raise InvalidRequest("request_id", request.request_id, "is in use")
@@ -139,19 +114,45 @@ class Engine:
                 f"{request.prompt_stop} tokens + max_tokens {request.sampling.max_tokens}",
                 f"session, prompt and max_tokens together must not exceed {limit} tokens",
             )
+
+    def _enter(self, request: Request, restore: Restore | None, saved_keys: Collection[SliceKey]) -> None:
         generator = None
         if request.sampling.temperature > 0.0:
             generator = torch.Generator(device=self.runner.device)
             seed = request.sampling.seed
             generator.manual_seed(seed) if seed is not None else generator.seed()
-        self.scheduler.add(request)
         detokenizer = IncrementalDetokenizer(self._decoder, request.sampling.stop)
-        self._live[request.request_id] = _Live(request, detokenizer, generator, restored, saved_keys)
+        self._live[request.request_id] = _Live(request, detokenizer, generator, restore, set(saved_keys))
+
+    def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
+        """Bring slices of the state that a request restores. Nothing happens if it has ended or given up on them."""
+        live = self._live.get(request_id)
+        if live is not None and live.restore is not None:
+            live.restore.add(slices)
+
+    def abandon_restore(self, request_id: str) -> None:
+        """The rest of a state cannot be had: the request computes it from its tokens."""
+        live = self._live.get(request_id)
+        if live is not None and live.restore is not None:
+            self._freed(live.restore.abandon(live.request, self.manager))
+            live.restore = None
+            live.saved_keys.clear()
+
+    def confirm_saved(self, request_id: str, keys: Iterable[SliceKey]) -> None:
+        """The store has these slices of the request's last checkpoint (none if that failed); another may follow."""
+        live = self._live.get(request_id)
+        if live is not None:
+            live.saved_keys.update(keys)
+            live.checkpoint_open = False
+
+    def drop_parked(self, request_id: str) -> None:
+        """Free the state that a finished request left in the pool. Nothing happens if it is gone."""
+        self._freed(self.parked.drop(request_id))
 
     def cancel(self, request_id: str) -> list[Output]:
         """End a request and free its blocks now. Nothing happens if it has ended already."""
         live = self._live.get(request_id)
-        return [] if live is None else [self._finish(live.request, FinishReason.CANCELLED)]
+        return [] if live is None else self._finish(live.request, FinishReason.CANCELLED)
 
     def set_paused(self, request_id: str, paused: bool) -> None:
         """Hold back a request whose reader is slow, or let it go on. It keeps its memory meanwhile."""
@@ -163,9 +164,16 @@ class Engine:
         """Run one step of at most `max_step_tokens` tokens and return what came of it."""
         outputs = self._expire()
         self._admit()
+        self._restore()
         scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return outputs
+        if scheduled:
+            outputs += self._run(scheduled)
+        for export, slices in self._exports.step():
+            outputs += self._exported(export, slices)
+        return outputs
+
+    def _run(self, scheduled: Sequence[ScheduledChunk]) -> list[Output]:
+        outputs: list[Output] = []
         batch = build_batch(scheduled, self.config.block_size_tokens, self.runner.device)
         hidden = self.runner.forward(batch)
         for chunk in scheduled:
@@ -175,23 +183,34 @@ class Engine:
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every block is either free or held once by a live request."""
-        self.manager.check_integrity(self.scheduler.requests)
+        """Raise IntegrityError unless every block is either free or held once by a live request or a parked state."""
+        exporting = [request for request in self._exports.requests if request.finish_reason is not None]
+        self.manager.check_integrity([*self.scheduler.requests, *exporting, *self.parked.requests])
 
     def _expire(self) -> list[Output]:
         now = time.monotonic()
         late = [r for r in self.scheduler.requests if r.deadline_s is not None and r.deadline_s <= now]
-        return [self._finish(request, FinishReason.DEADLINE) for request in late]
+        return [output for request in late for output in self._finish(request, FinishReason.DEADLINE)]
 
     def _admit(self) -> None:
-        for request in self.scheduler.admit():
+        admitted = self.scheduler.admit()
+        while self.scheduler.needs_memory and self.parked:
+            self._freed(self.parked.evict_oldest())
+            admitted += self.scheduler.admit()
+        for request in admitted:
             request.admitted_s = time.monotonic()
+            restore = self._live[request.request_id].restore
+            if restore is not None:
+                restore.begin(request, self.manager, self.runner.storage)
+
+    def _restore(self) -> None:
+        for request in self.scheduler.running:
             live = self._live[request.request_id]
-            if live.restored is not None:
-                import_slices(
-                    request, self.manager, self.runner.storage, live.restored.slices, live.restored.num_tokens
-                )
-                live.restored = None
+            if live.restore is not None:
+                freed = live.restore.advance(request, self.manager, self.runner.storage)
+                if freed is not None:
+                    live.restore = None
+                    self._freed(freed)
 
     def _advance(self, chunk: ScheduledChunk) -> list[Output]:
         """Count a chunk as computed and free what nothing can see any more."""
@@ -199,6 +218,7 @@ class Engine:
         was_prefill = request.num_computed_tokens < request.prompt_stop
         request.num_computed_tokens += chunk.num_tokens
         self._freed(self.manager.release_unseen(request))
+        self._checkpoint(self._live[request.request_id])
         if not was_prefill:
             return []
         return [
@@ -221,18 +241,55 @@ class Engine:
             text = "" if is_eos else live.detokenizer.push(token_id)
             outputs.append(TokenOutput(request.request_id, token_id, text, logprob))
             if is_eos or live.detokenizer.stopped:
-                outputs.append(self._finish(request, FinishReason.STOP))
+                outputs += self._finish(request, FinishReason.STOP)
             elif request.num_generated_tokens >= request.sampling.max_tokens:
-                outputs.append(self._finish(request, FinishReason.LENGTH))
+                outputs += self._finish(request, FinishReason.LENGTH)
         return outputs
 
-    def _finish(self, request: Request, reason: FinishReason) -> Finished:
+    def _checkpoint(self, live: _Live) -> None:
+        """Export the state at a checkpoint, unless the last one is on its way still: a slow store costs checkpoints."""
+        request = live.request
+        wanted = request.is_checkpoint(request.num_computed_tokens) and live.restore is None
+        if wanted and not live.checkpoint_open and self._is_exportable(request):
+            live.checkpoint_open = True
+            request.compute_limit = request.num_computed_tokens
+            self._exports.start(request, live.saved_keys)
+
+    def _is_exportable(self, request: Request) -> bool:
+        per_token_layer = self.runner.storage.bytes_per_token_layer
+        return state_bytes(request.rules, request.num_computed_tokens, per_token_layer) <= self.config.max_state_bytes
+
+    def _exported(self, export: Export, slices: tuple[KVSlice, ...]) -> list[Output]:
+        request = export.request
+        outputs: list[Output] = [StateSlices(request.request_id, slices)] if slices else []
+        if not export.done:
+            return outputs
+        state = ExportedState(export.num_tokens, export.keys)
+        if request.finish_reason is not None:
+            return [*outputs, self._end(request, request.finish_reason, state)]
+        request.compute_limit = None
+        return [*outputs, Checkpoint(request.request_id, state)]
+
+    def _finish(self, request: Request, reason: FinishReason) -> list[Output]:
+        """End a request. If its state is wanted, its last output comes when that has been exported."""
+        live = self._live[request.request_id]
+        self._exports.cancel(request.request_id)
+        if request.finish_reason is None:
+            self.scheduler.retire(request)
+        ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        request.finish_reason = reason
+        if request.continues and ended_well and self._is_exportable(request):
+            self._exports.start(request, live.saved_keys)
+            return []
+        return [self._end(request, reason, None)]
+
+    def _end(self, request: Request, reason: FinishReason, state: ExportedState | None) -> Finished:
         live = self._live.pop(request.request_id)
         held = request.num_held_blocks
-        ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        state = self._export(live) if request.continues and ended_well else None
-        self._freed(self.scheduler.remove(request))
-        request.finish_reason = reason
+        if state is None:
+            self._freed(self.manager.free(request))
+        else:
+            self.parked.park(request)
         return Finished(
             request_id=request.request_id,
             reason=reason,
@@ -247,12 +304,6 @@ class Engine:
             first_token_s=request.first_token_s,
             state=state,
         )
-
-    def _export(self, live: _Live) -> SavedState:
-        request, storage = live.request, self.runner.storage
-        keys = needed_slices(request.rules, request.num_computed_tokens, storage.bytes_per_token_layer)
-        new = [key for key in keys if key not in live.saved_keys]
-        return SavedState(request.num_computed_tokens, tuple(keys), tuple(export_slices(request, storage, new)))
 
     def _freed(self, blocks: Sequence[int]) -> None:
         if self.on_freed is not None and blocks:

@@ -103,6 +103,9 @@ class Request:
         num_computed_tokens: leading tokens whose KV is in the pool or was dropped because nothing can see it any more.
         num_restored_tokens: of these, the ones whose KV came with the request.
         continues: whether another turn may follow, so that its state is to be exported.
+        checkpoint_tokens: while the prompt is prefilled, its state is exported at multiples of this; 0: never.
+        compute_limit: tokens from here on may not be computed yet, because their state is on its way in, or the state
+            up to here on its way out; None: all may.
         deadline_s: on the clock of time.monotonic, or None.
         block_tables: per layer the block id of each logical block; 0 where freed.
         num_held_blocks, peak_blocks: blocks it holds over all layers, now and at most.
@@ -117,6 +120,8 @@ class Request:
     continues: bool = False
     priority: int = 0
     deadline_s: float | None = None
+    checkpoint_tokens: int = 0
+    compute_limit: int | None = None
     num_restored_tokens: int = 0
     num_computed_tokens: int = 0
     status: Status = Status.WAITING
@@ -146,6 +151,28 @@ class Request:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def num_ready_tokens(self) -> int:
+        """Of the remaining tokens those that may be computed now: up to `compute_limit` and the next checkpoint."""
+        stop = len(self.token_ids)
+        if self.compute_limit is not None:
+            stop = min(stop, self.compute_limit)
+        if self.checkpoint_tokens:
+            checkpoint = (self.num_computed_tokens // self.checkpoint_tokens + 1) * self.checkpoint_tokens
+            if self.is_checkpoint(checkpoint):
+                stop = min(stop, checkpoint)
+        return max(0, stop - self.num_computed_tokens)
+
+    def is_checkpoint(self, num_tokens: int) -> bool:
+        """Whether the state after so many tokens is worth a checkpoint: another prompt may have the same start.
+
+        Not once the tail has begun, which is where this prompt ends and another may go on. And not at the prompt's very
+        end, so that no generated token waits for a copy.
+        """
+        if not self.checkpoint_tokens or num_tokens % self.checkpoint_tokens:
+            return False
+        return 0 < num_tokens <= self.prompt_stop - max(1, self.recipe.full_tail)
+
+    @property
     def max_total_tokens(self) -> int:
         """Most tokens of KV the request can come to hold: the last generated token is never computed."""
         return self.prompt_stop + self.sampling.max_tokens - 1
@@ -163,6 +190,7 @@ def new_request(
     continues: bool = False,
     priority: int = 0,
     deadline_s: float | None = None,
+    checkpoint_tokens: int = 0,
 ) -> Request:
     """A request that appends a prompt to a (possibly empty) history.
 
@@ -187,4 +215,5 @@ def new_request(
         continues=continues,
         priority=priority,
         deadline_s=deadline_s,
+        checkpoint_tokens=checkpoint_tokens,
     )

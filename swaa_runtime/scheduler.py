@@ -23,7 +23,7 @@ class Scheduler:
     """
 
     def __init__(self, manager: KVCacheManager, max_step_tokens: int, max_running: int, max_waiting: int) -> None:
-        self._manager = manager
+        self.manager = manager
         self._max_step_tokens = max_step_tokens
         self._max_running = max_running
         self._max_waiting = max_waiting
@@ -39,35 +39,48 @@ class Scheduler:
         """Queue a request. Raises OutOfCapacity if the queue is full or the request could never fit."""
         if len(self.waiting) >= self._max_waiting:
             raise OutOfCapacity(f"{self._max_waiting} requests are waiting already; try again later")
-        self._manager.check_fits(request)
+        self.manager.check_fits(request)
         self.waiting.append(request)
         self.waiting.sort(key=_order)
 
     def admit(self) -> list[Request]:
         """Move waiting requests to running while memory lasts; returns those moved."""
         admitted: list[Request] = []
-        while self.waiting and len(self.running) < self._max_running and self._manager.reserve(self.waiting[0]):
+        while self.waiting and len(self.running) < self._max_running and self.manager.reserve(self.waiting[0]):
             request = self.waiting.pop(0)
-            request.status = Status.RUNNING
-            self.running.append(request)
+            self.run(request)
             admitted.append(request)
         return admitted
 
     def schedule(self) -> list[ScheduledChunk]:
         """The next step: at most `max_step_tokens` tokens, each running request getting its fair share of them."""
-        ready = [request for request in self.running if not request.paused]
+        ready = [request for request in self.running if not request.paused and request.num_ready_tokens]
         shares = share_budget(ready, self._max_step_tokens)
         scheduled = []
         for request, num_tokens in shares:
-            self._manager.extend(request, request.num_computed_tokens + num_tokens)
+            self.manager.extend(request, request.num_computed_tokens + num_tokens)
             scheduled.append(ScheduledChunk(request, num_tokens))
         return scheduled
 
-    def remove(self, request: Request) -> list[int]:
-        """Take a request out, wherever it stands, and free all it holds. Returns the block ids freed."""
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may run now: enough is running, or others wait that came first."""
+        return bool(self.waiting) or len(self.running) >= self._max_running
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether requests wait for nothing but KV memory."""
+        return bool(self.waiting) and len(self.running) < self._max_running
+
+    def run(self, request: Request) -> None:
+        """Run a request at once that has its memory already."""
+        request.status = Status.RUNNING
+        self.running.append(request)
+
+    def retire(self, request: Request) -> None:
+        """Take a request out, wherever it stands. It keeps what it holds until somebody frees that."""
         (self.waiting if request.status is Status.WAITING else self.running).remove(request)
         request.status = Status.FINISHED
-        return self._manager.free(request)
 
 
 def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[Request, int]]:
@@ -82,10 +95,10 @@ def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[
         groups.setdefault(-(2**31) if decoding else -request.priority, []).append(request)
     shares: list[tuple[Request, int]] = []
     for key in sorted(groups):
-        group = sorted(groups[key], key=lambda request: (request.num_remaining_tokens, request.arrival_s))
+        group = sorted(groups[key], key=lambda request: (request.num_ready_tokens, request.arrival_s))
         for index, request in enumerate(group):
             share = -(-budget_tokens // (len(group) - index))
-            num_tokens = min(request.num_remaining_tokens, share, budget_tokens)
+            num_tokens = min(request.num_ready_tokens, share, budget_tokens)
             if num_tokens > 0:
                 shares.append((request, num_tokens))
                 budget_tokens -= num_tokens

@@ -9,7 +9,7 @@ from services.gateway.sla import Objective
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.job import Done
 from services.sessions.store import Manifest
-from swaa_runtime.engine import PrefillProgress, TokenOutput
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe, select_layers
 from swaa_runtime.request import FinishReason, SamplingParams
 

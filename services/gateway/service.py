@@ -27,8 +27,8 @@ from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.job import Done, Job, SessionUse
 from services.replica.replica import Replica
 from services.sessions.store import Manifest, SessionStore
-from swaa_runtime.engine import PrefillProgress, TokenOutput
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, SwaaError
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from services.cost import CostProfile, decode_keys, fit, prefill_work
 from services.replica.engine_loop import EngineLoop
 from services.sessions.codec import decode_slice, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef, SessionStore
-from swaa_runtime.engine import Finished
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.loader import LoadedModel, ModelShape
+from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 from swaa_runtime.visibility import Turn

@@ -10,14 +10,17 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from swaa_runtime.engine import Engine, Finished, Output, RestoredState
+from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, SwaaError
+from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.outputs import Finished, Output
 from swaa_runtime.request import Request
 
 T = TypeVar("T")
@@ -107,26 +110,58 @@ class EngineLoop:
         return 0.0 if since is None else time.monotonic() - since
 
     def submit(
-        self, request: Request, restored: RestoredState | None = None, saved_keys: Collection[SliceKey] = ()
+        self, request: Request, restore: Restore | None = None, saved_keys: Collection[SliceKey] = ()
     ) -> OutputStream:
         """Queue a request; refusals (OutOfCapacity, InvalidRequest) come through the stream. Call on the event loop."""
-        request_id = request.request_id
-
-        def resume() -> None:
-            self._engine.set_paused(request_id, False)
-
-        stream = OutputStream(resume=lambda: self._post(_Command(resume)))
+        stream = self._stream(request.request_id)
 
         def add() -> None:
             try:
-                self._engine.add(request, restored, saved_keys)
+                self._engine.add(request, restore, saved_keys)
             except SwaaError as exc:
                 stream.put(exc)
                 return
-            self._streams[request_id] = stream
+            self._streams[request.request_id] = stream
 
         self._post(_Command(add, fail=stream.put))
         return stream
+
+    async def resume(
+        self, request: Request, parked_id: str, saved_keys: Collection[SliceKey] = ()
+    ) -> OutputStream | None:
+        """Run a request from a state in the pool. None if that is gone or there is no room now.
+
+        Raises as `Engine.add` does. Cancel the request if this is cancelled: it may be running by then.
+        """
+        stream = self._stream(request.request_id)
+
+        def resume(engine: Engine) -> bool:
+            if not engine.resume(request, parked_id, saved_keys):
+                return False
+            self._streams[request.request_id] = stream
+            return True
+
+        return stream if await self.call(resume) else None
+
+    def is_parked(self, request_id: str) -> bool:
+        """Whether a request's state is in the pool still; a moment later it may not be."""
+        return request_id in self._engine.parked
+
+    async def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
+        """Bring slices of a state that is restored; returns when they are the engine's."""
+        await self.call(lambda engine: engine.place(request_id, slices))
+
+    async def abandon_restore(self, request_id: str) -> None:
+        """See `Engine.abandon_restore`."""
+        await self.call(lambda engine: engine.abandon_restore(request_id))
+
+    def confirm_saved(self, request_id: str, keys: Collection[SliceKey]) -> None:
+        """See `Engine.confirm_saved`."""
+        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys)))
+
+    def drop_parked(self, request_id: str) -> None:
+        """See `Engine.drop_parked`."""
+        self._post(_Command(lambda: self._engine.drop_parked(request_id)))
 
     def cancel(self, request_id: str) -> None:
         """End a request: its blocks are free before the next step. Nothing happens if it has ended."""
@@ -144,6 +179,9 @@ class EngineLoop:
 
         self._post(_Command(run, fail=future.set_exception))
         return await asyncio.wrap_future(future)
+
+    def _stream(self, request_id: str) -> OutputStream:
+        return OutputStream(lambda: self._post(_Command(lambda: self._engine.set_paused(request_id, False))))
 
     def _post(self, command: _Command) -> None:
         with self._failure_lock:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.restore_plan import RestorePlan
 from services.sessions.store import Manifest
-from swaa_runtime.engine import PrefillProgress, TokenOutput
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, SamplingParams
 
@@ -21,7 +22,7 @@ class SessionUse:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One turn to run. `deadline_s` is on the clock of time.monotonic."""
+    """One turn to run. `deadline_s` is on time.monotonic's clock; `restore` says how its history gets its KV back."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -31,6 +32,7 @@ class Job:
     priority: int = 0
     deadline_s: float | None = None
     session: SessionUse | None = None
+    restore: RestorePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """One replica: restores a session's state, runs the turn on the engine, saves the new state.
 
-restore ──▶ engine loop ──▶ tokens ──▶ save
-   ▲                                     │
-   └────────── session store ◀───────────┘
+restore ──▶ engine loop ──▶ tokens
+   ▲             │
+   │             └─▶ saver: checkpoints, the session ─┐
+   └──────────────── session store ◀──────────────────┘
 """
 
 from __future__ import annotations
@@ -11,37 +12,41 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from services.errors import SessionBusy, SessionCorrupt, StaleSession, StoreUnavailable
-from services.replica.engine_loop import EngineLoop
+from services.errors import SessionCorrupt, StaleSession, StoreUnavailable
+from services.replica.engine_loop import EngineLoop, OutputStream
+from services.replica.hot_sessions import HotSessions
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
-from services.sessions.codec import decode_slice, encode_slice, segment_id
-from services.sessions.store import Manifest, SegmentRef, SessionStore
-from swaa_runtime.engine import Finished, PrefillProgress, RestoredState, SavedState
+from services.replica.lease import Leases
+from services.replica.restorer import Restorer
+from services.replica.saver import Store, TurnSaver
+from services.restore_plan import RestorePlan, SavedState, segments_past
+from services.sessions.policy import SessionPolicy
+from services.sessions.prefix import prefix_ids
+from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
-from swaa_runtime.kv_cache.slices import needed_slices
+from swaa_runtime.kv_cache.restore import Restore
+from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.model.loader import LoadedModel
-from swaa_runtime.recipe import Recipe
+from swaa_runtime.outputs import Checkpoint, Finished, PrefillProgress, StateSlices
 from swaa_runtime.request import FinishReason, Request, new_request
 
 logger = logging.getLogger(__name__)
 
-LEASE_RENEW_S = 5.0
 
+@dataclass(slots=True)
+class _Turn:
+    """A turn that runs: its request, and what became of its history, in words."""
 
-@dataclass(frozen=True, slots=True)
-class _History:
-    """A session's state as far as it could be brought back. `how` says it in words."""
-
+    job: Job
+    request: Request
     manifest: Manifest | None
-    restored: RestoredState | None
-    how: str
-    restore_ms: float
-
-
-NO_HISTORY = _History(None, None, "none", 0.0)
+    history: str = "none"
+    restore_ms: float = 0.0
+    feeding: asyncio.Task[None] | None = None
+    last_token_s: float = 0.0
 
 
 class Replica:
@@ -53,8 +58,8 @@ class Replica:
         engine: EngineLoop,
         bytes_per_block: int,
         bytes_per_token_layer: int,
-        store: SessionStore,
-        session_ttl_s: float,
+        store: Store,
+        policy: SessionPolicy,
     ) -> None:
         self.model_fingerprint = loaded.fingerprint
         self.shape = loaded.shape
@@ -62,79 +67,69 @@ class Replica:
         self.bytes_per_token_layer = bytes_per_token_layer
         self._bytes_per_block = bytes_per_block
         self._store = store
-        self._session_ttl_s = session_ttl_s
+        self._policy = policy
+        self._leases = Leases(store)
+        self._restorer = Restorer(engine, store, loaded.shape, bytes_per_token_layer)
         self._remaining_tokens: dict[str, int] = {}
+        self._hot = HotSessions(engine)
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens of all requests here that have not been computed yet."""
         return sum(self._remaining_tokens.values())
 
+    def is_hot(self, tenant: str, manifest: Manifest) -> bool:
+        """Whether the session's state is in KV memory here: its next turn needs no store to go on."""
+        return self._hot.find(tenant, manifest) is not None
+
+    async def close(self) -> None:
+        """Stop what runs in the background. Call when no turn runs any more."""
+        await self._leases.close()
+
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         """Run one turn. Closing the iterator (or cancelling its task) ends the request and frees its memory.
 
         Raises:
-            SessionBusy, StaleSession, SessionCorrupt, StoreUnavailable: before the turn starts.
+            SessionBusy, StaleSession, StoreUnavailable: before the turn starts.
             OutOfCapacity, InvalidRequest, DeadlineExceeded, EngineFailed: the turn ends, nothing is saved.
         """
         async with contextlib.AsyncExitStack() as stack:
-            history = NO_HISTORY
+            manifest, fence = None, 0
             if job.session is not None:
-                await stack.enter_async_context(self._lease(job.session, job.request_id))
-                history = await self._restore(job.session, job.recipe)
-            request = self._request(job, history)
-            self._remaining_tokens[job.request_id] = request.num_remaining_tokens
+                fence = await stack.enter_async_context(self._leases.hold(job.session, job.request_id))
+                manifest = await self._current(job.session)
+            turn = _Turn(job, self._request(job, manifest), manifest)
+            saver = await stack.enter_async_context(self._saver(turn))
+            self._remaining_tokens[job.request_id] = turn.request.num_remaining_tokens
             stack.callback(self._remaining_tokens.pop, job.request_id, None)
-            saved_keys = () if history.restored is None else [part.key for part in history.restored.slices]
-            stream = self.engine.submit(request, history.restored, saved_keys)
+            unsaved = stack.enter_context(contextlib.ExitStack())
+            unsaved.callback(self.engine.drop_parked, job.request_id)
             stack.callback(self.engine.cancel, job.request_id)
-            last_token_s = 0.0
+            stream = await self._start(turn, stack)
             while True:
                 output = await stream.get()
                 if isinstance(output, Finished):
                     break
+                if isinstance(output, StateSlices | Checkpoint):
+                    saver.put(output)
+                    continue
                 if isinstance(output, PrefillProgress):
                     self._remaining_tokens[job.request_id] = output.prompt_stop - output.num_computed_tokens
                 else:
-                    last_token_s = time.monotonic()
+                    turn.last_token_s = time.monotonic()
                 yield output
             _raise_if_unfinished(output)
-            done = await self._finish(job, request, history, output, last_token_s)
+            done = await self._finish(turn, saver, output, fence)
+            if done.session is not None and done.session.saved:
+                unsaved.pop_all()
         # Only now: whoever reads this may start the next turn at once, and the lease must be free by then.
         yield done
 
-    @contextlib.asynccontextmanager
-    async def _lease(self, session: SessionUse, owner: str) -> AsyncIterator[None]:
-        """Hold the session's lease, renewing it, so that no two turns of a session run at once."""
-        await self._store.acquire(session.tenant, session.session_id, owner)
-        leaving = asyncio.Event()
-
-        async def keep() -> None:
-            while not leaving.is_set():
-                await asyncio.sleep(LEASE_RENEW_S)
-                # A lost lease does not end the turn: saving compares versions, so a stale writer changes nothing.
-                with contextlib.suppress(StoreUnavailable, SessionBusy):
-                    await self._store.renew(session.tenant, session.session_id, owner)
-
-        renewing = asyncio.create_task(keep())
-
-        async def release() -> None:
-            await asyncio.wait([renewing])
-            with contextlib.suppress(StoreUnavailable):  # it runs out by itself
-                await self._store.release(session.tenant, session.session_id, owner)
-
-        try:
-            yield
-        finally:
-            leaving.set()  # the cancellation alone may be lost: in Python 3.11 asyncio.wait_for swallows some
-            renewing.cancel()
-            await asyncio.shield(release())
-
-    async def _restore(self, session: SessionUse, recipe: Recipe) -> _History:
-        """Bring back the history: its KV if it fits the recipe and checks out, else only its tokens."""
+    async def _current(self, session: SessionUse) -> Manifest | None:
+        """The session as it is stored, which must be what the gateway planned with."""
         planned = session.manifest
         if planned is None:
-            return NO_HISTORY
+            return None
         manifest = await self._store.get(session.tenant, session.session_id)
         if manifest.version != planned.version:
             raise StaleSession(
@@ -142,32 +137,9 @@ class Replica:
             )
         if manifest.model_fingerprint != self.model_fingerprint:
             raise InvalidRequest("x-swaa-session", session.session_id, "belongs to another model")
-        if manifest.recipe != recipe:
-            return _History(manifest, None, f"recomputed: it was saved under recipe {manifest.recipe_name}", 0.0)
-        started_s = time.monotonic()
-        try:
-            restored = await self._fetch(session.tenant, manifest)
-        except SessionCorrupt as exc:
-            logger.warning("session %s: %s; recomputing from its tokens", session.session_id, exc)
-            return _History(manifest, None, f"recomputed: {exc}", 0.0)
-        return _History(manifest, restored, "restored", (time.monotonic() - started_s) * 1e3)
+        return manifest
 
-    async def _fetch(self, tenant: str, manifest: Manifest) -> RestoredState:
-        expected = needed_slices(
-            manifest.recipe.resolve(self.shape.num_layers), manifest.num_kv_tokens, self.bytes_per_token_layer
-        )
-        if [ref.key for ref in manifest.segments] != expected:
-            raise SessionCorrupt(f"session {manifest.session_id}: its segments are not those its recipe needs")
-        blobs = await self._store.fetch(tenant, manifest.segments)
-        shape = self.shape
-        slices = tuple(
-            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype)
-            for ref, blob in zip(manifest.segments, blobs, strict=True)
-        )
-        return RestoredState(manifest.num_kv_tokens, slices)
-
-    def _request(self, job: Job, history: _History) -> Request:
-        manifest = history.manifest
+    def _request(self, job: Job, manifest: Manifest | None) -> Request:
         return new_request(
             job.request_id,
             job.prompt_token_ids,
@@ -179,28 +151,106 @@ class Replica:
             continues=job.session is not None,
             priority=job.priority,
             deadline_s=job.deadline_s,
+            checkpoint_tokens=0 if job.session is None else self._policy.checkpoint_tokens,
         )
 
-    async def _finish(
-        self, job: Job, request: Request, history: _History, finished: Finished, last_token_s: float
-    ) -> Done:
+    def _saver(self, turn: _Turn) -> TurnSaver:
+        request, session, policy = turn.request, turn.job.session, self._policy
+        ids: dict[int, str] = {}
+        tenant = "" if session is None else session.tenant
+        if session is not None and policy.checkpoint_tokens:
+            ids = dict(
+                prefix_ids(
+                    tenant,
+                    self.model_fingerprint,
+                    policy.kv_format,
+                    request.recipe,
+                    request.token_ids,
+                    request.turns,
+                    policy.checkpoint_tokens,
+                )
+            )
+        state = turn.job.restore.state if turn.job.restore is not None else None
+        stored = () if state is None or state.kv_format != policy.kv_format else state.segments
+
+        def confirm(keys: Collection[SliceKey]) -> None:
+            self.engine.confirm_saved(request.request_id, keys)
+
+        return TurnSaver(self._store, tenant, policy, ids, stored, confirm)
+
+    async def _start(self, turn: _Turn, stack: contextlib.AsyncExitStack) -> OutputStream:
+        """Hand the request to the engine, its state on its way to it if there is one."""
+        request, plan = turn.request, turn.job.restore
+        if turn.manifest is not None:
+            turn.history = "recomputed: nothing of it is saved under this recipe"
+        if plan is None or plan.state is None:
+            if plan is not None and plan.kind == "recompute":
+                turn.history = f"recomputed: {plan.reason}"
+            return self.engine.submit(request)
+        state = plan.state
+        saved_keys = [ref.key for ref in state.segments] if state.kv_format == self._policy.kv_format else []
+        if stream := await self._resume(turn, saved_keys):
+            turn.history = "hot"
+            return stream
+        try:
+            self._restorer.check(request.rules, state.num_tokens, state.segments)
+        except SessionCorrupt as exc:
+            turn.history = f"recomputed: {exc}"
+            return self.engine.submit(request)
+        fetched = segments_past(state.segments, plan.compute_stop, request.rules)
+        restore = Restore(state.num_tokens, [ref.key for ref in fetched], plan.compute_stop)
+        stream = self.engine.submit(request, restore, saved_keys)
+        turn.feeding = asyncio.create_task(self._feed(turn, plan, state, fetched))
+        stack.callback(turn.feeding.cancel)
+        return stream
+
+    async def _resume(self, turn: _Turn, saved_keys: Collection[SliceKey]) -> OutputStream | None:
+        """Go on from KV that is here still, if it is."""
+        session, manifest = turn.job.session, turn.manifest
+        if session is None or manifest is None or turn.job.recipe != manifest.recipe:
+            return None
+        parked_id = self._hot.find(session.tenant, manifest)
+        return None if parked_id is None else await self.engine.resume(turn.request, parked_id, saved_keys)
+
+    async def _feed(self, turn: _Turn, plan: RestorePlan, state: SavedState, fetched: Sequence[SegmentRef]) -> None:
+        """Fetch the state. What cannot be had is computed: a turn never fails because of that."""
+        job, started_s = turn.job, time.monotonic()
+        tenant = "" if job.session is None else job.session.tenant
+        try:
+            await self._restorer.feed(tenant, job.request_id, fetched, state.kv_format)
+        except (SessionCorrupt, StoreUnavailable) as exc:
+            logger.warning("request %s: %s; computing from tokens", job.request_id, exc)
+            turn.history = f"recomputed: {exc}"
+            await self.engine.abandon_restore(job.request_id)
+            return
+        turn.restore_ms = (time.monotonic() - started_s) * 1e3
+        if plan.kind == "mix":
+            turn.history = f"mixed: {plan.compute_stop} tokens computed while the rest was loaded"
+        elif state.source == "prefix":
+            turn.history = f"prefix: {state.num_tokens} tokens from another session"
+        else:
+            turn.history = "restored"
+
+    async def _finish(self, turn: _Turn, saver: TurnSaver, finished: Finished, fence: int) -> Done:
+        if turn.feeding is not None:
+            await turn.feeding
         outcome, save_ms = None, 0.0
-        if job.session is not None and finished.state is not None:
+        if turn.job.session is not None:
             started_s = time.monotonic()
-            outcome = await self._save(job, job.session, request, history, finished, finished.state)
+            outcome = await self._save(turn, turn.job.session, saver, finished, fence)
             save_ms = (time.monotonic() - started_s) * 1e3
         admitted_s = finished.admitted_s or finished.arrival_s
         num_tokens = finished.num_computed_tokens
         return Done(
             reason=finished.reason,
             text=finished.text,
-            num_generated_tokens=len(finished.token_ids) - request.prompt_stop,
+            num_generated_tokens=len(finished.token_ids) - turn.request.prompt_stop,
             num_restored_tokens=finished.num_restored_tokens,
             queue_ms=(admitted_s - finished.arrival_s) * 1e3,
-            restore_ms=history.restore_ms,
+            restore_ms=turn.restore_ms,
             save_ms=save_ms,
-            first_token_s=finished.first_token_s or last_token_s,
-            last_token_s=last_token_s,
+            first_token_s=finished.first_token_s or turn.last_token_s,
+            last_token_s=turn.last_token_s,
             resident_bytes=finished.resident_blocks * self._bytes_per_block,
             peak_bytes=finished.peak_blocks * self._bytes_per_block,
             full_attention_bytes=num_tokens * self.shape.num_layers * self.bytes_per_token_layer,
@@ -208,48 +258,31 @@ class Replica:
         )
 
     async def _save(
-        self, job: Job, session: SessionUse, request: Request, history: _History, finished: Finished, state: SavedState
+        self, turn: _Turn, session: SessionUse, saver: TurnSaver, finished: Finished, fence: int
     ) -> SessionOutcome:
-        """Save the turn: new segments first, the manifest last. What cannot be saved is said, not raised."""
-        old = history.manifest
-        old_refs = {} if history.restored is None or old is None else {ref.key: ref for ref in old.segments}
-        new_refs, blobs = await asyncio.to_thread(_encode, state)
-        refs = tuple(new_refs.get(key) or old_refs[key] for key in state.keys)
-        now = time.time()
-        turns = (*request.turns[:-1], replace(request.turns[-1], stop=len(finished.token_ids)))
+        """Save the turn. What cannot be saved is said, not raised. A state too large to keep leaves only tokens."""
+        old, state, now_s = turn.manifest, finished.state, time.time()
+        last = replace(turn.request.turns[-1], stop=len(finished.token_ids))
         manifest = Manifest(
             session_id=session.session_id,
             version=(old.version if old else 0) + 1,
             token_ids=finished.token_ids,
-            turns=turns,
-            recipe=job.recipe,
-            recipe_name=job.recipe_name,
+            turns=(*turn.request.turns[:-1], last),
+            recipe=turn.job.recipe,
+            recipe_name=turn.job.recipe_name,
             model_fingerprint=self.model_fingerprint,
-            kv_format="raw",
-            num_kv_tokens=state.num_tokens,
-            segments=refs,
-            created_at_s=old.created_at_s if old else now,
-            updated_at_s=now,
-            expires_at_s=now + self._session_ttl_s,
+            kv_format=self._policy.kv_format,
+            num_kv_tokens=0 if state is None else state.num_tokens,
+            segments=() if state is None else await saver.segments(state),
+            created_at_s=old.created_at_s if old else now_s,
+            updated_at_s=now_s,
+            expires_at_s=now_s + self._policy.ttl_s,
         )
-        num_bytes = sum(len(blob) for blob in blobs.values())
-        try:
-            await self._store.save(session.tenant, manifest, blobs, manifest.version - 1)
-        except (StoreUnavailable, StaleSession, SessionCorrupt) as exc:
-            logger.warning("session %s: turn not saved: %s", session.session_id, exc)
-            return SessionOutcome(manifest.version - 1, False, str(exc), history.how, 0)
-        return SessionOutcome(manifest.version, True, "", history.how, num_bytes)
-
-
-def _encode(state: SavedState) -> tuple[dict[object, SegmentRef], dict[str, memoryview]]:
-    refs: dict[object, SegmentRef] = {}
-    blobs: dict[str, memoryview] = {}
-    for part in state.slices:
-        blob = encode_slice(part)
-        name = segment_id(blob)
-        refs[part.key] = SegmentRef(part.key, name, len(blob))
-        blobs[name] = blob
-    return refs, blobs
+        error = await saver.save(manifest, fence)
+        if error:
+            return SessionOutcome(manifest.version - 1, False, error, turn.history, saver.saved_bytes)
+        self._hot.remember(session.tenant, manifest, turn.job.request_id)
+        return SessionOutcome(manifest.version, True, "", turn.history, saver.saved_bytes)
 
 
 def _raise_if_unfinished(finished: Finished) -> None:

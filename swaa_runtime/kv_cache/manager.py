@@ -61,6 +61,26 @@ class KVCacheManager:
         request.block_tables = [[] for _ in request.rules]
         return True
 
+    def park(self, request: Request) -> None:
+        """Of a request that has ended, keep what it holds, and set aside no more than that."""
+        self.num_reserved_blocks -= request.num_reserved_blocks - request.num_held_blocks
+        request.num_reserved_blocks = request.num_held_blocks
+
+    def adopt(self, request: Request, parked: Request) -> bool:
+        """Give all that a parked request holds to the one that continues it, and set aside what that can come to hold.
+
+        False, and nothing changes, if that much is not left now.
+        """
+        needed = self.max_blocks(request)
+        if self.num_reserved_blocks - parked.num_reserved_blocks + needed > self.pool.num_blocks - 1:
+            return False
+        self.num_reserved_blocks += needed - parked.num_reserved_blocks
+        request.num_reserved_blocks = needed
+        request.block_tables, request.num_held_blocks = parked.block_tables, parked.num_held_blocks
+        request.peak_blocks = request.num_held_blocks
+        parked.block_tables, parked.num_held_blocks, parked.num_reserved_blocks = [], 0, 0
+        return True
+
     def extend(self, request: Request, stop: int) -> None:
         """Make every layer's table cover tokens [0, stop), allocating what lies past its end."""
         num_blocks = _ceil_div(stop, self.block_size_tokens)
@@ -82,6 +102,17 @@ class KVCacheManager:
                 self._append(request, table)
             else:
                 table.append(NULL_BLOCK)
+
+    def truncate(self, request: Request, layer: int, num_tokens: int) -> list[int]:
+        """Free one layer's blocks past the first `num_tokens` tokens and forget them. Returns the ids freed."""
+        table = request.block_tables[layer]
+        keep = _ceil_div(num_tokens, self.block_size_tokens)
+        freed = [block for block in table[keep:] if block != NULL_BLOCK]
+        for block in freed:
+            self.pool.free(block)
+        del table[keep:]
+        request.num_held_blocks -= len(freed)
+        return freed
 
     def _append(self, request: Request, table: list[int]) -> None:
         table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))

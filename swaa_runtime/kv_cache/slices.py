@@ -42,8 +42,19 @@ def needed_slices(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_l
     return keys
 
 
+def keeps_whole_history(rule: LayerRule) -> bool:
+    """Whether a session keeps every token's KV of such a layer, as some later query may see it all."""
+    return keeps_everything(rule, 0, 0, True)
+
+
+def state_bytes(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_layer: int) -> int:
+    """Bytes of the state that `needed_slices` describes."""
+    tokens = sum(stop - start for rule in rules for start, stop in _needed_ranges(rule, num_tokens))
+    return tokens * bytes_per_token_layer
+
+
 def _needed_ranges(rule: LayerRule, num_tokens: int) -> list[tuple[int, int]]:
-    if keeps_everything(rule, num_tokens, num_tokens, True):
+    if keeps_whole_history(rule):
         edges = [*range(0, num_tokens, SLICE_TOKENS), num_tokens]
         return list(pairwise(edges))
     ranges = [(0, min(rule.sink_tokens, num_tokens)), (first_needed(rule, num_tokens, False), num_tokens)]

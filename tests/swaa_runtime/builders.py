@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import AttentionBackendName, EngineConfig
-from swaa_runtime.engine import Engine, Finished, Output, RestoredState, SavedState, TokenOutput
+from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
+from swaa_runtime.kv_cache.restore import Restore
+from swaa_runtime.kv_cache.slices import keeps_whole_history
+from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.loader import LoadedModel, wrap_model
+from swaa_runtime.outputs import Checkpoint, Finished, Output, StateSlices, TokenOutput
 from swaa_runtime.recipe import LayerRule, Recipe
 from swaa_runtime.request import Request, SamplingParams, new_request
 from swaa_runtime.runner import ModelRunner
@@ -107,13 +112,32 @@ class RecordingRunner(ModelRunner):
         return hidden
 
     def recorded(self, request: Request) -> torch.Tensor:
-        """Logits of the request's positions from the first that was not restored: [n, vocab_size]."""
+        """Logits of the positions that were computed, which are all but those restored: [n, vocab_size]."""
+        return torch.cat([rows for _, rows in self._records[id(request.turns)]])
+
+    def positions(self, request: Request) -> list[int]:
+        """Which positions those are: each once, in order, with one gap at most where a state was restored."""
         records = self._records[id(request.turns)]
-        expected = request.num_restored_tokens
-        for start, rows in records:
-            assert start == expected, "a position was skipped or computed twice"
-            expected += rows.shape[0]
-        return torch.cat([rows for _, rows in records])
+        found = [at for start, rows in records for at in range(start, start + rows.shape[0])]
+        gaps = [high - low - 1 for low, high in pairwise([-1, *found]) if high != low + 1]
+        assert gaps == ([request.num_restored_tokens] if request.num_restored_tokens else [])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state as somebody keeps it between two requests: all its slices."""
+
+    num_tokens: int
+    slices: tuple[KVSlice, ...]
+
+    def from_token(self, compute_stop: int, rules: Sequence[LayerRule]) -> tuple[KVSlice, ...]:
+        """The slices that are still needed if tokens [0, compute_stop) are computed."""
+        return tuple(
+            part
+            for part in self.slices
+            if part.key.stop > compute_stop or not keeps_whole_history(rules[part.key.layers[0]])
+        )
 
 
 @dataclass(slots=True)
@@ -125,10 +149,46 @@ class Rig:
     requests: dict[str, Request] = field(default_factory=dict)
     outputs: list[Output] = field(default_factory=list)
 
-    def add(self, request: Request, restored: RestoredState | None = None, saved_keys: Iterable[Any] = ()) -> Request:
-        self.engine.add(request, restored, frozenset(saved_keys))
+    def add(
+        self,
+        request: Request,
+        state: State | None = None,
+        saved_keys: Iterable[Any] = (),
+        compute_stop: int = 0,
+        place: bool = True,
+    ) -> Request:
+        """Queue a request, and bring the state it restores at once unless `place` is off."""
+        parts = () if state is None else state.from_token(compute_stop, request.rules)
+        restore = None if state is None else Restore(state.num_tokens, [part.key for part in parts], compute_stop)
+        self.engine.add(request, restore, frozenset(saved_keys))
+        if place:
+            self.engine.place(request.request_id, parts)
         self.requests[request.request_id] = request
         return request
+
+    def resume(self, request: Request, parked_id: str, saved_keys: Iterable[Any] = ()) -> bool:
+        """Go on from what a request left in the pool, if it is still there."""
+        self.requests[request.request_id] = request
+        return self.engine.resume(request, parked_id, frozenset(saved_keys))
+
+    def exported(self, request_id: str) -> list[KVSlice]:
+        """All slices that were exported of a request, checkpoints included."""
+        mine = [out for out in self.outputs if isinstance(out, StateSlices) and out.request_id == request_id]
+        return [part for out in mine for part in out.slices]
+
+    def state(self, request_id: str, *saved: State) -> State:
+        """A finished request's state, of what was exported now and saved before."""
+        finished = self.finished(request_id)
+        assert finished.state is not None
+        parts = {part.key: part for state in saved for part in state.slices}
+        parts |= {part.key: part for part in self.exported(request_id)}
+        return State(finished.state.num_tokens, tuple(parts[key] for key in finished.state.keys))
+
+    def checkpoints(self, request_id: str) -> list[State]:
+        """The request's checkpoints as states."""
+        parts = {part.key: part for part in self.exported(request_id)}
+        mine = [out.state for out in self.outputs if isinstance(out, Checkpoint) and out.request_id == request_id]
+        return [State(state.num_tokens, tuple(parts[key] for key in state.keys)) for state in mine]
 
     def step(self) -> list[Output]:
         """One step, with the invariants that hold after every step."""
@@ -171,6 +231,8 @@ def engine_config(
     max_running: int = 8,
     max_waiting: int = 8,
     max_model_tokens: int = 2048,
+    max_state_bytes: int = 1 << 30,
+    export_step_bytes: int = 1 << 20,
     attention_backend: AttentionBackendName = "windowed",
 ) -> EngineConfig:
     return EngineConfig(
@@ -180,6 +242,8 @@ def engine_config(
         max_running=min(max_running, max_step_tokens),
         max_waiting=max_waiting,
         max_model_tokens=max_model_tokens,
+        max_state_bytes=max_state_bytes,
+        export_step_bytes=export_step_bytes,
         attention_backend=attention_backend,
     )
 
@@ -241,18 +305,11 @@ def oracle_logits(loaded: LoadedModel, request: Request) -> torch.Tensor:
 def assert_equals_oracle(rig: Rig, loaded: LoadedModel, request: Request, tolerance: float = 1e-5) -> None:
     """Every position that was computed has the oracle's logits."""
     got = rig.runner.recorded(request)
-    first = request.num_restored_tokens
-    want = oracle_logits(loaded, request)[first : first + got.shape[0]]
-    assert got.shape[0] == len(request.token_ids) - 1 - first
+    positions = rig.runner.positions(request)
+    want = oracle_logits(loaded, request)[positions]
+    assert len(positions) == len(request.token_ids) - 1 - request.num_restored_tokens
     assert got.isfinite().all(), "memory that was freed or never written was read"
     assert (got - want).abs().max().item() <= tolerance
-
-
-def restored(state: SavedState | None) -> RestoredState:
-    """What the next engine is given of a state of which everything was exported."""
-    assert state is not None
-    assert tuple(part.key for part in state.slices) == state.keys
-    return RestoredState(state.num_tokens, state.slices)
 
 
 def next_turn(

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swaa_runtime.engine import Finished, PrefillProgress, RestoredState, TokenOutput
 from swaa_runtime.errors import InvalidRequest, OutOfCapacity
 from swaa_runtime.kv_cache.slices import SLICE_TOKENS
+from swaa_runtime.outputs import Finished, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, SamplingParams, Status
 from tests.swaa_runtime.builders import (
@@ -25,7 +25,6 @@ from tests.swaa_runtime.builders import (
     next_turn,
     oracle_logits,
     random_tokens,
-    restored,
     tiny_model,
 )
 
@@ -451,22 +450,18 @@ def test_a_later_turn_exports_only_what_was_not_saved_and_the_parts_make_up_the_
     rig = build_rig(loaded, engine_config(max_step_tokens=256))
     first = rig.add(build_request("one", 2 * SLICE_TOKENS + 20, recipe, continues=True))
     rig.run()
-    state = rig.finished("one").state
-    assert state is not None
+    state = rig.state("one")
+    saved = {part.key for part in state.slices}
 
-    second = rig.add(next_turn("two", first, random_tokens(40, seed=1), continues=True), restored(state), state.keys)
+    second = rig.add(next_turn("two", first, random_tokens(40, seed=1), continues=True), state, saved)
     rig.run()
-    later = rig.finished("two").state
-    assert later is not None
+    later = rig.state("two", state)
+    keys = {part.key for part in later.slices}
     assert later.num_tokens == len(second.token_ids) - 1
-    exported = {part.key for part in later.slices}
-    assert exported == set(later.keys) - set(state.keys)
-    kept = set(later.keys) & set(state.keys)
-    assert {key.start for key in kept} >= {0}, "sinks and whole slices are saved once"
+    assert {part.key for part in rig.exported("two")} == keys - saved
+    assert {key.start for key in keys & saved} >= {0}, "sinks and whole slices are saved once"
 
-    parts = {part.key: part for part in (*state.slices, *later.slices)}
-    whole = RestoredState(later.num_tokens, tuple(parts[key] for key in later.keys))
-    third = rig.add(next_turn("three", second, random_tokens(5, seed=2)), whole)
+    third = rig.add(next_turn("three", second, random_tokens(5, seed=2)), later)
     rig.run()
     assert third.num_restored_tokens == later.num_tokens
     assert_equals_oracle(rig, loaded, third)
@@ -476,7 +471,7 @@ def test_restored_tokens_are_counted_and_not_computed_again() -> None:
     rig = build_rig()
     first = rig.add(build_request("one", 40, SLIDING, continues=True))
     rig.run()
-    second = rig.add(next_turn("two", first, random_tokens(10)), restored(rig.finished("one").state))
+    second = rig.add(next_turn("two", first, random_tokens(10)), rig.state("one"))
     rig.run()
     progress = [out for out in rig.outputs if isinstance(out, PrefillProgress) and out.request_id == "two"]
     assert {out.num_restored_tokens for out in progress} == {43}
@@ -489,3 +484,136 @@ def test_a_request_that_nothing_follows_exports_nothing() -> None:
     rig.add(build_request(prompt=10))
     rig.run()
     assert rig.finished("r").state is None
+
+
+def run_to(rig: Rig, request: Request, num_tokens: int) -> None:
+    """Step until a request has computed so many tokens."""
+    while request.num_computed_tokens < num_tokens:
+        rig.step()
+
+
+def test_a_large_state_leaves_in_parts_while_others_go_on() -> None:
+    loaded = tiny_model()
+    rig = build_rig(loaded, engine_config(max_step_tokens=1024, export_step_bytes=1))
+    rig.add(build_request("big", 4 * SLICE_TOKENS - 3, continues=True, sampling=SamplingParams(max_tokens=2)))
+    other = rig.add(build_request("other", 5, sampling=SamplingParams(max_tokens=50)))
+    rig.run()
+    exports = [out for out in rig.outputs if isinstance(out, StateSlices)]
+    assert len(exports) == len(rig.state("big").slices) == 4, "one slice a step"
+    kinds = [type(out).__name__ for out in rig.outputs if out.request_id in ("other", "big")]
+    between = kinds[kinds.index("StateSlices") : kinds.index("Finished")]
+    assert between.count("TokenOutput") >= 3, "the other request's tokens came meanwhile"
+    assert_equals_oracle(rig, loaded, other)
+
+
+def test_a_request_cancelled_while_its_state_leaves_is_gone() -> None:
+    rig = build_rig(config=engine_config(max_step_tokens=1024, export_step_bytes=1))
+    rig.add(build_request("r", 3 * SLICE_TOKENS, continues=True, sampling=SamplingParams(max_tokens=1)))
+    rig.step()
+    assert [out.request_id for out in rig.tokens("r")] == ["r"]
+    [finished] = rig.engine.cancel("r")
+    assert isinstance(finished, Finished)
+    assert finished.reason is FinishReason.CANCELLED
+    assert not rig.engine.has_work
+    assert rig.engine.manager.pool.num_used_blocks == 0
+    assert "r" not in rig.engine.parked
+
+
+def test_a_state_above_the_bound_is_not_exported() -> None:
+    rig = build_rig(config=engine_config(max_state_bytes=3 * 2 * 2 * 8 * 4 * 20))
+    for name, length in (("small", 10), ("large", 100)):
+        rig.add(build_request(name, length, continues=True, checkpoint_tokens=50))
+    rig.run()
+    assert rig.finished("small").state is not None
+    assert rig.finished("large").state is None
+    assert rig.exported("large") == []
+    assert "large" not in rig.engine.parked
+
+
+def test_parked_states_go_oldest_first_when_memory_is_needed() -> None:
+    rig = build_rig(config=engine_config(num_blocks=1 + 3 * 12))
+    requests = [rig.add(build_request(name, 20, continues=True)) for name in ("one", "two", "three")]
+    rig.run()
+    assert all(request.request_id in rig.engine.parked for request in requests)
+    rig.add(build_request("big", 50))
+    rig.run()
+    assert [request.request_id for request in rig.engine.parked.requests] == ["three"]
+    assert not rig.resume(next_turn("later", requests[0], [1, 2]), "one")
+    assert rig.resume(next_turn("late", requests[2], [1, 2]), "three")
+    rig.run()
+    assert rig.engine.manager.pool.num_used_blocks == 0
+
+
+def test_a_parked_state_is_not_taken_before_those_who_wait() -> None:
+    rig = build_rig(config=engine_config(max_running=1))
+    first = rig.add(build_request("first", 20, continues=True))
+    rig.run()
+    rig.add(build_request("running", 20))
+    rig.step()
+    later = next_turn("later", first, [1, 2])
+    assert not rig.resume(later, "first")
+    rig.run()
+    assert rig.resume(later, "first")
+    rig.run()
+
+
+def test_a_dropped_state_frees_its_blocks() -> None:
+    rig = build_rig()
+    rig.add(build_request("r", 20, continues=True))
+    rig.run()
+    assert rig.engine.manager.pool.num_used_blocks > 0
+    rig.engine.drop_parked("r")
+    rig.engine.drop_parked("r")
+    assert rig.engine.manager.pool.num_used_blocks == 0
+    rig.engine.check_integrity()
+
+
+def test_a_checkpoint_on_its_way_holds_up_no_further_one() -> None:
+    rig = build_rig(config=engine_config(max_step_tokens=16))
+    request = rig.add(build_request("r", 100, continues=True, checkpoint_tokens=16))
+    run_to(rig, request, 40)
+    [first] = rig.checkpoints("r")
+    assert first.num_tokens == 16
+    rig.engine.confirm_saved("r", [part.key for part in first.slices])
+    rig.run()
+    [first, second] = rig.checkpoints("r")
+    assert second.num_tokens == 64
+    assert rig.state("r").num_tokens == 103
+
+
+def test_a_slice_that_is_not_expected_is_refused() -> None:
+    rig = build_rig()
+    first = rig.add(build_request("one", 40, continues=True))
+    rig.run()
+    state = rig.state("one")
+    rig.add(next_turn("two", first, [1]), state, place=False)
+    rig.engine.place("two", state.slices)
+    with pytest.raises(InvalidRequest, match="slice"):
+        rig.engine.place("two", state.slices)
+    rig.engine.place("nobody", state.slices)
+
+
+@pytest.mark.parametrize("recipe", MIX)
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_mixed_restore_computes_the_start_while_the_rest_arrives(recipe: Recipe, abandoned: bool) -> None:
+    loaded = tiny_model()
+    rig = build_rig(loaded, engine_config(max_step_tokens=100))
+    first = rig.add(build_request("one", 3 * SLICE_TOKENS + 20, recipe, continues=True))
+    rig.run()
+    state = rig.state("one")
+    second = rig.add(next_turn("two", first, [1, 2, 3]), state, compute_stop=SLICE_TOKENS, place=False)
+    run_to(rig, second, SLICE_TOKENS)
+    for _ in range(3):
+        rig.step()
+    assert second.num_computed_tokens == SLICE_TOKENS, "it waits for the rest"
+    *parts, last = state.from_token(SLICE_TOKENS, second.rules)
+    assert len(parts) + 1 < len(state.slices) or recipe.window
+    rig.engine.place("two", parts)
+    rig.step()
+    if abandoned:
+        rig.engine.abandon_restore("two")
+    else:
+        rig.engine.place("two", [last])
+    rig.run()
+    assert second.num_restored_tokens == (0 if abandoned else state.num_tokens - SLICE_TOKENS)
+    assert_equals_oracle(rig, loaded, second)

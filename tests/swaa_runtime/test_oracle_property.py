@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa_runtime.config import AttentionBackendName, EngineConfig
-from swaa_runtime.engine import RestoredState
 from swaa_runtime.kv_cache.manager import layer_block_bound
 from swaa_runtime.model.loader import LoadedModel
+from swaa_runtime.outputs import Checkpoint
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from tests.swaa_runtime.builders import (
     FAMILIES,
     Rig,
+    State,
     assert_equals_oracle,
     build_request,
     build_rig,
     engine_config,
     next_turn,
     random_tokens,
-    restored,
     tiny_model,
 )
 from tests.swaa_runtime.strategies import recipes
@@ -125,29 +125,100 @@ def test_every_position_of_every_batch_equals_the_oracle(data: st.DataObject) ->
 @settings(max_examples=80)
 @given(st.data())
 def test_every_position_of_a_session_equals_the_oracle(data: st.DataObject) -> None:
-    """Two sessions of up to three turns, each turn on a new engine, restored or recomputed from tokens and turns."""
+    """Two sessions of up to three turns, each turn on a new engine, restored or recomputed from tokens and turns.
+
+    A state may be computed up to some token while the rest is loaded, and arrives slice by slice, or not to its end.
+    """
     loaded = data.draw(models(), label="model")
     num_layers = loaded.shape.num_layers
     first = data.draw(st.lists(plans(num_layers), min_size=2, max_size=2), label="plans")
     requests = [plan.request(index, num_layers, continues=True) for index, plan in enumerate(first)]
-    states: list[RestoredState | None] = [None, None]
+    states: list[State | None] = [None, None]
     num_turns = data.draw(st.integers(2, 3), label="turns")
     for turn in range(num_turns):
         rig = build_rig(loaded, data.draw(configs(), label="config"))
         for request, state in zip(requests, states, strict=True):
-            rig.add(request, state)
+            request.checkpoint_tokens = data.draw(st.sampled_from([0, 5, 32]), label="checkpoint")
+            add_and_restore(rig, request, state, data)
         rig.run()
-        for request, state in zip(requests, states, strict=True):
-            assert request.num_restored_tokens == (state.num_tokens if state else 0)
+        for request in requests:
             assert_equals_oracle(rig, loaded, request)
         if turn == num_turns - 1:
             break
         for index, request in enumerate(requests):
-            state = restored(rig.finished(request.request_id).state)
+            state = rig.state(request.request_id)
             states[index] = state if data.draw(st.booleans(), label="restore") else None
             prompt = random_tokens(data.draw(st.integers(1, 60), label="prompt"), seed=turn)
             continues = turn < num_turns - 2 or data.draw(st.booleans(), label="continues")
             requests[index] = next_turn(request.request_id, request, prompt, continues=continues)
+
+
+def add_and_restore(rig: Rig, request: Request, state: State | None, data: st.DataObject) -> None:
+    """Queue a request and bring its state over some steps; now and then only half of it."""
+    if state is None:
+        rig.add(request)
+        return
+    compute_stop = data.draw(st.integers(0, state.num_tokens - 1), label="compute_stop")
+    rig.add(request, state, compute_stop=compute_stop, place=False)
+    parts = data.draw(st.permutations(state.from_token(compute_stop, request.rules)), label="order")
+    arrives = data.draw(st.sampled_from([True, True, False]), label="arrives")
+    for part in parts if arrives else parts[: len(parts) // 2]:
+        rig.engine.place(request.request_id, [part])
+        if data.draw(st.booleans(), label="step"):
+            rig.step()
+    if not arrives:
+        rig.engine.abandon_restore(request.request_id)
+    rig.run()
+    assert request.num_restored_tokens == (state.num_tokens - compute_stop if arrives else 0)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_parked_state_goes_on_as_if_it_were_one_request(data: st.DataObject) -> None:
+    loaded = data.draw(models(), label="model")
+    num_layers = loaded.shape.num_layers
+    rig = build_rig(loaded, data.draw(configs(), label="config"))
+    request = data.draw(plans(num_layers), label="plan").request(0, num_layers, continues=True)
+    rig.add(request)
+    rig.run()
+    for turn in range(1, 4):
+        previous = request
+        prompt = random_tokens(data.draw(st.integers(1, 60), label="prompt"), seed=turn)
+        request = next_turn(f"r{turn}", previous, prompt, continues=True)
+        assert rig.resume(request, previous.request_id)
+        rig.run()
+        assert request.num_restored_tokens == len(previous.token_ids) - 1
+        assert_equals_oracle(rig, loaded, request)
+        assert previous.request_id not in rig.engine.parked
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_checkpoint_is_a_state_of_any_prompt_with_the_same_start(data: st.DataObject) -> None:
+    loaded = data.draw(models(), label="model")
+    num_layers = loaded.shape.num_layers
+    plan = data.draw(plans(num_layers), label="plan")
+    config = data.draw(configs(), label="config")
+    first, second = build_rig(loaded, config), build_rig(loaded, data.draw(configs(), label="other config"))
+    request = plan.request(0, num_layers, continues=True)
+    request.checkpoint_tokens = every = data.draw(st.sampled_from([3, 16, 40]), label="checkpoint")
+    first.add(request)
+    while first.engine.has_work:
+        for out in first.step():
+            if isinstance(out, Checkpoint):
+                first.engine.confirm_saved(out.request_id, out.state.keys)
+    assert_equals_oracle(first, loaded, request)
+    checkpoints = first.checkpoints("r0")
+    last = plan.prompt - max(1, plan.recipe.full_tail)
+    assert [state.num_tokens for state in checkpoints] == list(range(every, last + 1, every))
+    for index, state in enumerate(checkpoints[-2:]):
+        tail = random_tokens(data.draw(st.integers(max(1, plan.recipe.full_tail), 60), label="tail"), seed=7)
+        prompt = [*request.token_ids[: state.num_tokens], *tail]
+        other = build_request(f"other{index}", prompt, plan.recipe, num_layers, continues=True)
+        second.add(other, state)
+        second.run()
+        assert other.num_restored_tokens == state.num_tokens
+        assert_equals_oracle(second, loaded, other)
 
 
 RECIPES = {
@@ -186,8 +257,7 @@ def test_sessions_under_a_window_of_one_do_not_meet_in_the_null_block(
     requests = [first.add(build_request(f"r{n}", n, recipe, continues=True)) for n in (17, 18)]
     first.run()
     later = [
-        second.add(next_turn(r.request_id, r, random_tokens(2, seed=5)), restored(first.finished(r.request_id).state))
-        for r in requests
+        second.add(next_turn(r.request_id, r, random_tokens(2, seed=5)), first.state(r.request_id)) for r in requests
     ]
     second.run()
     for request in later:

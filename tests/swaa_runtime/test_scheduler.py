@@ -108,7 +108,8 @@ def test_one_that_does_not_fit_now_holds_back_those_behind_it() -> None:
         scheduler.add(request)
     assert scheduler.admit() == [big]
     assert scheduler.admit() == []
-    scheduler.remove(big)
+    scheduler.retire(big)
+    scheduler.manager.free(big)
     assert scheduler.admit() == [bigger, small]
 
 
@@ -140,7 +141,34 @@ def test_a_removed_request_leaves_nothing_behind(running: bool) -> None:
     if running:
         scheduler.admit()
         scheduler.schedule()
-    assert len(scheduler.remove(request)) == (2 if running else 0)
+    scheduler.retire(request)
+    assert len(scheduler.manager.free(request)) == (2 if running else 0)
     assert request.status is Status.FINISHED
     assert scheduler.requests == []
     assert all(request.request_id != "a" for request in scheduler.requests)
+
+
+def test_a_request_is_not_run_past_what_it_may_compute_now() -> None:
+    scheduler = build_scheduler(max_step=8)
+    limited, other = waiting_request("a", tokens=20), waiting_request("b", tokens=20)
+    for request in (limited, other):
+        scheduler.add(request)
+    scheduler.admit()
+    limited.compute_limit = 3
+    assert {chunk.request.request_id: chunk.num_tokens for chunk in scheduler.schedule()} == {"a": 3, "b": 5}
+    limited.num_computed_tokens = 3
+    assert {chunk.request.request_id: chunk.num_tokens for chunk in scheduler.schedule()} == {"b": 8}
+
+
+def test_a_chunk_ends_at_the_next_checkpoint() -> None:
+    scheduler = build_scheduler(max_step=8)
+    request = waiting_request("a", tokens=20)
+    request.checkpoint_tokens = 6
+    scheduler.add(request)
+    scheduler.admit()
+    sizes = []
+    while request.num_remaining_tokens:
+        [chunk] = scheduler.schedule()
+        sizes.append(chunk.num_tokens)
+        request.num_computed_tokens += chunk.num_tokens
+    assert sizes == [6, 6, 6, 2]

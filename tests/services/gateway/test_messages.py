@@ -12,8 +12,8 @@ from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.job import Done, SessionOutcome
-from swaa_runtime.engine import PrefillProgress, TokenOutput
 from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, SamplingParams, TokenLogprob
 

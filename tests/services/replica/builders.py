@@ -15,8 +15,9 @@ from services.replica.replica import Replica
 from services.sessions.store import Manifest, SessionStore
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
-from swaa_runtime.engine import Engine, Finished, Output, PrefillProgress, TokenOutput
+from swaa_runtime.engine import Engine
 from swaa_runtime.model.loader import LoadedModel
+from swaa_runtime.outputs import Finished, Output, PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from swaa_runtime.runner import ModelRunner

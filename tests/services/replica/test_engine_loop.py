@@ -10,8 +10,9 @@ import pytest
 
 from services.replica import engine_loop
 from services.replica.engine_loop import STREAM_LIMIT, OutputStream
-from swaa_runtime.engine import Engine, Finished, Output, TokenOutput
+from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, InvalidRequest, OutOfCapacity
+from swaa_runtime.outputs import Finished, Output, TokenOutput
 from swaa_runtime.request import FinishReason, Request, SamplingParams
 from tests.swaa_runtime.builders import build_request, build_rig, engine_config
 

@@ -18,8 +18,8 @@ from services.replica.job import Done, Event, SessionUse
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.store import SessionStore
-from swaa_runtime.engine import PrefillProgress, TokenOutput
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, OutOfCapacity, RequestCancelled
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import FinishReason
 from tests.services.sessions.fake_store import FakeSessionStore
 from tests.swaa_runtime.builders import engine_config, random_tokens

@@ -6,78 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa_runtime.kv_cache.manager import KVCacheManager
-from swaa_runtime.kv_cache.snapshot import (
-    SLICE_TARGET_BYTES,
-    SLICE_TOKENS,
-    KVSlice,
-    SliceKey,
-    export_slices,
-    import_slices,
-    needed_slices,
-)
+from swaa_runtime.kv_cache.restore import Restore
+from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
+from swaa_runtime.kv_cache.snapshot import KVSlice, export_slices
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request
-from swaa_runtime.visibility import Turn, visible
+from swaa_runtime.visibility import Turn
 from tests.swaa_runtime.builders import NAN, admitted, integer_request
 from tests.swaa_runtime.strategies import layer_rules
-
-LENGTHS = st.one_of(st.integers(1, 60), st.sampled_from([255, 256, 257, 511, 512, 513, 700]))
-SOME_BYTES = 1536
-
-
-def covered(keys: list[SliceKey], layer: int) -> list[int]:
-    return [token for key in keys if layer in key.layers for token in range(key.start, key.stop)]
-
-
-def seen_by_a_next_turn(rule: LayerRule, num_tokens: int) -> set[int]:
-    """Keys seen by what follows: the generated token not computed yet, and a next turn's prompt and decode."""
-    timelines = [
-        (Turn(0, 1, num_tokens + 1), Turn(num_tokens + 1, num_tokens + 1 + length, num_tokens + length + 40))
-        for length in (1, 35)
-    ]
-    return {
-        key
-        for key in range(num_tokens)
-        for timeline in timelines
-        if any(visible(rule, timeline, query, key) for query in range(num_tokens, num_tokens + 38))
-    }
-
-
-@given(st.lists(layer_rules(), min_size=1, max_size=4), st.integers(1, 60), st.sampled_from([8, SOME_BYTES, 1 << 20]))
-def test_exactly_what_a_later_query_can_see_is_kept_and_nothing_twice(
-    rules: list[LayerRule], num_tokens: int, bytes_per_token_layer: int
-) -> None:
-    keys = needed_slices(rules, num_tokens, bytes_per_token_layer)
-    for layer, rule in enumerate(rules):
-        tokens = covered(keys, layer)
-        assert len(tokens) == len(set(tokens))
-        assert set(tokens) == seen_by_a_next_turn(rule, num_tokens)
-    assert all(key.start < key.stop for key in keys)
-
-
-@given(st.lists(layer_rules(), min_size=1, max_size=4), LENGTHS, st.integers(1, 600))
-def test_a_later_turn_leaves_full_slices_as_they_are(rules: list[LayerRule], num_tokens: int, more: int) -> None:
-    keeps_all = {layer for layer, rule in enumerate(rules) if rule.window is None or rule.looks_back}
-    before = needed_slices(rules, num_tokens, SOME_BYTES)
-    after = set(needed_slices(rules, num_tokens + more, SOME_BYTES))
-    full = [key for key in before if set(key.layers) <= keeps_all and key.stop % SLICE_TOKENS == 0]
-    assert set(full) <= after
-    for layer in keeps_all:
-        aligned = sum(key.stop - key.start for key in full if layer in key.layers)
-        assert aligned == num_tokens // SLICE_TOKENS * SLICE_TOKENS, "only the last slice may be short"
-
-
-def test_slices_stay_near_their_target_size() -> None:
-    keys = needed_slices([LayerRule()] * 30, 1000, SOME_BYTES)
-    sizes = [len(key.layers) * (key.stop - key.start) * SOME_BYTES for key in keys]
-    assert max(sizes) <= SLICE_TARGET_BYTES
-    assert max(sizes) > SLICE_TARGET_BYTES // 2
-
-
-def test_layers_larger_than_the_target_still_get_a_slice_each() -> None:
-    keys = needed_slices([LayerRule()] * 2, 10, 1 << 30)
-    assert [key.layers for key in keys] == [(0,), (1,)]
 
 
 class Side:
@@ -99,6 +36,13 @@ class Side:
             slots = torch.from_numpy(slot_ids(table, 0, data.shape[2], self.manager.block_size_tokens))
             self.storage.write(slots, keys, values)
         request.num_computed_tokens = data.shape[2]
+
+
+def restore_all(side: Side, request: Request, slices: list[KVSlice], num_tokens: int) -> None:
+    restore = Restore(num_tokens, [part.key for part in slices])
+    restore.begin(request, side.manager, side.storage)
+    restore.add(slices)
+    assert restore.advance(request, side.manager, side.storage) == []
 
 
 @settings(max_examples=80)
@@ -123,7 +67,7 @@ def test_a_state_survives_export_and_import_bit_for_bit(
         assert torch.equal(part.data, want)
 
     again = target.admit(rules, num_tokens)
-    import_slices(again, target.manager, target.storage, slices, num_tokens)
+    restore_all(target, again, slices, num_tokens)
     target.manager.check_integrity([again])
     assert again.num_computed_tokens == again.num_restored_tokens == num_tokens
     for before, after in zip(slices, export_slices(again, target.storage, keys), strict=True):
@@ -146,7 +90,7 @@ def test_restored_blocks_hold_no_garbage_beside_what_was_restored(rule: LayerRul
     side = Side(8, torch.float32)
     request = side.admit([rule], 20)
     parts = [KVSlice(key, torch.ones(1, 2, key.stop - key.start, 2, 3)) for key in needed_slices([rule], 20, 48)]
-    import_slices(request, side.manager, side.storage, parts, 20)
+    restore_all(side, request, parts, 20)
     keys, values = side.storage.gather(request.block_tables[0], 0, 20)
     assert bool(keys.isfinite().all())
     assert bool(values.isfinite().all())

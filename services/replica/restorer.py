@@ -1,0 +1,74 @@
+"""Brings saved KV into a running engine: fetches a batch while the one before is checked, decoded and placed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from services.errors import SessionCorrupt
+from services.replica.engine_loop import EngineLoop
+from services.sessions.codec import decode_slice
+from services.sessions.store import KVFormat, SegmentRef, SessionStore
+from swaa_runtime.kv_cache.slices import needed_slices
+from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.model.loader import ModelShape
+from swaa_runtime.recipe import LayerRule
+
+BATCH_BYTES = 16 << 20
+"""Of segments, per fetch: large enough for the store's full rate, small enough to overlap."""
+
+
+class Restorer:
+    """Fetches states of one model from the store into one engine."""
+
+    def __init__(self, engine: EngineLoop, store: SessionStore, shape: ModelShape, bytes_per_token_layer: int) -> None:
+        self._engine = engine
+        self._store = store
+        self._shape = shape
+        self._bytes_per_token_layer = bytes_per_token_layer
+
+    def check(self, rules: Sequence[LayerRule], num_tokens: int, segments: Sequence[SegmentRef]) -> None:
+        """Raise SessionCorrupt unless these are the segments of a state of so many tokens under these rules."""
+        expected = needed_slices(rules, num_tokens, self._bytes_per_token_layer)
+        if [ref.key for ref in segments] != expected:
+            raise SessionCorrupt("its segments are not those its recipe needs")
+
+    async def feed(self, tenant: str, request_id: str, segments: Sequence[SegmentRef], kv_format: KVFormat) -> None:
+        """Bring all segments into a request that waits for them.
+
+        Raises:
+            SessionCorrupt: if one is missing or is not what was saved.
+            StoreUnavailable: if the store does not answer. Some may have been placed by then.
+        """
+        batches = list(_batches(segments))
+        async with contextlib.AsyncExitStack() as stack:
+            fetching: asyncio.Task[list[bytes]] | None = None
+            for at, batch in enumerate(batches):
+                blobs = await (fetching or self._store.fetch(tenant, batch))
+                if at + 1 < len(batches):
+                    fetching = asyncio.create_task(self._store.fetch(tenant, batches[at + 1]))
+                    stack.callback(fetching.cancel)
+                slices = await asyncio.to_thread(self._decode, batch, blobs, kv_format)
+                await self._engine.place(request_id, slices)
+
+    def _decode(self, refs: Sequence[SegmentRef], blobs: Sequence[bytes], kv_format: KVFormat) -> list[KVSlice]:
+        shape = self._shape
+        return [
+            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype)
+            for ref, blob in zip(refs, blobs, strict=True)
+        ]
+
+
+def _batches(refs: Sequence[SegmentRef]) -> Iterator[list[SegmentRef]]:
+    """Consecutive segments of about BATCH_BYTES together, at least one."""
+    batch: list[SegmentRef] = []
+    total = 0
+    for ref in refs:
+        if batch and total + ref.num_bytes > BATCH_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(ref)
+        total += ref.num_bytes
+    if batch:
+        yield batch

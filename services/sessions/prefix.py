@@ -1,0 +1,59 @@
+"""Names of prefix states: equal names, equal states. Pure.
+
+KV after the first n tokens of a prompt is a function of those tokens, of which of them looked back (tails and generated
+tokens of turns so far), of recipe, model and format. A chain of hashes over pieces of `piece_tokens` tokens names the
+state at every multiple of it in one pass:
+
+    h[0] = H(tenant, model, format, recipe)        h[k] = H(h[k-1], piece k: its token ids, its spans that look back)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+
+from services.sessions.store import KVFormat
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.visibility import Turn
+
+ID_BYTES = 16
+
+
+def prefix_ids(
+    tenant: str,
+    model_fingerprint: str,
+    kv_format: KVFormat,
+    recipe: Recipe,
+    token_ids: Sequence[int],
+    turns: Sequence[Turn],
+    piece_tokens: int,
+) -> list[tuple[int, str]]:
+    """(number of tokens, id) of the prefix states that these tokens go through, at multiples of `piece_tokens`.
+
+    Args:
+        tenant: salts the chain, so that ids of one tenant say nothing about another's.
+        turns: the turns of which `token_ids` are the beginning; of the last, only its prompt is known.
+    """
+    salt = json.dumps([tenant, model_fingerprint, kv_format, recipe.to_mapping()], sort_keys=True)
+    link = hashlib.blake2b(salt.encode(), digest_size=ID_BYTES).digest()
+    spans = _spans_that_look_back(recipe, turns)
+    named: list[tuple[int, str]] = []
+    for stop in range(piece_tokens, len(token_ids) + 1, piece_tokens):
+        start = stop - piece_tokens
+        clipped = [(max(low, start), min(high, stop)) for low, high in spans if low < stop and high > start]
+        piece = array("q", [*token_ids[start:stop], *(edge for span in clipped for edge in span)])
+        link = hashlib.blake2b(link + piece.tobytes(), digest_size=ID_BYTES).digest()
+        named.append((stop, link.hex()))
+    return named
+
+
+def _spans_that_look_back(recipe: Recipe, turns: Sequence[Turn]) -> list[tuple[int, int]]:
+    """Positions [low, high) at which layers that look back see everything (`visibility.looks_back`)."""
+    spans: list[tuple[int, int]] = []
+    for turn in turns:
+        spans.append((max(turn.start, turn.generated_start - recipe.full_tail), turn.generated_start))
+        if recipe.full_decode and turn.stop is not None:
+            spans.append((turn.generated_start, turn.stop))
+    return [(low, high) for low, high in spans if low < high]
