@@ -194,6 +194,7 @@ async def running_service(
             device=describe_hardware(loaded.model.device),
             attention_backend=config.attention_backend,
             max_model_tokens=parts.engine_config.max_model_tokens,
+            session_policy=config.session_policy,
         )
         encoder = PromptEncoder.from_folder(parts.model_folder, loaded.shape.vocab_size, deployment.max_model_tokens)
         service = LongContextService(deployment, catalog, cost, encoder, parts.replica, parts.store)

@@ -85,6 +85,12 @@ def prediction_message(prediction: Prediction) -> pb.Prediction:
         quality=prediction.quality,
         kv_bytes=prediction.kv_bytes,
         computed_tokens=prediction.computed_tokens,
+        restore=pb.RestorePlan(
+            kind=prediction.restore.kind,
+            source="" if prediction.restore.state is None else prediction.restore.state.source,
+            restored_tokens=prediction.restore.num_restored_tokens,
+            reason=prediction.restore.reason,
+        ),
     )
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from services.cost import CostProfile, decode_keys, kv_tokens, prefill_work
+from services.cost import CostProfile, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.sla import RECIPE_HEADER, Objective
+from services.restore_plan import RestorePlan, SavedState, plan_restore
 from services.sessions.store import Manifest
 from swaa_runtime.visibility import Turn
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be served: a prompt of so many tokens after a (possibly empty) history, and the replica's backlog."""
+    """What is to be served: a prompt of so many tokens after a (possibly empty) history, and the replica's backlog.
+
+    `states`: by recipe name, KV of its start that is saved. `is_hot`: the session's is in a replica's memory.
+    """
 
     prompt_tokens: int
     max_tokens: int
     history: Manifest | None
     continues: bool
     queue_ms: float
+    states: Mapping[str, SavedState] = field(default_factory=dict)
+    is_hot: bool = False
 
     @property
     def history_tokens(self) -> int:
@@ -40,6 +44,7 @@ class Prediction:
     quality: float
     kv_bytes: int
     computed_tokens: int
+    restore: RestorePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +75,22 @@ def predict(
 ) -> Prediction:
     """What one recipe is expected to give for this work.
 
-    A session's saved state can be used only under the recipe it was computed under; any other recomputes the history.
+    Saved KV can be used only under the recipe it was computed under; under any other the history is recomputed.
     """
-    start, restore_ms = 0, 0.0
-    turns: tuple[Turn, ...] = ()
-    if work.history is not None:
-        turns = work.history.turns
-        if work.history.recipe == named.recipe:
-            start = work.history.num_kv_tokens
-            restore_ms = sum(ref.num_bytes for ref in work.history.segments) / MIB * cost.restore_ms_per_mib
     prompt_start = work.history_tokens
     stop = prompt_start + work.prompt_tokens
-    turns = (*turns, Turn(prompt_start, stop))
-    prefill = prefill_work(named.rules, turns, start, stop)
+    turns = (*(work.history.turns if work.history is not None else ()), Turn(prompt_start, stop))
+    state = work.states.get(named.name)
+    is_hot = work.is_hot and state is not None and state.source == "session"
+    restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
     halfway = stop + work.max_tokens // 2
     return Prediction(
-        ttft_ms=work.queue_ms + restore_ms + cost.prefill_ms(prefill),
+        ttft_ms=work.queue_ms + restore.predicted_ms,
         tpot_ms=cost.tpot_ms(decode_keys(named.rules, halfway)),
         quality=catalog.quality.quality_at(named.name, stop),
         kv_bytes=kv_tokens(named.rules, stop, work.continues) * bytes_per_token_layer,
-        computed_tokens=stop - start,
+        computed_tokens=stop - restore.num_restored_tokens,
+        restore=restore,
     )
 
 

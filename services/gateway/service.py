@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +17,7 @@ from services.cost import CostProfile
 from services.gateway import messages, planner
 from services.gateway.catalog import Catalog
 from services.gateway.errors import status_code
+from services.gateway.history import saved_states, session_state
 from services.gateway.limits import MAX_UPLOAD_BYTES
 from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
@@ -26,10 +27,14 @@ from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.job import Done, Job, SessionUse
 from services.replica.replica import Replica
-from services.sessions.store import Manifest, SessionStore
+from services.replica.saver import Store
+from services.restore_plan import SavedState
+from services.sessions.policy import SessionPolicy
+from services.sessions.store import Manifest
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, SwaaError
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
+from swaa_runtime.visibility import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +52,18 @@ class Deployment:
     device: str
     attention_backend: str
     max_model_tokens: int
+    session_policy: SessionPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A request that has been understood and planned, and not yet run."""
+    """A request that has been understood and planned, and not yet run. `session_id` is empty without a session."""
 
     objective: Objective
     work: Work
     plan: planner.Plan
     token_ids: tuple[int, ...]
+    session_id: str
 
 
 class LongContextService(pb_grpc.LongContextServicer):
@@ -69,7 +76,7 @@ class LongContextService(pb_grpc.LongContextServicer):
         cost: CostProfile,
         encoder: PromptEncoder,
         replica: Replica,
-        store: SessionStore,
+        store: Store,
     ) -> None:
         self._deployment = deployment
         self._catalog = catalog
@@ -125,6 +132,7 @@ class LongContextService(pb_grpc.LongContextServicer):
             if request.prompt_tokens:
                 objective, history = await self._objective(context)
                 work = self._work(request.prompt_tokens, params.max_tokens, history, objective)
+                work = replace(work, states=self._session_states(history))
                 made = self._choose(objective, work)
             else:
                 prompt = messages.prompt_input(request.prompt)
@@ -187,12 +195,38 @@ class LongContextService(pb_grpc.LongContextServicer):
         objective, history = await self._objective(context)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids)
-        work = self._work(len(token_ids), max_tokens, history, objective)
+        session_id = "" if objective.session_id is None else history.session_id if history else new_session_id()
+        work = await self._known(self._work(len(token_ids), max_tokens, history, objective), session_id, token_ids)
         made = self._choose(objective, work)
         if made.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
             token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids, True)
-            work = self._work(len(token_ids), max_tokens, history, objective)
-        return Planned(objective, work, made, tuple(token_ids))
+            work = await self._known(self._work(len(token_ids), max_tokens, history, objective), session_id, token_ids)
+            made = self._choose(objective, work)
+        return Planned(objective, work, made, tuple(token_ids), session_id)
+
+    async def _known(self, work: Work, session_id: str, token_ids: Sequence[int]) -> Work:
+        """The work, and what KV is saved for its tokens. Without a session nothing is looked up."""
+        if not session_id:
+            return work
+        history = work.history
+        start = work.history_tokens
+        states = await saved_states(
+            self._store,
+            TENANT,
+            session_id,
+            self._deployment.session_policy,
+            self._replica.model_fingerprint,
+            self._catalog.recipes.values(),
+            history,
+            [*(history.token_ids if history else ()), *token_ids],
+            (*(history.turns if history else ()), Turn(start, start + len(token_ids))),
+        )
+        is_hot = history is not None and self._replica.is_hot(TENANT, history)
+        return replace(work, states=states, is_hot=is_hot)
+
+    def _session_states(self, history: Manifest | None) -> dict[str, SavedState]:
+        found = {name: session_state(history, named) for name, named in self._catalog.recipes.items()}
+        return {name: state for name, state in found.items() if state is not None}
 
     def _work(self, prompt_tokens: int, max_tokens: int, history: Manifest | None, objective: Objective) -> Work:
         total = prompt_tokens + max_tokens + (0 if history is None else len(history.token_ids))
@@ -211,8 +245,7 @@ class LongContextService(pb_grpc.LongContextServicer):
     def _job(self, request_id: str, planned: Planned, params: SamplingParams, deadline_s: float | None) -> Job:
         session = None
         if planned.objective.session_id is not None:
-            history = planned.work.history
-            session = SessionUse(TENANT, history.session_id if history else new_session_id(), history)
+            session = SessionUse(TENANT, planned.session_id, planned.work.history)
         named = planned.plan.chosen.named
         return Job(
             request_id=request_id,
@@ -223,6 +256,7 @@ class LongContextService(pb_grpc.LongContextServicer):
             priority=planned.objective.priority,
             deadline_s=deadline_s,
             session=session,
+            restore=planned.plan.chosen.prediction.restore,
         )
 
     def _finish(

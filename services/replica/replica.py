@@ -24,7 +24,7 @@ from services.replica.restorer import Restorer
 from services.replica.saver import Store, TurnSaver
 from services.restore_plan import RestorePlan, SavedState, segments_past
 from services.sessions.policy import SessionPolicy
-from services.sessions.prefix import prefix_ids
+from services.sessions.prefix import prefix_ids, prefix_scope
 from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
 from swaa_runtime.kv_cache.restore import Restore
@@ -158,18 +158,10 @@ class Replica:
         request, session, policy = turn.request, turn.job.session, self._policy
         ids: dict[int, str] = {}
         tenant = "" if session is None else session.tenant
-        if session is not None and policy.checkpoint_tokens:
-            ids = dict(
-                prefix_ids(
-                    tenant,
-                    self.model_fingerprint,
-                    policy.kv_format,
-                    request.recipe,
-                    request.token_ids,
-                    request.turns,
-                    policy.checkpoint_tokens,
-                )
-            )
+        if session is not None:
+            scope = prefix_scope(tenant, session.session_id, policy)
+            fingerprint = self.model_fingerprint
+            ids = dict(prefix_ids(scope, fingerprint, policy, request.recipe, request.token_ids, request.turns))
         state = turn.job.restore.state if turn.job.restore is not None else None
         stored = () if state is None or state.kv_format != policy.kv_format else state.segments
 

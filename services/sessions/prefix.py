@@ -4,7 +4,7 @@ KV after the first n tokens of a prompt is a function of those tokens, of which 
 tokens of turns so far), of recipe, model and format. A chain of hashes over pieces of `piece_tokens` tokens names the
 state at every multiple of it in one pass:
 
-    h[0] = H(tenant, model, format, recipe)        h[k] = H(h[k-1], piece k: its token ids, its spans that look back)
+    h[0] = H(scope, model, format, recipe)         h[k] = H(h[k-1], piece k: its token ids, its spans that look back)
 """
 
 from __future__ import annotations
@@ -14,29 +14,36 @@ import json
 from array import array
 from collections.abc import Sequence
 
-from services.sessions.store import KVFormat
+from services.sessions.policy import SessionPolicy
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
 ID_BYTES = 16
 
 
+def prefix_scope(tenant: str, session_id: str, policy: SessionPolicy) -> str:
+    """Who may find a state: all sessions of the tenant, or, if they share none, only the session that saved it."""
+    return json.dumps([tenant] if policy.prefix_ttl_s else [tenant, session_id])
+
+
 def prefix_ids(
-    tenant: str,
+    scope: str,
     model_fingerprint: str,
-    kv_format: KVFormat,
+    policy: SessionPolicy,
     recipe: Recipe,
     token_ids: Sequence[int],
     turns: Sequence[Turn],
-    piece_tokens: int,
 ) -> list[tuple[int, str]]:
-    """(number of tokens, id) of the prefix states that these tokens go through, at multiples of `piece_tokens`.
+    """(number of tokens, id) of the prefix states that these tokens go through, at multiples of `checkpoint_tokens`.
 
     Args:
-        tenant: salts the chain, so that ids of one tenant say nothing about another's.
+        scope: salts the chain, so that ids of one tenant say nothing about another's (`prefix_scope`).
         turns: the turns of which `token_ids` are the beginning; of the last, only its prompt is known.
     """
-    salt = json.dumps([tenant, model_fingerprint, kv_format, recipe.to_mapping()], sort_keys=True)
+    if not policy.checkpoint_tokens:
+        return []
+    piece_tokens = policy.checkpoint_tokens
+    salt = json.dumps([scope, model_fingerprint, policy.kv_format, recipe.to_mapping()], sort_keys=True)
     link = hashlib.blake2b(salt.encode(), digest_size=ID_BYTES).digest()
     spans = _spans_that_look_back(recipe, turns)
     named: list[tuple[int, str]] = []

@@ -7,8 +7,10 @@ from typing import Any
 
 from services.cost import CostProfile
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
+from services.gateway.history import session_state
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.sla import Objective, SlaClass
+from services.restore_plan import RestorePlan
 from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.recipe import Recipe
@@ -58,7 +60,12 @@ def make_objective(**changes: Any) -> Objective:
 
 
 def make_work(prompt_tokens: int = 1000, **changes: Any) -> Work:
-    return replace(Work(prompt_tokens, max_tokens=100, history=None, continues=False, queue_ms=0.0), **changes)
+    """Work whose history, if there is one, can be restored as a gateway would find out."""
+    work = replace(Work(prompt_tokens, max_tokens=100, history=None, continues=False, queue_ms=0.0), **changes)
+    if work.history is None or "states" in changes:
+        return work
+    found = {name: session_state(work.history, named) for name, named in make_catalog().recipes.items()}
+    return replace(work, states={name: state for name, state in found.items() if state is not None})
 
 
 def make_manifest(recipe_name: str = "tail", num_tokens: int = 2000, num_bytes: int = 3 << 20) -> Manifest:
@@ -82,7 +89,8 @@ def make_manifest(recipe_name: str = "tail", num_tokens: int = 2000, num_bytes: 
 
 
 def make_candidate(name: str, misses: tuple[str, ...] = (), **prediction: Any) -> Candidate:
-    figures = Prediction(ttft_ms=1.0, tpot_ms=1.0, quality=1.0, kv_bytes=1, computed_tokens=1)
+    restore = RestorePlan("none", None, 0, 0, 1.0, "nothing is saved")
+    figures = Prediction(ttft_ms=1.0, tpot_ms=1.0, quality=1.0, kv_bytes=1, computed_tokens=1, restore=restore)
     return Candidate(make_catalog().recipes[name], replace(figures, **prediction), misses)
 
 

@@ -43,6 +43,7 @@ def test_the_table_is_the_protos() -> None:
         "SlaUnattainable": "FAILED_PRECONDITION",
         "ModelNotSupported": "FAILED_PRECONDITION",
         "OutOfCapacity": "RESOURCE_EXHAUSTED",
+        "QuotaExceeded": "RESOURCE_EXHAUSTED",
         "DeadlineExceeded": "DEADLINE_EXCEEDED",
         "RequestCancelled": "CANCELLED",
         "SessionCorrupt": "DATA_LOSS",

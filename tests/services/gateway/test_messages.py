@@ -124,7 +124,12 @@ def test_the_first_message_tells_plan_and_objective() -> None:
         sla_class="quality", ttft_ms=1.5, tpot_ms=2.5, min_quality=0.25, priority=-3, strict=True
     )
     assert accepted.prediction == pb.Prediction(
-        ttft_ms=12.0, tpot_ms=3.0, quality=0.75, kv_bytes=77, computed_tokens=55
+        ttft_ms=12.0,
+        tpot_ms=3.0,
+        quality=0.75,
+        kv_bytes=77,
+        computed_tokens=55,
+        restore=pb.RestorePlan(kind="none", reason="nothing is saved"),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from services.errors import SlaUnattainable
 from services.gateway.planner import Plan, Prediction, Work, misses, plan, predict
 from services.gateway.sla import Objective
+from services.restore_plan import SavedState
 from swaa_runtime.errors import InvalidRequest
 
 from .builders import BYTES_PER_TOKEN_LAYER, COST, NUM_LAYERS, make_catalog, make_manifest, make_objective, make_work
@@ -130,9 +131,25 @@ def test_a_saved_session_spares_its_own_recipe_the_history() -> None:
     seeing_all = NUM_LAYERS * (2000 + sum(range(2085, 2100 + 1)))  # that token, and the prompt's tail
     sliding = NUM_LAYERS * 84 * (64 + 4)
     assert same.ttft_ms == pytest.approx(3 * 2.0 + 10.0 + 101 * 0.1 + seeing_all * 1e-3 + sliding * 1e-4)
-    costly = predicted("tail", work, replace(COST, restore_ms_per_mib=1002.0))
-    assert costly.ttft_ms == pytest.approx(same.ttft_ms + 3 * 1000.0)
-    assert predicted("sliding", work, replace(COST, restore_ms_per_mib=1002.0)) == other
+    slower = predicted("tail", work, replace(COST, restore_ms_per_mib=12.0))
+    assert slower.ttft_ms == pytest.approx(same.ttft_ms + 3 * 10.0)
+    assert predicted("sliding", work, replace(COST, restore_ms_per_mib=12.0)) == other
+
+
+def test_a_state_in_memory_costs_nothing_to_restore_but_only_the_sessions_own() -> None:
+    work = make_work(100, history=make_manifest("tail", num_tokens=2000, num_bytes=3 << 20), continues=True)
+    hot = replace(work, is_hot=True)
+    assert predicted("tail", hot).ttft_ms == pytest.approx(predicted("tail", work).ttft_ms - 3 * 2.0)
+    assert predicted("tail", hot).restore.kind == "hot"
+    assert predicted("sliding", hot) == predicted("sliding", work)
+
+
+def test_a_prefix_spares_its_tokens() -> None:
+    state = SavedState("prefix", 800, make_manifest("full", 800, 1 << 20).segments, "raw")
+    alone, spared = make_work(1000), make_work(1000, states={"full": state})
+    assert predicted("full", spared).computed_tokens == 200
+    assert predicted("full", spared).ttft_ms < predicted("full", alone).ttft_ms
+    assert predicted("tail", spared) == predicted("tail", alone)
 
 
 def test_a_saved_session_changes_the_choice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.job import Done, Event, Job, SessionUse
 from services.replica.replica import Replica
+from services.replica.saver import Store
+from services.restore_plan import RestorePlan, SavedState
+from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest, SessionStore
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
@@ -70,10 +74,14 @@ class Rig:
     runner: HookedRunner
 
     async def used_blocks(self) -> int:
-        """Blocks in use and reserved, after all commands so far."""
-        return await self.loop.call(
-            lambda engine: engine.manager.pool.num_used_blocks + engine.manager.num_reserved_blocks
-        )
+        """Blocks in use and reserved beside those of parked states, after all commands so far."""
+
+        def count(engine: Engine) -> int:
+            engine.check_integrity()
+            parked = sum(request.num_held_blocks for request in engine.parked.requests)
+            return engine.manager.pool.num_used_blocks + engine.manager.num_reserved_blocks - 2 * parked
+
+        return await self.loop.call(count)
 
 
 @asynccontextmanager
@@ -90,9 +98,18 @@ async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Ri
         await asyncio.to_thread(loop.close)
 
 
-def make_replica(rig: Rig, store: SessionStore) -> Replica:
+def make_replica(rig: Rig, store: Store, **policy: Any) -> Replica:
     storage = rig.runner.storage
-    return Replica(tiny_model(), rig.loop, storage.bytes_per_block, storage.bytes_per_token_layer, store, 3600.0)
+    kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
+    return Replica(tiny_model(), rig.loop, storage.bytes_per_block, storage.bytes_per_token_layer, store, kept)
+
+
+def load_plan(manifest: Manifest | None, recipe: str) -> RestorePlan | None:
+    """As a gateway plans that finds loading the fastest: all of the session's state, if it is the recipe's."""
+    if manifest is None or manifest.recipe != RECIPES[recipe] or not manifest.num_kv_tokens:
+        return None
+    state = SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
+    return RestorePlan("load", state, 0, state.num_tokens, 0.0, "it is a test")
 
 
 def make_job(
@@ -103,7 +120,8 @@ def make_job(
     **options: Any,
 ) -> Job:
     tokens = random_tokens(prompt) if isinstance(prompt, int) else prompt
-    options = {"request_id": "r", **options}
+    manifest = None if session is None else session.manifest
+    options = {"request_id": uuid.uuid4().hex, "restore": load_plan(manifest, recipe), **options}
     return Job(
         prompt_token_ids=tuple(tokens),
         recipe_name=recipe,

@@ -133,18 +133,32 @@ class Objective(_message.Message):
     def __init__(self, sla_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., min_quality: _Optional[float] = ..., priority: _Optional[int] = ..., strict: _Optional[bool] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("ttft_ms", "tpot_ms", "quality", "kv_bytes", "computed_tokens")
+    __slots__ = ("ttft_ms", "tpot_ms", "quality", "kv_bytes", "computed_tokens", "restore")
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
     ttft_ms: float
     tpot_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
-    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., quality: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
+    restore: RestorePlan
+    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., quality: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., restore: _Optional[_Union[RestorePlan, _Mapping]] = ...) -> None: ...
+
+class RestorePlan(_message.Message):
+    __slots__ = ("kind", "source", "restored_tokens", "reason")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    source: str
+    restored_tokens: int
+    reason: str
+    def __init__(self, kind: _Optional[str] = ..., source: _Optional[str] = ..., restored_tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("request_id", "session_id", "recipe", "objective", "prediction", "predicted_to_meet", "reason", "prompt_tokens", "history_tokens")
