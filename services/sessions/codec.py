@@ -48,7 +48,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             model_fingerprint=manifest.model_fingerprint,
             kv_format=manifest.kv_format,
             num_kv_tokens=manifest.num_kv_tokens,
-            segments=[_encode_ref(ref) for ref in manifest.segments],
+            segments=[encode_ref(ref) for ref in manifest.segments],
             created_at_s=manifest.created_at_s,
             updated_at_s=manifest.updated_at_s,
             expires_at_s=manifest.expires_at_s,
@@ -56,17 +56,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     except ValueError as exc:  # a number that its field cannot hold
         raise IntegrityError(f"manifest of session {manifest.session_id!r}: {exc}") from exc
     payload = state.SerializeToString(deterministic=True)
-    return FORMAT + _digest(payload) + payload
+    return frame(payload)
 
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read what `encode_manifest` wrote. Raises SessionCorrupt for anything else, before it trusts any of it."""
-    if not data.startswith(FORMAT):
-        raise SessionCorrupt("manifest is not of the format this version reads")
-    start = len(FORMAT) + DIGEST_BYTES
-    payload = data[start:]
-    if data[len(FORMAT) : start] != _digest(payload):
-        raise SessionCorrupt("manifest fails its checksum")
+    payload = unframe(data, "manifest")
     try:
         state = pb.SessionState.FromString(payload)
         recipe = Recipe.from_mapping(_json_object(state.recipe_json))
@@ -82,7 +77,7 @@ def decode_manifest(data: bytes) -> Manifest:
         model_fingerprint=state.model_fingerprint,
         kv_format=_kv_format(state.kv_format),
         num_kv_tokens=state.num_kv_tokens,
-        segments=tuple(_decode_ref(segment) for segment in state.segments),
+        segments=tuple(decode_ref(segment) for segment in state.segments),
         created_at_s=state.created_at_s,
         updated_at_s=state.updated_at_s,
         expires_at_s=state.expires_at_s,
@@ -114,6 +109,22 @@ def decode_slice(ref: SegmentRef, data: bytes, num_kv_heads: int, head_dim: int,
     return KVSlice(ref.key, torch.frombuffer(bytearray(data), dtype=dtype).view(shape))
 
 
+def frame(payload: bytes) -> bytes:
+    """The payload behind magic, format version and checksum."""
+    return FORMAT + _digest(payload) + payload
+
+
+def unframe(data: bytes, what: str) -> bytes:
+    """The payload that `frame` was given. Raises SessionCorrupt, saying that it is `what`'s, for anything else."""
+    start = len(FORMAT) + DIGEST_BYTES
+    if not data.startswith(FORMAT):
+        raise SessionCorrupt(f"{what} is not of the format this version reads")
+    payload = data[start:]
+    if data[len(FORMAT) : start] != _digest(payload):
+        raise SessionCorrupt(f"{what} fails its checksum")
+    return payload
+
+
 def segment_id(data: bytes | memoryview) -> str:
     """The address of a segment: the hex digest of its bytes. Releases the GIL while it hashes."""
     return _digest(data).hex()
@@ -140,7 +151,8 @@ def _decode_turns(state: pb.SessionState) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _encode_ref(ref: SegmentRef) -> pb.SavedSegment:
+def encode_ref(ref: SegmentRef) -> pb.SavedSegment:
+    """The message for a segment."""
     return pb.SavedSegment(
         layers=ref.key.layers,
         start=ref.key.start,
@@ -150,7 +162,8 @@ def _encode_ref(ref: SegmentRef) -> pb.SavedSegment:
     )
 
 
-def _decode_ref(saved: pb.SavedSegment) -> SegmentRef:
+def decode_ref(saved: pb.SavedSegment) -> SegmentRef:
+    """The segment of a message, unchecked: see `segments_flaw`."""
     return SegmentRef(SliceKey(tuple(saved.layers), saved.start, saved.stop), saved.id.hex(), saved.num_bytes)
 
 
@@ -178,7 +191,7 @@ def _flaw(manifest: Manifest) -> str | None:
         return f"KV state of {manifest.num_kv_tokens} tokens, but {num_tokens} tokens"
     if not all(math.isfinite(time_s) for time_s in times):
         return "a time is not a number"
-    return _turns_flaw(manifest.turns, num_tokens) or _segments_flaw(manifest.segments, manifest.num_kv_tokens)
+    return _turns_flaw(manifest.turns, num_tokens) or segments_flaw(manifest.segments, manifest.num_kv_tokens)
 
 
 def _turns_flaw(turns: tuple[Turn, ...], num_tokens: int) -> str | None:
@@ -192,7 +205,8 @@ def _turns_flaw(turns: tuple[Turn, ...], num_tokens: int) -> str | None:
     return None if end == num_tokens else f"turns cover {end} of {num_tokens} tokens"
 
 
-def _segments_flaw(refs: tuple[SegmentRef, ...], num_kv_tokens: int) -> str | None:
+def segments_flaw(refs: tuple[SegmentRef, ...], num_kv_tokens: int) -> str | None:
+    """What is wrong with the segments of so many tokens, if anything."""
     sizes: dict[str, int] = {}
     for ref in refs:
         key = ref.key

@@ -3,44 +3,112 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.errors import StoreUnavailable
 
+Client = Redis | RedisCluster
+"""A server, the primary that sentinels name, or a cluster."""
 
-def connect(url: str, timeout_s: float) -> Redis:
-    """A client that connects at its first call, gives up a silent socket after `timeout_s`, and retries twice.
 
-    Args:
-        url: `redis://`, `rediss://` or `unix://`, see `redis.asyncio.from_url`.
-    Raises:
-        StoreUnavailable: if the URL cannot be understood; it is not repeated, as it may hold a password.
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script. Servers know it by its digest once they have run it; those that do not are sent its text.
+
+    redis-py's own script objects load it on all primaries of a cluster first, and fail if any of them is away.
     """
-    retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=2)
-    try:
-        return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
-    except ValueError:
-        raise StoreUnavailable(
-            "session store: its URL is not valid; it begins with redis://, rediss:// or unix://"
-        ) from None
+
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """What Redis calls it."""
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-@asynccontextmanager
-async def round_trip(client: Redis, timeout_s: float) -> AsyncIterator[None]:
-    """The one place where Redis's errors become ours, and where waiting for it ends: after `timeout_s` seconds."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except (RedisError, OSError) as exc:  # OSError: TimeoutError too
-        detail = str(exc) or f"no answer in {timeout_s} s"
-        text = f"session store: {type(exc).__name__}: {detail}"
-        secret = client.connection_pool.connection_kwargs.get("password")
-        if secret and secret in text:  # Redis repeats the arguments of a command that it does not know
-            raise StoreUnavailable(text.replace(secret, "***")) from None
-        raise StoreUnavailable(text) from exc
+@dataclass(frozen=True, slots=True)
+class RedisConnection:
+    """A client with the two things all callers share: how long they wait, and what errors they see.
+
+    Attributes:
+        timeout_s: bound of one round trip, in seconds.
+    """
+
+    client: Client
+    timeout_s: float
+
+    @asynccontextmanager
+    async def round_trip(self) -> AsyncIterator[None]:
+        """The one place where Redis's errors become StoreUnavailable, and where waiting for it ends."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                yield
+        except (RedisError, RedisClusterException, OSError) as exc:  # OSError: TimeoutError too
+            told = text = f"session store: {self._explain(exc)}"
+            for secret in _secrets(self.client):
+                told = told.replace(secret, "***")
+            if _is_read_only(exc):
+                await self._forget_server()
+            # Redis repeats the arguments of a command that it does not know
+            raise StoreUnavailable(told) from (exc if told == text else None)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """What the script answers. Raises StoreUnavailable."""
+        async with self.round_trip():
+            try:
+                return await self.client.evalsha(script.digest, len(keys), *keys, *args)
+            except NoScriptError:
+                return await self.client.eval(script.text, len(keys), *keys, *args)
+
+    async def ping(self) -> None:
+        """Return if the server answers. Raises StoreUnavailable."""
+        async with self.round_trip():
+            await cast(Awaitable[Any], self.client.ping())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.client.aclose()
+        if isinstance(self.client, Redis) and isinstance(pool := self.client.connection_pool, SentinelConnectionPool):
+            await pool.sentinel_manager.aclose()
+
+    def _explain(self, exc: Exception) -> str:
+        detail = str(exc)
+        if isinstance(exc, OutOfMemoryError) or "OOM " in detail:  # before Redis 7, scripts tell only so
+            return f"its memory is full: {detail}"
+        if _is_read_only(exc):
+            return f"it is read only: {detail}"
+        if isinstance(exc, TimeoutError | RedisTimeoutError):
+            return f"no answer in {self.timeout_s} s: {detail or type(exc).__name__}"
+        if isinstance(exc, RedisConnectionError | OSError):
+            return f"cannot be reached: {detail or type(exc).__name__}"
+        return f"{type(exc).__name__}: {detail}"
+
+    async def _forget_server(self) -> None:
+        """Connect anew at the next call: the server was a primary, and its name may mean another one by now."""
+        if isinstance(self.client, Redis):  # a cluster's servers send their clients on
+            await self.client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _is_read_only(exc: Exception) -> bool:
+    return isinstance(exc, ReadOnlyError) or "READONLY" in str(exc)
+
+
+def _secrets(client: Client) -> list[str]:
+    if isinstance(client, RedisCluster):
+        options = [client.connection_kwargs]
+    else:
+        pool = client.connection_pool
+        options = [pool.connection_kwargs]
+        if isinstance(pool, SentinelConnectionPool):
+            options.append(pool.sentinel_manager.sentinel_kwargs)
+    return [secret for option in options for name in ("password", "ssl_password") if (secret := option.get(name))]

@@ -221,9 +221,9 @@ def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redi
 
 def damage_one(raw: redis.Redis, session_id: str) -> None:
     """Flip a bit of a segment that only this session uses."""
-    for key in raw.scan_iter("swaa:{default}:refs:*"):
-        if raw.smembers(key) == {session_id.encode()}:
-            segment = key.replace(b":refs:", b":segment:")
+    for key in raw.scan_iter("swaa:{default}:users:*"):
+        if raw.zrange(key, 0, -1) == [f"session:{session_id}".encode()]:
+            segment = key.replace(b":users:", b":segment:")
             data = raw.get(segment)
             assert isinstance(data, bytes)
             raw.set(segment, data[:-1] + bytes([data[-1] ^ 1]))

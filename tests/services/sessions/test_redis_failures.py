@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 
 from services.errors import SessionNotFound, StoreUnavailable
 from services.sessions.embedded_redis import EmbeddedRedis
-from services.sessions.redis_connection import connect, round_trip
+from services.sessions.redis_connection import RedisConnection
 from services.sessions.redis_store import RedisSessionStore
+from services.sessions.redis_url import connect
 from services.sessions.store import SessionStore
 
 from .builders import asynchronous, make_session
@@ -186,7 +187,7 @@ async def test_a_password_that_redis_repeats_is_hidden() -> None:
     """A server too old for HELLO answers with the arguments that it did not understand, the password among them."""
     client = connect("redis://:correct-horse@127.0.0.1:1", 1.0)
     with pytest.raises(StoreUnavailable, match=r"\*\*\*") as caught:
-        async with round_trip(client, 1.0):
+        async with RedisConnection(client, 1.0).round_trip():
             raise redis.ResponseError("unknown command `HELLO`, with args beginning with: `AUTH`, `correct-horse`")
     assert "correct-horse" not in str(caught.value)
     assert caught.value.__suppress_context__

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
 
 from services.errors import SessionBusy, SessionCorrupt, SessionExpired, SessionNotFound, StaleSession
-from services.sessions import redis_store
+from services.sessions import redis_segments
+from services.sessions.redis_segments import RedisSegments
 from swaa_runtime.errors import IntegrityError, InvalidRequest
 
 from .builders import asynchronous, make_session
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.redis
 
 
 def segment_keys(raw: redis.Redis) -> set[bytes | str]:
-    return {*raw.keys("swaa:{acme}:segment:*"), *raw.keys("swaa:{acme}:refs:*")}
+    return {*raw.keys("swaa:{acme}:segment:*"), *raw.keys("swaa:{acme}:users:*")}
 
 
 @asynchronous
@@ -70,16 +72,16 @@ async def test_a_segment_deleted_between_upload_and_commit_is_sent_again(
 ) -> None:
     saved = make_session()
     async with open_store() as store:
-        upload, uploads = store._upload, 0
+        upload, uploads = RedisSegments.upload, 0
 
-        async def upload_then_lose(*args: object) -> None:
+        async def upload_then_lose(*args: Any) -> None:
             nonlocal uploads
-            await upload(*args)  # type: ignore[arg-type]
+            await upload(*args)
             uploads += 1
             if uploads == 1:
                 raw.delete(*raw.keys("*:segment:*"))
 
-        monkeypatch.setattr(store, "_upload", upload_then_lose)
+        monkeypatch.setattr(RedisSegments, "upload", upload_then_lose)
         await store.save("acme", saved.manifest, saved.segments, 0)
         assert uploads == 2
         assert await store.fetch("acme", saved.manifest.segments)
@@ -91,13 +93,14 @@ async def test_a_writer_that_comes_too_late_does_not_shorten_what_it_shares(
 ) -> None:
     saved = make_session()
     async with open_store() as store, open_store() as late:
-        upload = late._upload
+        upload = RedisSegments.upload
 
-        async def upload_after_the_other(*args: object) -> None:
+        async def upload_after_the_other(*args: Any) -> None:
+            monkeypatch.setattr(RedisSegments, "upload", upload)
             await store.save("acme", saved.manifest, saved.segments, 0)
-            await upload(*args)  # type: ignore[arg-type]
+            await upload(*args)
 
-        monkeypatch.setattr(late, "_upload", upload_after_the_other)
+        monkeypatch.setattr(RedisSegments, "upload", upload_after_the_other)
         with pytest.raises(StaleSession):
             await late.save("acme", replace(saved.manifest, recipe_name="other"), saved.segments, 0)
     assert raw.ttl("swaa:{acme}:segment:" + saved.manifest.segments[0].segment_id) > 3600
@@ -120,20 +123,20 @@ async def test_a_writer_that_stops_before_the_manifest_leaves_the_last_turn(
     first, second = make_session(version=1), make_session(version=2)
     async with open_store() as store:
         await store.save("acme", first.manifest, first.segments, 0)
-        upload = store._upload
+        upload = RedisSegments.upload
 
-        async def upload_then_die(*args: object) -> None:
-            await upload(*args)  # type: ignore[arg-type]
+        async def upload_then_die(*args: Any) -> None:
+            await upload(*args)
             raise asyncio.CancelledError
 
-        monkeypatch.setattr(store, "_upload", upload_then_die)
+        monkeypatch.setattr(RedisSegments, "upload", upload_then_die)
         with pytest.raises(asyncio.CancelledError):
             await store.save("acme", second.manifest, second.segments, 1)
 
         assert (await store.get("acme", "chat")).version == 1
         assert await store.fetch("acme", first.manifest.segments)
         for digest in second.segments.keys() - first.segments.keys():
-            assert 0 < raw.ttl("swaa:{acme}:segment:" + digest) <= redis_store.UPLOAD_TTL_S
+            assert 0 < raw.ttl("swaa:{acme}:segment:" + digest) <= redis_segments.UPLOAD_TTL_S
 
 
 @asynchronous
@@ -188,7 +191,7 @@ async def test_a_damaged_manifest_is_corrupt_and_can_be_deleted(open_store: Open
 
 @asynchronous
 async def test_lifetimes(open_store: OpenStore, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "MARGIN_S", 0.2)
+    monkeypatch.setattr(redis_segments, "MARGIN_S", 0.2)
     saved = make_session()
     async with open_store(ttl_s=1.0) as store:
         await store.save("acme", saved.manifest, saved.segments, 0)
@@ -249,7 +252,7 @@ async def test_a_lease_runs_out_unless_it_is_renewed(open_store: OpenStore) -> N
 async def test_many_small_and_large_segments_travel_in_batches(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(redis_segments, "BATCH_BYTES", 1000)
     saved = make_session(version=1, layers=20)  # one segment of 9,600 bytes
     async with open_store() as store:
         await store.save("acme", saved.manifest, saved.segments, 0)
