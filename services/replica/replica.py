@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from services.errors import SessionBusy, SessionCorrupt, StaleSession, StoreUnavailable
 from services.replica.engine_loop import EngineLoop
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
+from services.sessions.check import check_segments, check_tokens
 from services.sessions.codec import decode_slice, encode_slice, segment_id
 from services.sessions.store import Manifest, SegmentRef, SessionStore
 from swaa_runtime.engine import Finished, PrefillProgress, RestoredState, SavedState
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
-from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, new_request
@@ -142,6 +142,7 @@ class Replica:
             )
         if manifest.model_fingerprint != self.model_fingerprint:
             raise InvalidRequest("x-swaa-session", session.session_id, "belongs to another model")
+        check_tokens(manifest, self.shape)
         if manifest.recipe != recipe:
             return _History(manifest, None, f"recomputed: it was saved under recipe {manifest.recipe_name}", 0.0)
         started_s = time.monotonic()
@@ -153,15 +154,11 @@ class Replica:
         return _History(manifest, restored, "restored", (time.monotonic() - started_s) * 1e3)
 
     async def _fetch(self, tenant: str, manifest: Manifest) -> RestoredState:
-        expected = needed_slices(
-            manifest.recipe.resolve(self.shape.num_layers), manifest.num_kv_tokens, self.bytes_per_token_layer
-        )
-        if [ref.key for ref in manifest.segments] != expected:
-            raise SessionCorrupt(f"session {manifest.session_id}: its segments are not those its recipe needs")
-        blobs = await self._store.fetch(tenant, manifest.segments)
         shape = self.shape
+        check_segments(manifest, shape)
+        blobs = await self._store.fetch(tenant, manifest.segments)
         slices = tuple(
-            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype)
+            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, manifest.kv_format)
             for ref, blob in zip(manifest.segments, blobs, strict=True)
         )
         return RestoredState(manifest.num_kv_tokens, slices)
@@ -243,7 +240,7 @@ class Replica:
 
 def _encode(state: SavedState) -> tuple[dict[object, SegmentRef], dict[str, memoryview]]:
     refs: dict[object, SegmentRef] = {}
-    blobs: dict[str, memoryview] = {}
+    blobs: dict[str, memoryview | bytes] = {}
     for part in state.slices:
         blob = encode_slice(part)
         name = segment_id(blob)
