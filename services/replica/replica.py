@@ -238,7 +238,7 @@ class Replica:
         return SessionOutcome(manifest.version, True, "", history.how, num_bytes)
 
 
-def _encode(state: SavedState) -> tuple[dict[object, SegmentRef], dict[str, memoryview]]:
+def _encode(state: SavedState) -> tuple[dict[object, SegmentRef], dict[str, memoryview | bytes]]:
     refs: dict[object, SegmentRef] = {}
     blobs: dict[str, memoryview | bytes] = {}
     for part in state.slices:

@@ -45,6 +45,7 @@ def test_the_table_is_the_protos() -> None:
         "OutOfCapacity": "RESOURCE_EXHAUSTED",
         "DeadlineExceeded": "DEADLINE_EXCEEDED",
         "RequestCancelled": "CANCELLED",
+        "QuotaExceeded": "RESOURCE_EXHAUSTED",
         "SessionCorrupt": "DATA_LOSS",
         "StoreUnavailable": "UNAVAILABLE",
         "EngineFailed": "UNAVAILABLE",
