@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks import workload
 from benchmarks.quality import read_recipes
 from swaa_runtime.engine import Engine
-from swaa_runtime.outputs import Finished
 from swaa_runtime.model.loader import LoadedModel, load_model
+from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 

@@ -20,8 +20,8 @@ import torch
 from benchmarks import workload
 from benchmarks.needles import NeedleSample, make_sample
 from swaa_runtime.engine import Engine
-from swaa_runtime.outputs import Finished
 from swaa_runtime.model.loader import LoadedModel, load_model
+from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -108,6 +108,22 @@ class LongContextClient:
                 yield response
         finally:
             call.cancel()
+
+    async def export_session(self, session_id: str) -> AsyncGenerator[bytes, None]:
+        """The session as the bytes of a file. What came before an error is no session."""
+        call = self.stub.ExportSession(pb.ExportSessionRequest(session_id=session_id))
+        try:
+            async for response in call:
+                if response.WhichOneof("part") == "chunk":
+                    yield response.chunk
+        finally:
+            call.cancel()
+
+    async def import_session(self, file: IO[bytes]) -> pb.Session:
+        """Open a session from such a file; it is read from where it is to its end."""
+        pieces = (pb.ImportSessionRequest(chunk=chunk) for chunk in iter(lambda: file.read(PIECE_BYTES), b""))
+        session: pb.Session = await self.stub.ImportSession(pieces)
+        return session
 
 
 def _pieces(text: str, sampling: pb.Sampling | None) -> Iterator[pb.GenerateUploadRequest]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ask, show
+from services.cli import ask, show, transfer
 from services.client import Headers
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Long prompts on full-attention models at sliding-window cost; the recipe is picked per request from its SLA.",
 )
-sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork and delete sessions.")
+sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork, delete, export and import sessions.")
 app.add_typer(sessions_app, name="sessions")
 
 Server = Annotated[str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")]
@@ -162,6 +162,25 @@ def sessions_fork(session_id: SessionId, server: Server = DEFAULT_SERVER) -> Non
 def sessions_delete(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
     """Forget a session."""
     _run(show.delete_session(server, session_id))
+
+
+@sessions_app.command("export")
+def sessions_export(
+    session_id: SessionId,
+    file: Annotated[Path, typer.Argument(help="File to write; replaced once the session is whole.")],
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Write a session, tokens and KV state, to a file."""
+    _run(transfer.export_session(server, session_id, file))
+
+
+@sessions_app.command("import")
+def sessions_import(
+    file: Annotated[Path, typer.Argument(help="File that `swaa sessions export` wrote.")],
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Open a session from a file; prints the new one."""
+    _run(transfer.import_session(server, file))
 
 
 @app.command()

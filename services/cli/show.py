@@ -103,19 +103,19 @@ async def list_sessions(server: str, limit: int) -> None:
     """A table of sessions."""
     async with LongContextClient(server) as client:
         answer = await client.stub.ListSessions(pb.ListSessionsRequest(limit=limit))
-    _print_sessions(list(answer.sessions))
+    print_sessions(list(answer.sessions))
 
 
 async def get_session(server: str, session_id: str) -> None:
     """One session."""
     async with LongContextClient(server) as client:
-        _print_sessions([await client.stub.GetSession(pb.GetSessionRequest(session_id=session_id))])
+        print_sessions([await client.stub.GetSession(pb.GetSessionRequest(session_id=session_id))])
 
 
 async def fork_session(server: str, session_id: str) -> None:
     """The copy."""
     async with LongContextClient(server) as client:
-        _print_sessions([await client.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id))])
+        print_sessions([await client.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id))])
 
 
 async def delete_session(server: str, session_id: str) -> None:
@@ -125,7 +125,8 @@ async def delete_session(server: str, session_id: str) -> None:
     _console().print(f"deleted {session_id}")
 
 
-def _print_sessions(sessions: list[pb.Session]) -> None:
+def print_sessions(sessions: list[pb.Session]) -> None:
+    """A table of these sessions."""
     table = Table()
     for name in ("session", "version", "turns", "tokens", "recipe", "KV MiB", "updated", "expires"):
         table.add_column(name, no_wrap=name == "session")

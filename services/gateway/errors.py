@@ -1,6 +1,12 @@
-"""The one table from this project's errors to gRPC status codes."""
+"""The one table from this project's errors to gRPC status codes, and how an RPC ends by it."""
 
 from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -22,6 +28,10 @@ from swaa_runtime.errors import (
     RequestCancelled,
     SwaaError,
 )
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -46,3 +56,17 @@ def status_code(error: SwaaError) -> grpc.StatusCode:
         if cls in STATUS_CODES:
             return STATUS_CODES[cls]
     return grpc.StatusCode.INTERNAL
+
+
+@contextlib.asynccontextmanager
+async def aborting(context: Context) -> AsyncIterator[None]:
+    """End the RPC with the status of whatever error of ours comes out of the body."""
+    try:
+        yield
+    except SwaaError as exc:
+        await context.abort(status_code(exc), str(exc))
+    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+        raise
+    except Exception as exc:
+        logger.exception("unexpected error")
+        await context.abort(grpc.StatusCode.INTERNAL, f"unexpected {type(exc).__name__}; see the server's log")

@@ -8,6 +8,12 @@ MAX_PROMPT_BYTES = 8 << 20
 MAX_UPLOAD_BYTES = 64 << 20
 """UTF-8 bytes of a prompt sent in pieces."""
 
+MAX_ARCHIVE_BYTES = 4 << 30
+"""KV bytes of an imported session; they are kept in a temporary file until the session is whole."""
+
+ARCHIVE_CHUNK_BYTES = 1 << 20
+"""Bytes of an exported session in one message, at most."""
+
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + (1 << 20)
 """gRPC's limit on a message, both ways: above the prompt's, so that the prompt's own error names the bound."""
 

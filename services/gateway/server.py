@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
+from services.gateway.errors import Context
 from services.gateway.limits import GRPC_OPTIONS
-from services.gateway.service import Context, LongContextService
+from services.gateway.service import LongContextService
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from swaa_runtime.errors import InvalidRequest
@@ -51,9 +52,13 @@ class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except DecodeError as exc:
                 return Malformed(str(exc))
 
-        if handler.request_streaming:  # of those here, all stream their answers as well
+        if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 _pieces(handler.stream_stream), lenient, handler.response_serializer
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                _collecting(handler.stream_unary), lenient, handler.response_serializer
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -90,16 +95,24 @@ def _stream(method: Any) -> Any:
 
 def _pieces(method: Any) -> Any:
     async def checked(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async def well_formed() -> AsyncIterator[Any]:
-            async for request in requests:
-                if isinstance(request, Malformed):
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
-                yield request
-
-        async for response in method(well_formed(), context):
+        async for response in method(_well_formed(requests, context), context):
             yield response
 
     return checked
+
+
+def _collecting(method: Any) -> Any:
+    async def checked(requests: AsyncIterator[Any], context: Context) -> Any:
+        return await method(_well_formed(requests, context), context)
+
+    return checked
+
+
+async def _well_formed(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
+        yield request
 
 
 class GatewayServer:

@@ -9,39 +9,31 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
-
-import grpc
 
 from services.cost import CostProfile
 from services.gateway import messages, planner
 from services.gateway.catalog import Catalog
-from services.gateway.errors import status_code
+from services.gateway.errors import Context, aborting
 from services.gateway.history import saved_states, session_state
 from services.gateway.limits import MAX_UPLOAD_BYTES
 from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.sessions import TENANT, SessionRpcs, new_session_id
 from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.job import Done, Job, SessionUse
 from services.replica.replica import Replica
 from services.replica.saver import Store
 from services.restore_plan import SavedState
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest
-from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, SwaaError
+from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
 from swaa_runtime.visibility import Turn
 
 logger = logging.getLogger(__name__)
-
-TENANT = "default"  # authentication, and with it more tenants, is not part of this service yet
-MAX_SESSIONS_LISTED = 1000
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +58,7 @@ class Planned:
     session_id: str
 
 
-class LongContextService(pb_grpc.LongContextServicer):
+class LongContextService(SessionRpcs):
     """Stateless: all it knows is the catalogue, the cost profile, the store and the replica it was given."""
 
     def __init__(
@@ -78,12 +70,11 @@ class LongContextService(pb_grpc.LongContextServicer):
         replica: Replica,
         store: Store,
     ) -> None:
+        super().__init__(replica, store, deployment.session_policy)
         self._deployment = deployment
         self._catalog = catalog
         self._cost = cost
         self._encoder = encoder
-        self._replica = replica
-        self._store = store
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
@@ -154,32 +145,6 @@ class LongContextService(pb_grpc.LongContextServicer):
         messages.catalog_message(self._catalog, response)
         return response
 
-    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
-        """See the proto."""
-        async with aborting(context):
-            return messages.session_message(await self._store.get(TENANT, request.session_id))
-
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
-        """See the proto."""
-        async with aborting(context):
-            limit = request.limit if request.HasField("limit") else 100
-            if not 1 <= limit <= MAX_SESSIONS_LISTED:
-                raise InvalidRequest("limit", limit, f"must be in 1..{MAX_SESSIONS_LISTED}")
-            sessions = await self._store.list_sessions(TENANT, limit)
-            return pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
-
-    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
-        """See the proto."""
-        async with aborting(context):
-            forked = await self._store.fork(TENANT, request.session_id, new_session_id())
-            return messages.session_message(forked)
-
-    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
-        """See the proto."""
-        async with aborting(context):
-            await self._store.delete(TENANT, request.session_id)
-            return pb.DeleteSessionResponse()
-
     async def _objective(self, context: Context) -> tuple[Objective, Manifest | None]:
         """What the headers ask for, and the session they name."""
         objective = parse_headers(context.invocation_metadata() or (), self._catalog.sla_classes)
@@ -214,7 +179,7 @@ class LongContextService(pb_grpc.LongContextServicer):
             self._store,
             TENANT,
             session_id,
-            self._deployment.session_policy,
+            self._policy,
             self._replica.model_fingerprint,
             self._catalog.recipes.values(),
             history,
@@ -287,25 +252,6 @@ class LongContextService(pb_grpc.LongContextServicer):
             "missed" if missed else "met",
         )
         return messages.finish_message(done, planned.work, session_id, timings, missed)
-
-
-@contextlib.asynccontextmanager
-async def aborting(context: Context) -> AsyncIterator[None]:
-    """End the RPC with the status of whatever error of ours comes out of the body."""
-    try:
-        yield
-    except SwaaError as exc:
-        await context.abort(status_code(exc), str(exc))
-    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
-        raise
-    except Exception as exc:
-        logger.exception("unexpected error")
-        await context.abort(grpc.StatusCode.INTERNAL, f"unexpected {type(exc).__name__}; see the server's log")
-
-
-def new_session_id() -> str:
-    """An id nobody can guess."""
-    return uuid.uuid4().hex
 
 
 def _deadline_s(context: Context) -> float | None:

@@ -23,6 +23,7 @@ from services.replica.lease import Leases
 from services.replica.restorer import Restorer
 from services.replica.saver import Store, TurnSaver
 from services.restore_plan import RestorePlan, SavedState, segments_past
+from services.sessions.check import check_state, check_tokens
 from services.sessions.policy import SessionPolicy
 from services.sessions.prefix import prefix_ids, prefix_scope
 from services.sessions.store import Manifest, SegmentRef
@@ -69,7 +70,7 @@ class Replica:
         self._store = store
         self._policy = policy
         self._leases = Leases(store)
-        self._restorer = Restorer(engine, store, loaded.shape, bytes_per_token_layer)
+        self._restorer = Restorer(engine, store, loaded.shape)
         self._remaining_tokens: dict[str, int] = {}
         self._hot = HotSessions(engine)
 
@@ -137,6 +138,7 @@ class Replica:
             )
         if manifest.model_fingerprint != self.model_fingerprint:
             raise InvalidRequest("x-swaa-session", session.session_id, "belongs to another model")
+        check_tokens(manifest, self.shape)
         return manifest
 
     def _request(self, job: Job, manifest: Manifest | None) -> Request:
@@ -185,7 +187,7 @@ class Replica:
             turn.history = "hot"
             return stream
         try:
-            self._restorer.check(request.rules, state.num_tokens, state.segments)
+            check_state(request.rules, state.num_tokens, state.segments, state.kv_format, self.shape)
         except SessionCorrupt as exc:
             turn.history = f"recomputed: {exc}"
             return self.engine.submit(request)

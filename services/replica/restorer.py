@@ -6,14 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from services.errors import SessionCorrupt
 from services.replica.engine_loop import EngineLoop
 from services.sessions.codec import decode_slice
 from services.sessions.store import KVFormat, SegmentRef, SessionStore
-from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.loader import ModelShape
-from swaa_runtime.recipe import LayerRule
 
 BATCH_BYTES = 16 << 20
 """Of segments, per fetch: large enough for the store's full rate, small enough to overlap."""
@@ -22,17 +19,10 @@ BATCH_BYTES = 16 << 20
 class Restorer:
     """Fetches states of one model from the store into one engine."""
 
-    def __init__(self, engine: EngineLoop, store: SessionStore, shape: ModelShape, bytes_per_token_layer: int) -> None:
+    def __init__(self, engine: EngineLoop, store: SessionStore, shape: ModelShape) -> None:
         self._engine = engine
         self._store = store
         self._shape = shape
-        self._bytes_per_token_layer = bytes_per_token_layer
-
-    def check(self, rules: Sequence[LayerRule], num_tokens: int, segments: Sequence[SegmentRef]) -> None:
-        """Raise SessionCorrupt unless these are the segments of a state of so many tokens under these rules."""
-        expected = needed_slices(rules, num_tokens, self._bytes_per_token_layer)
-        if [ref.key for ref in segments] != expected:
-            raise SessionCorrupt("its segments are not those its recipe needs")
 
     async def feed(self, tenant: str, request_id: str, segments: Sequence[SegmentRef], kv_format: KVFormat) -> None:
         """Bring all segments into a request that waits for them.
@@ -55,7 +45,7 @@ class Restorer:
     def _decode(self, refs: Sequence[SegmentRef], blobs: Sequence[bytes], kv_format: KVFormat) -> list[KVSlice]:
         shape = self._shape
         return [
-            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype)
+            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, kv_format)
             for ref, blob in zip(refs, blobs, strict=True)
         ]
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from services.errors import QuotaExceeded, SessionCorrupt, StoreUnavailable
 from services.sessions.codec import encode_slice, segment_id
 from services.sessions.policy import SessionPolicy
-from services.sessions.store import Manifest, PrefixStore, SavedPrefix, SegmentRef, SessionStore
+from services.sessions.store import KVFormat, Manifest, PrefixStore, SavedPrefix, SegmentRef, SessionStore
 from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.outputs import Checkpoint, ExportedState, StateSlices
@@ -92,14 +92,15 @@ class TurnSaver:
             logger.warning("session %s: turn not saved: %s", manifest.session_id, exc)
             return str(exc)
         self.saved_bytes += sum(len(blob) for blob in self._blobs.values())
-        with contextlib.suppress(StoreUnavailable):  # they go by their time to live
-            await self._store.delete_prefixes(self._tenant, [self._prefix_ids[at] for at in self._superfluous()])
+        if superfluous := [self._prefix_ids[at] for at in self._superfluous()]:
+            with contextlib.suppress(StoreUnavailable):  # they go by their time to live
+                await self._store.delete_prefixes(self._tenant, superfluous)
         return ""
 
     async def _work(self) -> None:
         while (output := await self._outputs.get()) is not None:
             if isinstance(output, StateSlices):
-                refs, blobs = await asyncio.to_thread(_encode, output.slices)
+                refs, blobs = await asyncio.to_thread(_encode, output.slices, self._policy.kv_format)
                 self._refs |= refs
                 self._blobs |= blobs
             else:
@@ -132,11 +133,13 @@ class TurnSaver:
         return [at for at, count in pieces.items() if count & (count - 1) and at != max(pieces)]
 
 
-def _encode(slices: Iterable[KVSlice]) -> tuple[dict[SliceKey, SegmentRef], dict[str, memoryview | bytes]]:
+def _encode(
+    slices: Iterable[KVSlice], kv_format: KVFormat
+) -> tuple[dict[SliceKey, SegmentRef], dict[str, memoryview | bytes]]:
     refs: dict[SliceKey, SegmentRef] = {}
     blobs: dict[str, memoryview | bytes] = {}
     for part in slices:
-        blob = encode_slice(part)
+        blob = encode_slice(part, kv_format)
         name = segment_id(blob)
         refs[part.key] = SegmentRef(part.key, name, len(blob))
         blobs[name] = blob

@@ -4,8 +4,8 @@ A manifest is stored as
 
     | magic "SWAA" | format version, 1 byte | BLAKE2b-128 of all that follows, 16 bytes | protobuf SessionState |
 
-A segment is the little-endian memory of one KV slice and nothing else: its address is the digest of its bytes, and its
-shape follows from the manifest. Data only: nothing here can make the reader run code.
+A segment is one KV slice in the manifest's format (`kv_format`) and nothing else: its address is the digest of its
+bytes, and its shape follows from the manifest. Data only: nothing here can make the reader run code.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from services.errors import SessionCorrupt
 from services.pb.swaa.v1 import session_state_pb2 as pb
+from services.sessions.kv_format import pack, unpack
 from services.sessions.store import KVFormat, Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError, InvalidRecipe
 from swaa_runtime.kv_cache.slices import SliceKey
@@ -87,26 +88,37 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def encode_slice(part: KVSlice) -> memoryview:
-    """The slice's bytes, without a copy where its tensor is contiguous; valid as long as the tensor is not written."""
-    flat = part.data.detach().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data  # numpy has no bfloat16, but bytes are bytes
+def encode_slice(part: KVSlice, kv_format: KVFormat = "raw") -> memoryview | bytes:
+    """The slice's bytes. Raw ones are its tensor's own memory where that is contiguous: valid until it is written."""
+    return pack(part.data, kv_format)
 
 
-def decode_slice(ref: SegmentRef, data: bytes, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVSlice:
-    """The slice that `ref` describes, in memory of its own. Raises SessionCorrupt if `data` is not of exactly its size.
+def decode_slice(
+    ref: SegmentRef,
+    data: bytes,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    kv_format: KVFormat = "raw",
+) -> KVSlice:
+    """The slice that `ref` describes, in memory of its own.
 
     Args:
         data: bytes whose digest the store has checked.
         num_kv_heads, head_dim, dtype: the model's.
+
+    Raises:
+        SessionCorrupt: if `data` is not what `encode_slice` makes of such a slice; before memory is taken for it.
     """
-    shape = (len(ref.key.layers), 2, ref.key.stop - ref.key.start, num_kv_heads, head_dim)
-    expected_bytes = math.prod(shape) * dtype.itemsize
-    if len(data) != expected_bytes:
-        raise SessionCorrupt(
-            f"segment {ref.segment_id} has {len(data)} bytes; {ref.key} needs {expected_bytes} for this model"
-        )
-    return KVSlice(ref.key, torch.frombuffer(bytearray(data), dtype=dtype).view(shape))
+    try:
+        return KVSlice(ref.key, unpack(data, slice_shape(ref.key, num_kv_heads, head_dim), dtype, kv_format))
+    except SessionCorrupt as exc:
+        raise SessionCorrupt(f"segment {ref.segment_id} of {ref.key}: {exc} for this model") from exc
+
+
+def slice_shape(key: SliceKey, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int, int]:
+    """The shape of a slice's tensor: layers, K and V, tokens, heads, elements."""
+    return len(key.layers), 2, key.stop - key.start, num_kv_heads, head_dim
 
 
 def frame(payload: bytes) -> bytes:

@@ -73,7 +73,11 @@ def test_the_command_tells_its_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*((name,) for name in COMMANDS), *(("sessions", name) for name in ("list", "get", "fork", "delete"))]
+    "command",
+    [
+        *((name,) for name in COMMANDS),
+        *(("sessions", name) for name in ("list", "get", "fork", "delete", "export", "import")),
+    ],
 )
 def test_every_command_tells_its_options(command: tuple[str, ...]) -> None:
     ran = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
@@ -99,7 +103,7 @@ def test_generate_from_a_file_prints_the_answer_and_nothing_else(service: Servic
     assert "session" not in error
 
 
-def test_a_session_from_standard_input(service: Service) -> None:
+def test_a_session_from_standard_input(service: Service, tmp_path: Path) -> None:
     options = ("--raw", "--max-tokens", "4", "--recipe", "full", "-s", service.address)
     _, error = succeed("generate", *options, "--session", "new", stdin=b"The ship \xe2\x82\xac")
     found = re.search(r"session (\w+) saved as version 1 .*history none", error)
@@ -115,8 +119,18 @@ def test_a_session_from_standard_input(service: Service) -> None:
     out, _ = succeed("sessions", "fork", found[1], "-s", service.address)
     [copy] = set(re.findall(r"\b[0-9a-f]{32}\b", out))
     assert copy != found[1]
+    file = tmp_path / "chat.swaa"
+    out, _ = succeed("sessions", "export", found[1], str(file), "-s", service.address)
+    assert out == f"exported {found[1]}: {file.stat().st_size:,} bytes\n"
+    assert file.stat().st_mode & 0o077 == 0, "a conversation is nobody else's to read"
+    out, _ = succeed("sessions", "import", str(file), "-s", service.address)
+    assert re.search(r"\b(?!" + found[1] + r")[0-9a-f]{32}\W+1\W+2\W+\d+\W+full", out), out
     out, _ = succeed("sessions", "delete", found[1], "-s", service.address)
     assert out == f"deleted {found[1]}\n"
+    before = file.read_bytes()
+    assert fail("sessions", "export", found[1], str(file), "-s", service.address).startswith("NOT_FOUND: ")
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
     assert f"NOT_FOUND: no session '{found[1]}'" in fail("sessions", "get", found[1], "-s", service.address)
 
 
@@ -190,6 +204,8 @@ def test_text_that_is_not_utf_8_is_not_sent() -> None:
     ("arguments", "said"),
     [
         (("generate", "/nowhere/at/all"), "cannot read /nowhere/at/all: No such file or directory"),
+        (("sessions", "import", "/nowhere/at/all"), "cannot read /nowhere/at/all: No such file or directory"),
+        (("sessions", "export", "a", "/nowhere/at/all"), "cannot write /nowhere/at/all: No such file or directory"),
         (("generate", "--max-tokens", "many"), "Invalid value for '--max-tokens'"),
         (("bake",), "No such command 'bake'"),
     ],

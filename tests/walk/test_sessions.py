@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import grpc
@@ -135,6 +135,51 @@ def test_get_list_fork_and_delete(service: Service) -> None:
     assert session_id not in [item.session_id for item in listed(service)]
     again = run_turn(service, MORE, session(other, "full"))
     assert again.finish.session.history == "restored", "the fork keeps what they shared"
+
+
+def exported(service: Service, session_id: str) -> tuple[pb.Session, list[bytes]]:
+    """What an export says, and its chunks."""
+    first, *rest = service.stub.ExportSession(pb.ExportSessionRequest(session_id=session_id), timeout=60)
+    assert first.WhichOneof("part") == "session"
+    assert {message.WhichOneof("part") for message in rest} == {"chunk"}
+    return first.session, [message.chunk for message in rest]
+
+
+def imported(service: Service, chunks: Iterable[bytes]) -> pb.Session:
+    requests = (pb.ImportSessionRequest(chunk=chunk) for chunk in chunks)
+    answer: pb.Session = service.stub.ImportSession(requests, timeout=60)
+    return answer
+
+
+@pytest.mark.parametrize("recipe", ["full", "sliding"])
+def test_an_exported_session_goes_on_after_it_was_deleted(service: Service, recipe: str) -> None:
+    session_id = run_turn(service, log_of(10, seed=9000) + QUESTION, session("new", recipe)).session_id
+    copy = fork(service, session_id)
+    expected = run_turn(service, MORE, session(copy, recipe))
+    said, chunks = exported(service, session_id)
+    assert said == get(service, session_id)
+    assert max(map(len, chunks)) <= 1 << 20
+    for gone in (session_id, copy):
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=gone), timeout=30)
+
+    back = imported(service, chunks)
+
+    assert back == get(service, back.session_id)
+    assert back.session_id not in (session_id, copy)
+    assert (back.version, back.num_tokens, back.kv_bytes) == (1, said.num_tokens, said.kv_bytes)
+    turn = run_turn(service, MORE, session(back.session_id, recipe))
+    assert turn.finish.session.history == "restored"
+    assert turn.token_ids == expected.token_ids
+
+
+def test_a_damaged_file_opens_no_session(service: Service) -> None:
+    session_id = run_turn(service, DOCUMENT, session("new")).session_id
+    before = {item.session_id for item in listed(service, limit=1000)}
+    data = b"".join(exported(service, session_id)[1])
+    for damaged in (data[:-1], data + b"\0", data[:-1] + bytes([data[-1] ^ 1]), b"", b"PK\x03\x04"):
+        with refused(grpc.StatusCode.DATA_LOSS, "archive"):
+            imported(service, [damaged[at : at + (1 << 20)] for at in range(0, len(damaged), 1 << 20)])
+    assert {item.session_id for item in listed(service, limit=1000)} == before
 
 
 def test_unknown_sessions_are_not_found(service: Service) -> None:

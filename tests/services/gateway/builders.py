@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import grpc
+
 from services.cost import CostProfile
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.history import session_state
@@ -98,3 +100,18 @@ def make_plan() -> Plan:
     chosen = make_candidate("tail", ttft_ms=12.0, tpot_ms=3.0, quality=0.75, kv_bytes=77, computed_tokens=55)
     other = make_candidate("sliding", ("quality 0.00 is below 0.50",), quality=0.0)
     return Plan(chosen, "because", (chosen, other))
+
+
+class FakeContext:
+    """Ends an RPC as grpc.aio does: by an exception."""
+
+    def __init__(self, remaining_s: float | None = None) -> None:
+        self.remaining_s = remaining_s
+        self.status: tuple[grpc.StatusCode, str] | None = None
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.status = (code, details)
+        raise grpc.aio.AbortError
+
+    def time_remaining(self) -> float | None:
+        return self.remaining_s

@@ -9,10 +9,13 @@ import grpc
 import pytest
 
 from services.errors import SessionBusy
+from services.gateway.errors import aborting
 from services.gateway.server import GatewayServer
-from services.gateway.service import _deadline_s, aborting
+from services.gateway.service import _deadline_s
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
+
+from .builders import FakeContext
 
 
 def make_server(listen: str) -> GatewayServer:
@@ -43,21 +46,6 @@ def test_an_address_that_is_none_is_refused(listen: str) -> None:
 
     with pytest.raises(InvalidRequest, match="listen is"):
         asyncio.run(run())
-
-
-class FakeContext:
-    """Ends an RPC as grpc.aio does: by an exception."""
-
-    def __init__(self, remaining_s: float | None = None) -> None:
-        self.remaining_s = remaining_s
-        self.status: tuple[grpc.StatusCode, str] | None = None
-
-    async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        self.status = (code, details)
-        raise grpc.aio.AbortError
-
-    def time_remaining(self) -> float | None:
-        return self.remaining_s
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str] | None:

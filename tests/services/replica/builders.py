@@ -83,6 +83,15 @@ class Rig:
 
         return await self.loop.call(count)
 
+    async def forget(self) -> None:
+        """Drop all parked states, as an engine does that needs the room: the next turn comes from the store."""
+
+        def evict(engine: Engine) -> None:
+            while engine.parked:
+                engine.parked.evict_oldest()
+
+        await self.loop.call(evict)
+
 
 @asynccontextmanager
 async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Rig]:

@@ -13,11 +13,11 @@ import pytest
 import redis
 
 from services.errors import SessionBusy, SessionCorrupt, SessionNotFound, StaleSession, StoreUnavailable
-from services.replica import replica as replica_module
+from services.replica import lease
 from services.replica.job import Done, Event, SessionUse
 from services.replica.replica import Replica
+from services.replica.saver import Store
 from services.sessions.embedded_redis import EmbeddedRedis
-from services.sessions.store import SessionStore
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, OutOfCapacity, RequestCancelled
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import FinishReason
@@ -29,6 +29,7 @@ from .builders import (
     RECIPES,
     SESSION,
     TENANT,
+    Rig,
     assert_greedy,
     asynchronous,
     make_job,
@@ -111,8 +112,9 @@ async def test_a_later_turn_saves_only_what_it_added(open_store: OpenStore) -> N
     assert sum(ref.num_bytes for ref in manifest.segments) == 616 * per_token
 
 
-async def assert_recomputed(replica: Replica, store: SessionStore, reason: str, recipe: str = "tail") -> None:
+async def assert_recomputed(rig: Rig, replica: Replica, store: Store, reason: str, recipe: str = "tail") -> None:
     """The next turn recomputes the history, says why, gives the oracle's tokens, and the one after it is restored."""
+    await rig.forget()
     before = await store.get(TENANT, SESSION)
     history = len(before.token_ids)
     ran = await run_turn(replica, make_job(11, await next_use(store), recipe))
@@ -122,6 +124,7 @@ async def assert_recomputed(replica: Replica, store: SessionStore, reason: str, 
     assert outcome.saved
     assert ran.done.num_restored_tokens == 0
     assert ran.progress[-1].num_computed_tokens == history + 11
+    await rig.forget()
     again = await run_turn(replica, make_job(3, await next_use(store), recipe))
     assert again.done.session is not None
     assert again.done.session.history == "restored"
@@ -144,7 +147,7 @@ async def test_a_damaged_segment_is_recomputed(open_store: OpenStore, raw: redis
             raw.set(key, blob[:-1])
         else:
             raw.delete(key)
-        await assert_recomputed(replica, store, "segment ")
+        await assert_recomputed(rig, replica, store, "segment ")
         assert_greedy(await store.get(TENANT, SESSION), "tail")
 
 
@@ -154,7 +157,7 @@ async def test_another_recipe_recomputes_the_history_under_itself(open_store: Op
     async with running_engine() as rig, open_store() as store:
         replica = make_replica(rig, store)
         await run_turn(replica, make_job(60, NEW, "tail"))
-        await assert_recomputed(replica, store, "it was saved under recipe tail", recipe)
+        await assert_recomputed(rig, replica, store, "nothing of it is saved under this recipe", recipe)
         assert (await store.get(TENANT, SESSION)).recipe == RECIPES[recipe]
 
 
@@ -166,7 +169,7 @@ async def test_segments_that_are_not_the_recipes_are_not_trusted(open_store: Ope
         manifest = await store.get(TENANT, SESSION)
         assert len(manifest.segments) > 1
         await store.save(TENANT, replace(manifest, version=2, segments=manifest.segments[1:]), {}, 1)
-        await assert_recomputed(replica, store, "session chat: its segments are not those its recipe needs")
+        await assert_recomputed(rig, replica, store, "its segments are not those its recipe needs")
 
 
 @asynchronous
@@ -214,7 +217,7 @@ async def test_the_lease_is_free_and_the_turn_saved_when_done_arrives(open_store
 
 @asynchronous
 async def test_a_turn_longer_than_the_lease_keeps_it(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_module, "LEASE_RENEW_S", 0.05)
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
     async with running_engine() as rig, open_store(lease_ttl_ms=400) as store:
         async with contextlib.aclosing(make_replica(rig, store).generate(make_job(20, NEW))) as events:
             await up_to_first_token(events)
@@ -241,7 +244,7 @@ class DeafStore(FakeSessionStore):
 
 @asynchronous
 async def test_a_turn_ends_even_if_its_lease_is_just_being_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_module, "LEASE_RENEW_S", 0.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.0)
     async with running_engine() as rig:
         store = DeafStore()
         async with contextlib.aclosing(make_replica(rig, store).generate(make_job(20, NEW))) as events:
@@ -253,7 +256,7 @@ async def test_a_turn_ends_even_if_its_lease_is_just_being_renewed(monkeypatch: 
 
 
 @asynchronous
-async def test_a_turn_that_is_overtaken_is_not_saved_and_says_so(open_store: OpenStore) -> None:
+async def test_a_turn_that_is_overtaken_is_aborted_and_changes_nothing(open_store: OpenStore) -> None:
     async with running_engine() as rig, open_store() as store:
         replica = make_replica(rig, store)
         await run_turn(replica, make_job(20, NEW))
@@ -261,11 +264,9 @@ async def test_a_turn_that_is_overtaken_is_not_saved_and_says_so(open_store: Ope
             await up_to_first_token(events)
             other = replace(await store.get(TENANT, SESSION), version=2)
             await store.save(TENANT, other, {}, 1)
-            done = [event async for event in events][-1]
-        assert isinstance(done, Done)
-        assert done.session is not None
-        assert (done.session.saved, done.session.version, done.session.saved_bytes) == (False, 1, 0)
-        assert done.session.error == "session 'chat' is at version 2, not 1"
+            with pytest.raises(StaleSession, match="session 'chat' is at version 2, not 1"):
+                [event async for event in events]
+        assert await rig.used_blocks() == 0
         assert (await store.get(TENANT, SESSION)).token_ids == other.token_ids
 
 
@@ -277,13 +278,18 @@ async def test_a_session_deleted_meanwhile_stays_deleted(open_store: OpenStore) 
         async with contextlib.aclosing(replica.generate(make_job(5, await next_use(store)))) as events:
             await up_to_first_token(events)
             await store.delete(TENANT, SESSION)
-            done = [event async for event in events][-1]
-        assert isinstance(done, Done)
-        assert done.session is not None
-        assert not done.session.saved
-        assert done.session.error
+            with pytest.raises(StaleSession):
+                [event async for event in events]
         with pytest.raises(SessionNotFound):
             await store.get(TENANT, SESSION)
+
+
+async def until_free(store: Store) -> None:
+    while True:
+        with contextlib.suppress(SessionBusy):
+            await store.acquire(TENANT, SESSION, "probe")
+            return await store.release(TENANT, SESSION, "probe")
+        await asyncio.sleep(0.1)
 
 
 @asynchronous
@@ -308,6 +314,7 @@ async def test_without_its_store_a_turn_goes_on_and_is_not_saved(private_redis: 
             await run_turn(replica, make_job(20, NEW))
         assert (await run_turn(replica, make_job(20))).tokens, "turns without a session need no store"
         private_redis.start()
+        await asyncio.wait_for(until_free(store), 10)  # it is kept trying to give the lease back
         again = await run_turn(replica, make_job(20, NEW))
         assert again.done.session is not None
         assert again.done.session.saved
@@ -358,9 +365,10 @@ async def test_a_deadline_in_mid_prefill_ends_the_turn_and_saves_nothing(open_st
 @asynchronous
 async def test_a_request_ended_by_others_is_cancelled(open_store: OpenStore) -> None:
     async with running_engine() as rig, open_store() as store:
-        events = make_replica(rig, store).generate(make_job(20, max_tokens=1000))
+        job = make_job(20, max_tokens=1000)
+        events = make_replica(rig, store).generate(job)
         await up_to_first_token(events)
-        rig.loop.cancel("r")
+        rig.loop.cancel(job.request_id)
         with pytest.raises(RequestCancelled):
             async for _ in events:
                 pass

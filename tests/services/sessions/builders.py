@@ -10,14 +10,25 @@ from typing import Any
 
 import torch
 
-from services.sessions.codec import encode_slice, segment_id
-from services.sessions.store import Manifest, SegmentRef
-from swaa_runtime.kv_cache.slices import SliceKey
+from services.sessions.codec import encode_slice, segment_id, slice_shape
+from services.sessions.store import KVFormat, Manifest, SegmentRef
+from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
 from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.model.loader import ModelShape
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
 NUM_KV_HEADS, HEAD_DIM, TOKENS_PER_TURN = 2, 4, 16
+
+SHAPE = ModelShape(
+    num_layers=4,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    vocab_size=1000,
+    max_model_tokens=4096,
+    dtype=torch.bfloat16,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,36 @@ def make_session(session_id: str = "chat", version: int = 1, seed: int = 0, laye
         expires_at_s=2.0,
     )
     return Saved(manifest, segments, slices)
+
+
+def make_state(kv_format: KVFormat = "raw", num_tokens: int = 600, seed: int = 0) -> Saved:
+    """A session of the model of SHAPE that has all the parts which its recipe needs, and fits the model in all."""
+    recipe = Recipe(window=40, sink_tokens=2, full_layers="1::2")
+    generator = torch.Generator().manual_seed(seed)
+    bytes_per_token_layer = 2 * SHAPE.num_kv_heads * SHAPE.head_dim * SHAPE.dtype.itemsize
+    refs, segments, slices = [], {}, []
+    for key in needed_slices(recipe.resolve(SHAPE.num_layers), num_tokens - 1, bytes_per_token_layer):
+        shape = slice_shape(key, SHAPE.num_kv_heads, SHAPE.head_dim)
+        slices.append(KVSlice(key, torch.randn(shape, generator=generator).to(SHAPE.dtype)))
+        data = bytes(encode_slice(slices[-1], kv_format))
+        refs.append(SegmentRef(key, segment_id(data), len(data)))
+        segments[refs[-1].segment_id] = data
+    manifest = Manifest(
+        session_id="state",
+        version=2,
+        token_ids=tuple(torch.randint(0, SHAPE.vocab_size, (num_tokens,), generator=generator).tolist()),
+        turns=(Turn(0, 50, 60), Turn(60, num_tokens - 10, num_tokens)),
+        recipe=recipe,
+        recipe_name="interleaved",
+        model_fingerprint="model-bf16",
+        kv_format=kv_format,
+        num_kv_tokens=num_tokens - 1,
+        segments=tuple(refs),
+        created_at_s=1.0,
+        updated_at_s=2.0,
+        expires_at_s=3.0,
+    )
+    return Saved(manifest, dict(segments), slices)
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -171,6 +171,7 @@ def test_a_contiguous_slice_is_encoded_without_a_copy() -> None:
     data = torch.zeros(1, 2, 4, NUM_KV_HEADS, HEAD_DIM)
     view = encode_slice(KVSlice(SliceKey((0,), 0, 4), data))
     data.fill_(1.0)
+    assert isinstance(view, memoryview)
     assert view.nbytes == len(view) == data.nbytes
     assert bytes(view[:4]) == b"\x00\x00\x80\x3f"
 

@@ -74,6 +74,16 @@ class LongContextStub:
                 request_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
+        self.ExportSession = channel.unary_stream(
+                '/swaa.v1.LongContext/ExportSession',
+                request_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportSession = channel.stream_unary(
+                '/swaa.v1.LongContext/ImportSession',
+                request_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ImportSessionRequest.SerializeToString,
+                response_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class LongContextServicer:
@@ -130,6 +140,22 @@ class LongContextServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSession(self, request, context):
+        """The session as one file, tokens and KV state: first `session`, then chunks of at most 1 MiB. ABORTED if a turn was
+        saved meanwhile. The chunks' format is the service's own; only ImportSession needs to understand it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSession(self, request_iterator, context):
+        """Opens a session, of a new id and version 1, from what ExportSession gave, in chunks of any size. INVALID_ARGUMENT if
+        it is of another model or larger than the service takes, DATA_LOSS if it is damaged; then nothing is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LongContextServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -172,6 +198,16 @@ def add_LongContextServicer_to_server(servicer, server):
                     servicer.DeleteSession,
                     request_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionRequest.FromString,
                     response_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionRequest.FromString,
+                    response_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'ImportSession': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportSession,
+                    request_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ImportSessionRequest.FromString,
+                    response_serializer=services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.Session.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +426,60 @@ class LongContext:
             '/swaa.v1.LongContext/DeleteSession',
             services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionRequest.SerializeToString,
             services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/swaa.v1.LongContext/ExportSession',
+            services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionRequest.SerializeToString,
+            services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/swaa.v1.LongContext/ImportSession',
+            services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.ImportSessionRequest.SerializeToString,
+            services_dot_pb_dot_swaa_dot_v1_dot_long__context__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,165 @@
+"""The RPCs that read, copy and move sessions; none of them runs the model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from typing import Self
+
+from services.errors import SessionCorrupt, SessionNotFound, StaleSession
+from services.gateway import messages
+from services.gateway.errors import Context, aborting
+from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from services.replica.replica import Replica
+from services.replica.saver import Store
+from services.sessions.archive import distinct_segments, read_archive, write_archive
+from services.sessions.check import check_segments, check_tokens
+from services.sessions.policy import SessionPolicy
+from services.sessions.prefix import prefix_ids, prefix_scope
+from services.sessions.store import Manifest, SegmentRef
+from swaa_runtime.errors import InvalidRequest
+
+TENANT = "default"  # authentication, and with it more tenants, is not part of this service yet
+MAX_SESSIONS_LISTED = 1000
+
+
+class SessionRpcs(pb_grpc.LongContextServicer):
+    """Stateless: sessions are the store's, and what model they are of is the replica's to say."""
+
+    def __init__(self, replica: Replica, store: Store, policy: SessionPolicy) -> None:
+        self._replica = replica
+        self._policy = policy
+        self._store = store
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
+        """See the proto."""
+        async with aborting(context):
+            return messages.session_message(await self._store.get(TENANT, request.session_id))
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        """See the proto."""
+        async with aborting(context):
+            limit = request.limit if request.HasField("limit") else 100
+            if not 1 <= limit <= MAX_SESSIONS_LISTED:
+                raise InvalidRequest("limit", limit, f"must be in 1..{MAX_SESSIONS_LISTED}")
+            sessions = await self._store.list_sessions(TENANT, limit)
+            return pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
+        """See the proto."""
+        async with aborting(context):
+            forked = await self._store.fork(TENANT, request.session_id, new_session_id())
+            return messages.session_message(forked)
+
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
+        """See the proto."""
+        async with aborting(context):
+            prefixes: list[str] = []
+            with contextlib.suppress(SessionCorrupt, SessionNotFound):  # what cannot be read can still be deleted
+                prefixes = self._prefixes(await self._store.get(TENANT, request.session_id))
+            await self._store.delete(TENANT, request.session_id)
+            await self._store.delete_prefixes(TENANT, prefixes)
+            return pb.DeleteSessionResponse()
+
+    async def ExportSession(
+        self, request: pb.ExportSessionRequest, context: Context
+    ) -> AsyncIterator[pb.ExportSessionResponse]:
+        """See the proto."""
+        async with aborting(context):
+            manifest = await self._store.get(TENANT, request.session_id)
+            yield pb.ExportSessionResponse(session=messages.session_message(manifest))
+
+            async def fetch(ref: SegmentRef) -> bytes:
+                return await self._fetch(manifest, ref)
+
+            async with contextlib.aclosing(write_archive(manifest, fetch)) as pieces:
+                async for piece in pieces:
+                    for start in range(0, len(piece), ARCHIVE_CHUNK_BYTES):
+                        yield pb.ExportSessionResponse(chunk=piece[start : start + ARCHIVE_CHUNK_BYTES])
+
+    async def ImportSession(
+        self, request_iterator: AsyncIterator[pb.ImportSessionRequest], context: Context
+    ) -> pb.Session:
+        """See the proto."""
+        async with aborting(context):
+            manifest, segments = await read_archive(request.chunk async for request in request_iterator)
+            self._check_import(manifest)
+            with SegmentSpool() as spool:
+                async for ref, data in segments:
+                    spool.add(ref.segment_id, data)
+                imported = replace(manifest, session_id=new_session_id(), version=1, created_at_s=time.time())
+                await self._store.save(TENANT, imported, spool, expected_version=0)
+            return messages.session_message(await self._store.get(TENANT, imported.session_id))
+
+    def _prefixes(self, manifest: Manifest) -> list[str]:
+        """Prefix states that the session's prompts have left: they go with it, whoever else might have used them."""
+        scope = prefix_scope(TENANT, manifest.session_id, self._policy)
+        tokens, turns, recipe = manifest.token_ids, manifest.turns, manifest.recipe
+        ids = prefix_ids(scope, self._replica.model_fingerprint, self._policy, recipe, tokens, turns)
+        return [prefix_id for _, prefix_id in ids]
+
+    async def _fetch(self, manifest: Manifest, ref: SegmentRef) -> bytes:
+        """One segment. Raises StaleSession or SessionNotFound if it is gone because the session moved on."""
+        try:
+            [data] = await self._store.fetch(TENANT, [ref])
+        except SessionCorrupt:
+            now = await self._store.get(TENANT, manifest.session_id)
+            if now.version != manifest.version:
+                raise StaleSession(
+                    f"session {manifest.session_id!r} moved from version {manifest.version} to {now.version}"
+                ) from None
+            raise
+        return data
+
+    def _check_import(self, manifest: Manifest) -> None:
+        """Raise InvalidRequest for a session that this service does not take, SessionCorrupt for one that is none."""
+        if manifest.model_fingerprint != self._replica.model_fingerprint:
+            raise InvalidRequest("chunk", f"a session of model {manifest.model_fingerprint}", "must be of this model")
+        num_bytes = sum(ref.num_bytes for ref in distinct_segments(manifest))
+        if num_bytes > MAX_ARCHIVE_BYTES:
+            raise InvalidRequest("chunk", f"{num_bytes} bytes of KV", f"must be at most {MAX_ARCHIVE_BYTES} bytes")
+        check_tokens(manifest, self._replica.shape)
+        check_segments(manifest, self._replica.shape)
+
+
+class SegmentSpool(Mapping[str, bytes]):
+    """Segments by id, in a temporary file without a name: what is in memory is what is just being read."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `__exit__`
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def add(self, segment_id: str, data: bytes) -> None:
+        """Put a segment at the end."""
+        self._file.write(data)
+        self._places[segment_id] = (self._end, len(data))
+        self._end += len(data)
+
+    def __getitem__(self, segment_id: str) -> bytes:
+        start, num_bytes = self._places[segment_id]
+        return os.pread(self._file.fileno(), num_bytes, start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+
+def new_session_id() -> str:
+    """An id nobody can guess."""
+    return uuid.uuid4().hex
