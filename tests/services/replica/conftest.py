@@ -49,8 +49,10 @@ def private_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 def store_opener(server: EmbeddedRedis) -> OpenStore:
     @asynccontextmanager
-    async def open_store(**options: Any) -> AsyncIterator[RedisSessionStore]:
-        store = RedisSessionStore(Redis.from_url(server.url), **{"ttl_s": 3600.0, **options})
+    async def open_store(
+        kind: type[RedisSessionStore] = RedisSessionStore, **options: Any
+    ) -> AsyncIterator[RedisSessionStore]:
+        store = kind(Redis.from_url(server.url), **{"ttl_s": 3600.0, **options})
         try:
             yield store
         finally:
