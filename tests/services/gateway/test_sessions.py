@@ -16,6 +16,7 @@ from services.gateway import sessions
 from services.gateway.server import SERVICE_NAME, GatewayServer
 from services.gateway.sessions import TENANT, SegmentSpool, SessionRpcs
 from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat, Manifest, SessionStore
 from swaa_runtime.recipe import Recipe
 from tests.services.sessions.builders import SHAPE, Saved, asynchronous, make_state
@@ -35,9 +36,12 @@ async def put(store: SessionStore, saved: Saved) -> None:
         await store.save(TENANT, replace(saved.manifest, version=version + 1), saved.segments, version)
 
 
+POLICY = SessionPolicy(ttl_s=3600.0, checkpoint_tokens=8, prefix_ttl_s=60.0)
+
+
 def make_rpcs(store: FakeSessionStore) -> SessionRpcs:
     replica: Any = SimpleNamespace(model_fingerprint="model-bf16", shape=SHAPE)
-    return SessionRpcs(replica, store)
+    return SessionRpcs(replica, store, POLICY)
 
 
 async def export(rpcs: SessionRpcs, session_id: str = "state") -> tuple[pb.Session, list[bytes]]:
