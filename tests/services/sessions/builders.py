@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,21 @@ from typing import Any
 import torch
 
 from services.sessions.codec import encode_slice, segment_id
-from services.sessions.store import Manifest, SegmentRef
+from services.sessions.store import Manifest, SavedPrefix, SegmentRef
 from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
 NUM_KV_HEADS, HEAD_DIM, TOKENS_PER_TURN = 2, 4, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What one call of `save_prefix` takes."""
+
+    prefix: SavedPrefix
+    segments: dict[str, memoryview | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,13 @@ def make_session(session_id: str = "chat", version: int = 1, seed: int = 0, laye
         expires_at_s=2.0,
     )
     return Saved(manifest, segments, slices)
+
+
+def make_prefix(seed: int = 0, version: int = 1, layers: int = 2) -> Cached:
+    """The KV state of `make_session`'s session of that seed and version, as a prefix: they share their segments."""
+    saved = make_session(version=version, seed=seed, layers=layers)
+    prefix_id = hashlib.sha256(f"{seed} {version} {layers}".encode()).hexdigest()
+    return Cached(SavedPrefix(prefix_id, saved.manifest.num_kv_tokens, saved.manifest.segments), saved.segments)
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
