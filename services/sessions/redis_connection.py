@@ -78,7 +78,10 @@ class RedisConnection:
     async def close(self) -> None:
         """Close all connections."""
         await self.client.aclose()
-        if isinstance(self.client, Redis) and isinstance(pool := self.client.connection_pool, SentinelConnectionPool):
+        if isinstance(self.client, RedisCluster):
+            for nodes in ("nodes_cache", "startup_nodes"):  # after a call that failed, it thinks that it has none
+                await self.client.nodes_manager.aclose(nodes)
+        elif isinstance(pool := self.client.connection_pool, SentinelConnectionPool):
             await pool.sentinel_manager.aclose()
 
     def _explain(self, exc: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from services.sessions.codec import encode_slice, segment_id, slice_shape
-from services.sessions.store import KVFormat, Manifest, SegmentRef
+from services.sessions.store import KVFormat, Manifest, SavedPrefix, SegmentRef
 from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.loader import ModelShape
@@ -29,6 +30,14 @@ SHAPE = ModelShape(
     max_model_tokens=4096,
     dtype=torch.bfloat16,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What one call of `save_prefix` takes."""
+
+    prefix: SavedPrefix
+    segments: dict[str, memoryview | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,13 @@ def make_state(kv_format: KVFormat = "raw", num_tokens: int = 600, seed: int = 0
         expires_at_s=3.0,
     )
     return Saved(manifest, dict(segments), slices)
+
+
+def make_prefix(seed: int = 0, version: int = 1, layers: int = 2) -> Cached:
+    """The KV state of `make_session`'s session of that seed and version, as a prefix: they share their segments."""
+    saved = make_session(version=version, seed=seed, layers=layers)
+    prefix_id = hashlib.sha256(f"{seed} {version} {layers}".encode()).hexdigest()
+    return Cached(SavedPrefix(prefix_id, saved.manifest.num_kv_tokens, saved.manifest.segments), saved.segments)
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

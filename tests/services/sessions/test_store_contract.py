@@ -1,4 +1,4 @@
-"""What every `SessionStore` does: Redis's, and the fake that other tests use."""
+"""What every store of sessions and prefixes does: Redis's, and the fake that other tests use."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
 
-from services.errors import SessionBusy, SessionCorrupt, SessionExpired, SessionNotFound, StaleSession
-from services.sessions.codec import decode_slice
-from services.sessions.store import SessionStore
+from services.errors import (
+    QuotaExceeded,
+    SessionBusy,
+    SessionCorrupt,
+    SessionExpired,
+    SessionNotFound,
+    StaleSession,
+)
+from services.sessions.codec import decode_slice, encode_manifest
+from services.sessions.prefix_codec import encode_prefix
+from services.sessions.store import Manifest, PrefixStore, SavedPrefix, SessionStore
 
-from .builders import HEAD_DIM, NUM_KV_HEADS, asynchronous, make_session
+from .builders import HEAD_DIM, NUM_KV_HEADS, asynchronous, make_prefix, make_session
 from .fake_store import FakeSessionStore
 
-Open = Callable[..., AbstractAsyncContextManager[SessionStore]]
+
+class Store(SessionStore, PrefixStore, Protocol):
+    """Both in one, and what they store."""
+
+    async def usage(self, tenant: str) -> int: ...
+
+
+Open = Callable[..., AbstractAsyncContextManager[Store]]
 
 
 @pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.redis)])
@@ -28,7 +43,7 @@ def open_any(request: pytest.FixtureRequest) -> Open:
         return opener
 
     @asynccontextmanager
-    async def open_fake(**kwargs: Any) -> AsyncIterator[SessionStore]:
+    async def open_fake(**kwargs: Any) -> AsyncIterator[Store]:
         yield FakeSessionStore(**kwargs)
 
     return open_fake
@@ -221,3 +236,185 @@ async def test_a_lease_is_one_owners(open_any: Open) -> None:
         await store.acquire("acme", "other", "two")
         await store.release("acme", "chat", "one")
         await store.acquire("acme", "chat", "two")
+
+
+@asynchronous
+async def test_a_fence_grows_whenever_the_lease_changes_hands(open_any: Open) -> None:
+    async with open_any() as store:
+        first = await store.acquire("acme", "chat", "one")
+        await store.renew("acme", "chat", "one")
+        assert await store.acquire("acme", "chat", "one") == first
+        await store.release("acme", "chat", "one")
+        assert await store.acquire("acme", "chat", "one") == first
+        await store.release("acme", "chat", "one")
+        second = await store.acquire("acme", "chat", "two")
+        await store.release("acme", "chat", "two")
+        third = await store.acquire("acme", "chat", "one")
+        assert first < second < third
+
+
+@asynchronous
+async def test_a_writer_whose_lease_was_taken_over_loses(open_any: Open) -> None:
+    first, second = make_session(), make_session(version=2)
+    async with open_any() as store:
+        old = await store.acquire("acme", "chat", "one")
+        await store.save("acme", first.manifest, first.segments, 0, old)
+        await store.release("acme", "chat", "one")
+        new = await store.acquire("acme", "chat", "two")
+        with pytest.raises(StaleSession, match=r"chat.*somebody else took its lease"):
+            await store.save("acme", second.manifest, second.segments, 1, old)
+        assert (await store.get("acme", "chat")).version == 1
+        await store.save("acme", second.manifest, second.segments, 1, new)
+        other = await store.acquire("acme", "other", "two")
+        await store.save("acme", replace(first.manifest, session_id="other"), first.segments, 0, other)
+
+
+@asynchronous
+async def test_a_lease_that_nobody_took_still_writes(open_any: Open) -> None:
+    saved = make_session()
+    async with open_any() as store:
+        fence = await store.acquire("acme", "chat", "one")
+        await store.release("acme", "chat", "one")
+        await store.save("acme", saved.manifest, saved.segments, 0, fence)
+
+
+@asynchronous
+async def test_the_first_prefix_that_is_stored_is_found(open_any: Open) -> None:
+    short, long = make_prefix(version=1), make_prefix(version=3)
+    async with open_any() as store:
+        await store.save_prefix("acme", short.prefix, short.segments, 60.0)
+        await store.save_prefix("acme", long.prefix, long.segments, 60.0)
+        ids = [f"unknown-{number}" for number in range(3000)]
+        assert await store.find_prefix("acme", [*ids, long.prefix.prefix_id, short.prefix.prefix_id]) == long.prefix
+        assert await store.find_prefix("acme", [short.prefix.prefix_id, long.prefix.prefix_id]) == short.prefix
+        assert await store.find_prefix("acme", ids) is None
+        assert await store.find_prefix("acme", []) is None
+        assert await store.find_prefix("globex", [short.prefix.prefix_id]) is None
+        assert await store.fetch("acme", long.prefix.segments) == [bytes(data) for data in long.segments.values()]
+        await store.delete_prefixes("acme", [long.prefix.prefix_id, "unknown"])
+        await store.delete_prefixes("acme", [])
+        found = await store.find_prefix("acme", [long.prefix.prefix_id, short.prefix.prefix_id])
+        assert found == short.prefix
+        with pytest.raises(SessionCorrupt):
+            await store.fetch("acme", long.prefix.segments)
+
+
+@asynchronous
+async def test_sessions_and_prefixes_share_segments(open_any: Open) -> None:
+    saved, cached = make_session(), make_prefix()
+    assert saved.segments.keys() == cached.segments.keys()
+    async with open_any() as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        await store.save_prefix("acme", cached.prefix, {}, 60.0)
+        await store.delete("acme", "chat")
+        assert await store.fetch("acme", cached.prefix.segments)
+        await store.save("acme", saved.manifest, {}, 0)
+        await store.delete_prefixes("acme", [cached.prefix.prefix_id])
+        assert await store.fetch("acme", saved.manifest.segments)
+
+
+@asynchronous
+async def test_a_prefix_is_not_saved_without_its_segments(open_any: Open) -> None:
+    cached = make_prefix()
+    async with open_any() as store:
+        with pytest.raises(SessionCorrupt, match=next(iter(cached.segments))):
+            await store.save_prefix("acme", cached.prefix, {}, 60.0)
+        assert await store.find_prefix("acme", [cached.prefix.prefix_id]) is None
+
+
+def stored_bytes(*parts: Manifest | SavedPrefix) -> int:
+    """What these take together."""
+    sizes = {ref.segment_id: ref.num_bytes for part in parts for ref in part.segments}
+    encoded = [encode_manifest(part) if isinstance(part, Manifest) else encode_prefix(part) for part in parts]
+    return sum(sizes.values()) + sum(len(data) for data in encoded)
+
+
+@asynchronous
+async def test_usage_counts_each_segment_once(open_any: Open) -> None:
+    first, second, cached = make_session(), make_session(version=2), make_prefix(version=2)
+    async with open_any() as store:
+        await store.save("acme", first.manifest, first.segments, 0)
+        chat = await store.get("acme", "chat")
+        assert await store.usage("acme") == stored_bytes(chat)
+        await store.save("acme", second.manifest, second.segments, 1)
+        chat = await store.get("acme", "chat")
+        assert await store.usage("acme") == stored_bytes(chat)
+        copy = await store.fork("acme", "chat", "copy")
+        await store.save_prefix("acme", cached.prefix, cached.segments, 60.0)
+        assert await store.usage("acme") == stored_bytes(chat, copy, cached.prefix)
+        assert await store.usage("globex") == 0
+        await store.delete("acme", "chat")
+        assert await store.usage("acme") == stored_bytes(copy, cached.prefix)
+        await store.delete("acme", "copy")
+        await store.delete_prefixes("acme", [cached.prefix.prefix_id])
+        assert await store.usage("acme") == 0
+
+
+@asynchronous
+async def test_what_does_not_fit_is_refused_and_changes_nothing(open_any: Open) -> None:
+    first, second = make_session(), make_session(version=2)
+    async with open_any() as store:  # to learn what they take
+        await store.save("acme", first.manifest, first.segments, 0)
+        await store.save("acme", second.manifest, second.segments, 1)
+        needed = await store.usage("acme")
+        await store.delete("acme", "chat")
+    async with open_any(quota_bytes=needed - 1) as store:
+        await store.save("acme", first.manifest, first.segments, 0)
+        before, used = await store.get("acme", "chat"), await store.usage("acme")
+        with pytest.raises(QuotaExceeded, match=rf"quota is {needed - 1} bytes"):
+            await store.save("acme", second.manifest, second.segments, 1)
+        assert await store.get("acme", "chat") == before
+        assert await store.fetch("acme", before.segments)
+        assert await store.usage("acme") == used
+        await store.save("globex", first.manifest, first.segments, 0)
+        await store.delete("acme", "chat")
+    async with open_any(quota_bytes=needed) as store:
+        await store.save("acme", first.manifest, first.segments, 0)
+        await store.save("acme", second.manifest, second.segments, 1)
+        with pytest.raises(QuotaExceeded):
+            await store.fork("acme", "chat", "copy")
+
+
+@asynchronous
+async def test_prefixes_make_room_those_first_that_were_not_used_for_longest(open_any: Open) -> None:
+    prefixes = [make_prefix(seed=seed) for seed in range(4)]
+    ids = [cached.prefix.prefix_id for cached in prefixes]
+    saved = make_session(seed=9)
+    async with open_any(quota_bytes=sum(stored_bytes(cached.prefix) for cached in prefixes)) as store:
+        for cached in prefixes:
+            await store.save_prefix("acme", cached.prefix, cached.segments, 60.0)
+            await asyncio.sleep(0.002)
+        assert await store.find_prefix("acme", ids[:1])  # the oldest, but used last
+        await asyncio.sleep(0.002)
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        assert [bool(await store.find_prefix("acme", [prefix_id])) for prefix_id in ids] == [True, False, False, True]
+
+        big = make_prefix(seed=7, layers=1000)
+        with pytest.raises(QuotaExceeded):
+            await store.save_prefix("acme", big.prefix, big.segments, 60.0)
+        assert await store.find_prefix("acme", [ids[3]]), "nothing goes for what does not fit anyway"
+        await asyncio.sleep(0.002)
+        again = prefixes[1]
+        for _ in range(2):
+            await store.save_prefix("acme", again.prefix, again.segments, 60.0)
+        assert [bool(await store.find_prefix("acme", [prefix_id])) for prefix_id in ids] == [False, True, False, True]
+        assert await store.fetch("acme", (await store.get("acme", "chat")).segments)
+
+
+@asynchronous
+async def test_evicting_a_prefix_frees_only_what_nobody_else_uses(open_any: Open) -> None:
+    saved, shared, alone = make_session(), make_prefix(), make_prefix(seed=5)
+    later = make_session(version=2)
+    async with open_any() as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        quota = await store.usage("acme") + stored_bytes(alone.prefix) + len(encode_prefix(shared.prefix))
+        await store.delete("acme", "chat")
+    async with open_any(quota_bytes=quota) as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        await store.save_prefix("acme", shared.prefix, shared.segments, 60.0)
+        await asyncio.sleep(0.002)
+        await store.save_prefix("acme", alone.prefix, alone.segments, 60.0)
+        assert await store.usage("acme") == quota
+        await store.save("acme", later.manifest, later.segments, 1)
+        assert await store.find_prefix("acme", [shared.prefix.prefix_id, alone.prefix.prefix_id]) is None
+        assert await store.fetch("acme", later.manifest.segments)
