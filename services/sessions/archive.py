@@ -1,6 +1,6 @@
 """A session as one file, to go on with elsewhere. Written and read piece by piece; in memory is one segment at a time.
 
-    | magic "SWAASESS" | format version, 1 byte | manifest | segments | BLAKE2b-128 of all that is before it, 16 bytes |
+    | magic "SWAASESS" | format version, 1 byte | manifest | segments | BLAKE3-128 of all that is before it, 16 bytes |
 
 The manifest, as `codec.encode_manifest` writes it, and each distinct segment, in the manifest's order, are blocks: a
 length in bytes, 8 bytes little-endian, and so many bytes. Data only: nothing here can make the reader run code.
@@ -8,16 +8,17 @@ length in bytes, 8 bytes little-endian, and so many bytes. Data only: nothing he
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+
+from blake3 import blake3
 
 from services.errors import SessionCorrupt
 from services.sessions.check import check_bytes
 from services.sessions.codec import DIGEST_BYTES, decode_manifest, encode_manifest
 from services.sessions.store import Manifest, SegmentRef
 
-MAGIC = b"SWAASESS\x01"
+MAGIC = b"SWAASESS\x02"
 """Magic and format version. A reader refuses every version but its own."""
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -42,7 +43,7 @@ async def write_archive(
     Raises:
         IntegrityError: if the manifest contradicts itself.
     """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    digest = blake3()
     encoded = encode_manifest(manifest)
     for piece in (MAGIC, LENGTH.pack(len(encoded)), encoded):
         digest.update(piece)
@@ -51,7 +52,7 @@ async def write_archive(
         for piece in (LENGTH.pack(ref.num_bytes), await fetch(ref)):
             digest.update(piece)
             yield piece
-    yield digest.digest()
+    yield digest.digest(DIGEST_BYTES)
 
 
 async def read_archive(
@@ -83,7 +84,7 @@ async def _read_segments(manifest: Manifest, source: _Source) -> AsyncIterator[t
         data = await source.take(num_bytes)
         check_bytes(ref, data)
         yield ref, data
-    digest = source.digest.digest()
+    digest = source.digest.digest(DIGEST_BYTES)
     if await source.take(DIGEST_BYTES) != digest:
         raise SessionCorrupt("archive fails its checksum")
     if not await source.at_end():
@@ -94,7 +95,7 @@ class _Source:
     """Pieces of any size as a stream of bytes. `digest` is that of all bytes taken so far."""
 
     def __init__(self, pieces: AsyncIterable[bytes]) -> None:
-        self.digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self.digest = blake3()
         self._pieces = aiter(pieces)
         self._buffer = bytearray()
 

@@ -2,7 +2,7 @@
 
 A manifest is stored as
 
-    | magic "SWAA" | format version, 1 byte | BLAKE2b-128 of all that follows, 16 bytes | protobuf SessionState |
+    | magic "SWAA" | format version, 1 byte | BLAKE3-128 of all that follows, 16 bytes | protobuf SessionState |
 
 A segment is one KV slice in the manifest's format (`kv_format`) and nothing else: its address is the digest of its
 bytes, and its shape follows from the manifest. Data only: nothing here can make the reader run code.
@@ -10,13 +10,13 @@ bytes, and its shape follows from the manifest. Data only: nothing here can make
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from itertools import pairwise
 from typing import cast, get_args
 
 import torch
+from blake3 import blake3
 from google.protobuf.message import DecodeError
 
 from services.errors import SessionCorrupt
@@ -30,7 +30,7 @@ from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
 DIGEST_BYTES = 16
-FORMAT = b"SWAA\x01"
+FORMAT = b"SWAA\x02"
 """Magic and format version. A reader refuses every version but its own; old sessions are then recomputed or expire."""
 
 
@@ -143,7 +143,7 @@ def segment_id(data: bytes | memoryview) -> str:
 
 
 def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    return blake3(data).digest(DIGEST_BYTES)
 
 
 def _encode_turn(turn: Turn) -> pb.SavedTurn:

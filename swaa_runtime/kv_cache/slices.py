@@ -13,7 +13,7 @@ from itertools import pairwise
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import first_needed, keeps_everything
 
-SLICE_TOKENS = 256
+SLICE_TOKENS = 64
 """Slices of layers that keep everything are cut at multiples of this: a later turn leaves the earlier ones alone."""
 
 SLICE_TARGET_BYTES = 4 << 20

@@ -78,6 +78,7 @@ async def test_the_answer_is_the_same_whatever_is_damaged(open_store: OpenStore,
         stored = {key: raw.dump(key) for key in raw.scan_iter()}
 
         async def answer() -> tuple[list[int], str]:
+            await rig.forget()
             ran = await run_turn(replica, make_job(random_tokens(11, seed=1), await next_use(store)))
             assert ran.done.session is not None
             raw.flushall()
