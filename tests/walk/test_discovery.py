@@ -138,4 +138,6 @@ def test_a_client_that_knows_only_the_reflected_schema_can_call(service: Service
         "ListSessions",
         "ForkSession",
         "DeleteSession",
+        "ExportSession",
+        "ImportSession",
     }
