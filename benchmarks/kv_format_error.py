@@ -23,9 +23,11 @@ from services.sessions.codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, SegmentRef
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
-from swaa_runtime.engine import Engine, Finished, RestoredState
+from swaa_runtime.engine import Engine
+from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.model.loader import LoadedModel, load_model
+from swaa_runtime.outputs import Finished, StateSlices
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams, new_request
 from swaa_runtime.runner import ModelRunner
@@ -50,9 +52,9 @@ class RecordingRunner(ModelRunner):
 
 
 def run(
-    loaded: LoadedModel, tokenizer: Any, request: Request, restored: RestoredState | None, step_tokens: int
-) -> tuple[Finished, RecordingRunner]:
-    """The request's end, on an engine of its own."""
+    loaded: LoadedModel, tokenizer: Any, request: Request, slices: Sequence[KVSlice], step_tokens: int
+) -> tuple[list[KVSlice], RecordingRunner]:
+    """The state that the request leaves, on an engine of its own that starts with these slices of its history."""
     size, max_tokens = workload.BLOCK_SIZE_TOKENS, request.prompt_stop + 1
     config = EngineConfig(
         num_blocks=loaded.shape.num_layers * -(-max_tokens // size) + 1,
@@ -64,11 +66,16 @@ def run(
     )
     runner = RecordingRunner(loaded, config)
     engine = Engine(runner, config, tokenizer, ())
-    engine.add(request, restored)
+    restore = Restore(max(part.key.stop for part in slices), [part.key for part in slices]) if slices else None
+    engine.add(request, restore)
+    engine.place(request.request_id, slices)
+    exported: list[KVSlice] = []
     while True:
         for output in engine.step():
+            if isinstance(output, StateSlices):
+                exported += output.slices
             if isinstance(output, Finished):
-                return output, runner
+                return exported, runner
 
 
 def through(slices: Sequence[KVSlice], loaded: LoadedModel, kv_format: KVFormat) -> tuple[list[KVSlice], list[int]]:
@@ -93,20 +100,18 @@ def measure(loaded: LoadedModel, tokenizer: Any, num_tokens: int) -> list[dict[s
     prompt, following = text[:num_tokens], text[num_tokens:]
     num_layers, sampling = loaded.shape.num_layers, SamplingParams(max_tokens=1)
     prefill = new_request("prefill", prompt, Recipe(), num_layers, sampling, continues=True)
-    state = run(loaded, tokenizer, prefill, None, 1024)[0].state
-    assert state is not None
+    state = run(loaded, tokenizer, prefill, (), 1024)[0]
 
     def logits_after(slices: Sequence[KVSlice], step_tokens: int) -> torch.Tensor:
         history = {"history_token_ids": prompt, "history_turns": (Turn(0, num_tokens, num_tokens),)}
         request = new_request("next", following, Recipe(), num_layers, sampling, **history)  # type: ignore[arg-type]
-        restored = RestoredState(num_tokens, tuple(slices))
-        return torch.cat(run(loaded, tokenizer, request, restored, step_tokens)[1].recorded)
+        return torch.cat(run(loaded, tokenizer, request, slices, step_tokens)[1].recorded)
 
-    exact = logits_after(state.slices, NEXT_TOKENS)
-    rounded = compare(logits_after(state.slices, NEXT_TOKENS // 2), exact)
+    exact = logits_after(state, NEXT_TOKENS)
+    rounded = compare(logits_after(state, NEXT_TOKENS // 2), exact)
     rows = [dict.fromkeys(COLUMNS, "-") | {"tokens": num_tokens, "format": "rounding"} | rounded]
     for kv_format in get_args(KVFormat):
-        back, (num_bytes, encode, decode) = through(state.slices, loaded, kv_format)
+        back, (num_bytes, encode, decode) = through(state, loaded, kv_format)
         row = {"tokens": num_tokens, "format": kv_format, "bytes_per_token": round(num_bytes / num_tokens)}
         rows.append(row | compare(logits_after(back, NEXT_TOKENS), exact) | {"encode": encode, "decode": decode})
     return rows
