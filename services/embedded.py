@@ -121,10 +121,14 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
             await asyncio.to_thread(server.start)
             stack.callback(server.stop)
             url = server.url
-        store = RedisSessionStore.from_url(url, config.session_ttl_s)
+        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=_quota_bytes(config))
         stack.push_async_callback(store.close)
         await store.ping()
         yield store
+
+
+def _quota_bytes(config: ServeConfig) -> int | None:
+    return None if config.session_quota_mib is None else config.session_quota_mib << 20
 
 
 def _bytes_per_token_layer(loaded: LoadedModel) -> int:
@@ -156,7 +160,7 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
     With an `effort`, it is measured in any case. Kept in the cache folder.
     """
     hardware = describe_hardware(parts.loaded.model.device)
-    at = f"{hardware} {config.max_step_tokens} {config.attention_backend}"
+    at = f"{hardware} {config.max_step_tokens} {config.attention_backend} {config.session_kv_format}"
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
     if effort is None:
@@ -168,6 +172,7 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
         parts.loaded,
         parts.engine,
         parts.store,
+        config.session_kv_format,
         limits.max_step_tokens,
         min(limits.max_model_tokens, pool_tokens),
         effort or QUICK,

@@ -16,7 +16,7 @@ import torch
 from services.cost import CostProfile, decode_keys, fit, prefill_work
 from services.replica.engine_loop import EngineLoop
 from services.sessions.codec import decode_slice, encode_slice, segment_id
-from services.sessions.store import Manifest, SegmentRef, SessionStore
+from services.sessions.store import KVFormat, Manifest, SegmentRef, SessionStore
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.kv_cache.snapshot import KVSlice
@@ -56,6 +56,7 @@ async def calibrate(
     loaded: LoadedModel,
     engine: EngineLoop,
     store: SessionStore,
+    kv_format: KVFormat,
     max_step_tokens: int,
     max_tokens: int,
     effort: Effort,
@@ -86,7 +87,7 @@ async def calibrate(
         progress(index + 1, len(runs) + 1)
     step, token, pair, window_pair = fit(prefill_rows, prefill_ms)
     decode_step, decode_key = fit(decode_rows, decode_ms)
-    restore_ms_per_mib = await _measure_restore(loaded.shape, store)
+    restore_ms_per_mib = await _measure_restore(loaded.shape, store, kv_format)
     progress(len(runs) + 1, len(runs) + 1)
     return CostProfile(
         model_fingerprint=loaded.fingerprint,
@@ -120,8 +121,8 @@ async def _measure(loaded: LoadedModel, engine: EngineLoop, recipe: Recipe, leng
     return ttft_ms, (stopped_s - output.first_token_s) * 1e3 / (DECODE_TOKENS - 1)
 
 
-async def _measure_restore(shape: ModelShape, store: SessionStore) -> float:
-    """ms to fetch, check and unpack a MiB of saved KV."""
+async def _measure_restore(shape: ModelShape, store: SessionStore, kv_format: KVFormat) -> float:
+    """ms to fetch, check and unpack a stored MiB of KV."""
     tokens = 256
     bytes_per_layer = 2 * tokens * shape.num_kv_heads * shape.head_dim * shape.dtype.itemsize
     num_layers = max(1, PROBE_MIB * MIB // 4 // bytes_per_layer)
@@ -132,7 +133,7 @@ async def _measure_restore(shape: ModelShape, store: SessionStore) -> float:
         )
         for start in range(4)
     ]
-    blobs = [encode_slice(part) for part in slices]
+    blobs = [encode_slice(part, kv_format) for part in slices]
     refs = [SegmentRef(part.key, segment_id(blob), len(blob)) for part, blob in zip(slices, blobs, strict=True)]
     session_id, now = uuid.uuid4().hex, time.time()
     manifest = Manifest(
@@ -143,7 +144,7 @@ async def _measure_restore(shape: ModelShape, store: SessionStore) -> float:
         Recipe(),
         "full",
         "calibration",
-        "raw",
+        kv_format,
         4 * tokens,
         tuple(refs),
         now,
@@ -154,7 +155,7 @@ async def _measure_restore(shape: ModelShape, store: SessionStore) -> float:
     started_s = time.monotonic()
     fetched = await store.fetch("calibration", refs)
     for ref, blob in zip(refs, fetched, strict=True):
-        decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype)
+        decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, kv_format)
     took_ms = (time.monotonic() - started_s) * 1e3
     await store.delete("calibration", session_id)
     return took_ms / (sum(ref.num_bytes for ref in refs) / MIB)

@@ -171,9 +171,9 @@ local function commit(fields)
   redis.call('HSET', KEYS[1], 'segments', segments, 'bytes', #data, 'data', data, unpack(fields))
   redis.call('PEXPIREAT', KEYS[1], ends)
   strike_ended()
+  use(name, segments, segments_end)  -- first, so that none goes that is still needed
   for _, id in ipairs(evicted) do drop_prefix(id) end
   release(name, old[1], kept)
-  use(name, segments, segments_end)
   if old[2] then strike(name .. ':' .. old[2]) end
   enter(entry, ends)
   close_books()

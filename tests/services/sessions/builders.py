@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,6 +116,19 @@ def make_state(kv_format: KVFormat = "raw", num_tokens: int = 600, seed: int = 0
         expires_at_s=3.0,
     )
     return Saved(manifest, dict(segments), slices)
+
+
+def make_manifest(session_id: str, version: int, segments: Mapping[str, bytes]) -> Manifest:
+    """A manifest of two tokens that names just these segments, as parts of one layer each."""
+    refs = (SegmentRef(SliceKey((at,), 0, 1), digest, len(data)) for at, (digest, data) in enumerate(segments.items()))
+    return replace(
+        make_session(session_id).manifest,
+        version=version,
+        token_ids=(1, 2),
+        turns=(Turn(0, 1, 2),),
+        num_kv_tokens=1,
+        segments=tuple(refs),
+    )
 
 
 def make_prefix(seed: int = 0, version: int = 1, layers: int = 2) -> Cached:

@@ -418,3 +418,13 @@ async def test_evicting_a_prefix_frees_only_what_nobody_else_uses(open_any: Open
         await store.save("acme", later.manifest, later.segments, 1)
         assert await store.find_prefix("acme", [shared.prefix.prefix_id, alone.prefix.prefix_id]) is None
         assert await store.fetch("acme", later.manifest.segments)
+
+
+@asynchronous
+async def test_a_prefix_that_makes_room_leaves_what_the_newcomer_shares_with_it(open_any: Open) -> None:
+    saved, cached = make_session(), make_prefix()
+    async with open_any(quota_bytes=stored_bytes(saved.manifest)) as store:
+        await store.save_prefix("acme", cached.prefix, cached.segments, 60.0)
+        await store.save("acme", saved.manifest, {}, 0)
+        assert await store.find_prefix("acme", [cached.prefix.prefix_id]) is None
+        assert await store.fetch("acme", saved.manifest.segments) == [bytes(data) for data in saved.segments.values()]
