@@ -63,7 +63,11 @@ async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
         async with own_service(config, Path(folder)) as address, LongContextClient(address) as client:
             rows: list[Row] = []
             for sla_class in sla_classes:
-                rows += await ask_under(client, sla_class, document, questions, console)
+                copy = (
+                    f"(A copy for SLA class {sla_class}.)\n{document}"  # no class shall profit from another's prefill
+                )
+                rows += await ask_under(client, sla_class, copy, questions, console)
+            await ask_again(client, sla_classes[-1], copy, questions[1], rows[-2].answer, console)
     console.print(summary(rows))
     console.print("the service has stopped.")
 
@@ -129,6 +133,21 @@ async def ask_under(
         rows.append(Row(sla_class, turn, answer, right))
         session = answer.finish.session.session_id
     return rows
+
+
+async def ask_again(
+    client: LongContextClient, sla_class: str, document: str, question: Question, before: Answer, console: Console
+) -> None:
+    """The same document in a session of its own, under the same recipe: most of it need not be prefilled again."""
+    console.print(Rule("the same document in another session"))
+    console.print(f"[bold]question[/]: {question.text}")
+    headers = Headers(sla=sla_class, session="new", recipe=before.accepted.recipe.name)
+    prompt = make_prompt(document, question.text, False)
+    answer = await show_stream(client.generate(prompt, pb.Sampling(max_tokens=MAX_TOKENS), headers), console)
+    print_figures(answer, console)
+    console.print()
+    if answer.finish.usage.restored_tokens < answer.finish.usage.prompt_tokens // 2:
+        raise DemoFailed(f"the document was prefilled again: {answer.finish.usage.computed_tokens} tokens")
 
 
 def check_turn(turn: int, answer: Answer) -> None:

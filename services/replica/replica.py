@@ -175,8 +175,10 @@ class Replica:
     async def _start(self, turn: _Turn, stack: contextlib.AsyncExitStack) -> OutputStream:
         """Hand the request to the engine, its state on its way to it if there is one."""
         request, plan = turn.request, turn.job.restore
-        if turn.manifest is not None:
-            turn.history = "recomputed: nothing of it is saved under this recipe"
+        if turn.manifest is not None and turn.manifest.recipe != request.recipe:
+            turn.history = f"recomputed: it was saved under recipe {turn.manifest.recipe_name}"
+        elif turn.manifest is not None:
+            turn.history = "recomputed: only its tokens are saved"
         if plan is None or plan.state is None:
             if plan is not None and plan.kind == "recompute":
                 turn.history = f"recomputed: {plan.reason}"

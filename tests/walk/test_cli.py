@@ -110,7 +110,7 @@ def test_a_session_from_standard_input(service: Service, tmp_path: Path) -> None
     assert found, error
     _, error = succeed("generate", "-", *options, "--session", found[1], stdin=b" and then")
     assert f"session {found[1]} saved as version 2" in error
-    assert "history restored" in error
+    assert "history hot" in error
 
     out, _ = succeed("sessions", "list", "-s", service.address)
     assert found[1] in out

@@ -71,10 +71,12 @@ def test_a_second_turn_computes_only_what_is_new(service: Service, kind: str) ->
     assert first.finish.session.saved_bytes > 0
     history = first.accepted.prompt_tokens + 8
 
+    twin = fork(service, first.session_id)
+
     second = run_turn(service, MORE, session(first.session_id, recipe))
     assert second.session_id == first.session_id == second.accepted.session_id
     assert (second.finish.session.version, second.finish.session.saved) == (2, True)
-    assert second.finish.session.history == "restored"
+    assert second.finish.session.history == "hot"
     usage = second.finish.usage
     assert usage.history_tokens == second.accepted.history_tokens == history
     assert usage.restored_tokens == history - 1, "the last generated token had no KV yet"
@@ -82,6 +84,30 @@ def test_a_second_turn_computes_only_what_is_new(service: Service, kind: str) ->
     assert second.accepted.prediction.computed_tokens == usage.computed_tokens
     assert {step.restored_tokens for step in second.prefill} == {history - 1}
     assert second.prefill[-1].done_tokens == second.prefill[-1].total_tokens == history + usage.prompt_tokens
+
+    fetched = run_turn(service, MORE, session(twin, recipe))
+    assert fetched.finish.session.history == "restored"
+    assert (fetched.finish.usage, fetched.token_ids) == (usage, second.token_ids)
+
+
+def test_another_session_does_not_prefill_the_same_document_again(service: Service) -> None:
+    document = log_of(100, seed=4242)  # over 2,048 tokens: a checkpoint is taken after every 1,024 if the store keeps up
+    first = run_turn(service, document + QUESTION, session("new", "full"))
+    assert first.finish.session.history == "none"
+    alone = run_turn(service, document + MORE, {"x-swaa-recipe": "full"}, logprobs=3)
+    second = run_turn(service, document + MORE, session("new", "full"), logprobs=3)
+    assert second.session_id != first.session_id
+    spared = second.finish.usage.restored_tokens
+    assert spared in (1024, 2048)
+    assert second.finish.session.history == f"prefix: {spared} tokens from another session"
+    assert second.accepted.prediction.computed_tokens == second.finish.usage.computed_tokens
+    assert second.accepted.prediction.restore.source == "prefix"
+    assert_same_but_for_ties(second, alone)
+
+    for session_id in (first.session_id, second.session_id):
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    third = run_turn(service, document + MORE, session("new", "full"))
+    assert third.finish.session.history == "none", "what a session has saved goes with it"
 
 
 def test_a_session_continues_as_one_long_prompt_would(service: Service) -> None:
@@ -134,6 +160,8 @@ def test_get_list_fork_and_delete(service: Service) -> None:
         service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
     assert session_id not in [item.session_id for item in listed(service)]
     again = run_turn(service, MORE, session(other, "full"))
+    assert again.finish.session.history == "hot"
+    again = run_turn(service, MORE, session(fork(service, other), "full"))
     assert again.finish.session.history == "restored", "the fork keeps what they shared"
 
 
@@ -256,12 +284,13 @@ def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redi
     expected = run_turn(service, MORE, session(whole), logprobs=3)
     service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=whole), timeout=30)
     damage_one(raw, session_id)
-    turn = run_turn(service, MORE, session(session_id), logprobs=3)
+    twin = fork(service, session_id)  # its state is in no replica's memory
+    turn = run_turn(service, MORE, session(twin), logprobs=3)
     assert turn.finish.session.history.startswith("recomputed: segment ")
     assert turn.finish.session.saved
     assert turn.finish.usage.restored_tokens == 0
     assert_same_but_for_ties(turn, expected)
-    assert run_turn(service, MORE, session(session_id)).finish.session.history == "restored"
+    assert run_turn(service, MORE, session(fork(service, twin))).finish.session.history == "restored"
 
 
 def damage_one(raw: redis.Redis, session_id: str) -> None:

@@ -19,7 +19,7 @@ async def measure(effort: Effort, max_tokens: int, num_blocks: int = 2000) -> tu
     store, seen = FakeSessionStore(), []
     async with running_engine(engine_config(num_blocks=num_blocks)) as rig:
         profile = await calibrate(
-            tiny_model(), rig.loop, store, 32, max_tokens, effort, lambda done, total: seen.append((done, total))
+            tiny_model(), rig.loop, store, "raw", 32, max_tokens, effort, lambda done, total: seen.append((done, total))
         )
         assert await rig.used_blocks() == 0
     assert not store.manifests

@@ -160,7 +160,7 @@ async def test_another_recipe_recomputes_the_history_under_itself(open_store: Op
     async with running_engine() as rig, open_store() as store:
         replica = make_replica(rig, store)
         await run_turn(replica, make_job(60, NEW, "tail"))
-        await assert_recomputed(rig, replica, store, "nothing of it is saved under this recipe", recipe)
+        await assert_recomputed(rig, replica, store, "it was saved under recipe tail", recipe)
         assert (await store.get(TENANT, SESSION)).recipe == RECIPES[recipe]
 
 
