@@ -63,9 +63,8 @@ async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
         async with own_service(config, Path(folder)) as address, LongContextClient(address) as client:
             rows: list[Row] = []
             for sla_class in sla_classes:
-                copy = (
-                    f"(A copy for SLA class {sla_class}.)\n{document}"  # no class shall profit from another's prefill
-                )
+                # A copy of its own for each class: none shall profit from another's prefill.
+                copy = f"(A copy for SLA class {sla_class}.)\n{document}"
                 rows += await ask_under(client, sla_class, copy, questions, console)
             await ask_again(client, sla_classes[-1], copy, questions[1], rows[-2].answer, console)
     console.print(summary(rows))

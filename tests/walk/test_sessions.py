@@ -91,7 +91,7 @@ def test_a_second_turn_computes_only_what_is_new(service: Service, kind: str) ->
 
 
 def test_another_session_does_not_prefill_the_same_document_again(service: Service) -> None:
-    document = log_of(100, seed=4242)  # over 2,048 tokens: a checkpoint is taken after every 1,024 if the store keeps up
+    document = log_of(100, seed=4242)  # over 2,048 tokens, with checkpoints at 1,024 and 2,048
     first = run_turn(service, document + QUESTION, session("new", "full"))
     assert first.finish.session.history == "none"
     alone = run_turn(service, document + MORE, {"x-swaa-recipe": "full"}, logprobs=3)
