@@ -33,17 +33,19 @@ from services.replica.engine_loop import EngineLoop
 from services.replica.job import Job, SessionUse
 from services.replica.replica import Replica
 from services.restore_plan import RestorePlan, SavedState
-from services.sessions.codec import decode_slice, encode_slice, segment_id
+from services.sessions.codec import segment_id
 from services.sessions.embedded_redis import EmbeddedRedis
+from services.sessions.kv_sizes import slice_shape
 from services.sessions.policy import SessionPolicy
 from services.sessions.redis_store import RedisSessionStore
+from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, Manifest, SegmentRef
-from swaa_runtime.kv_cache.slices import SLICE_TOKENS, needed_slices
-from swaa_runtime.kv_cache.snapshot import KVSlice
-from swaa_runtime.model.loader import LoadedModel, ModelShape, load_model
+from swaa_runtime.kv_cache.slices import SLICE_TOKENS, KVSlice, needed_slices
+from swaa_runtime.model.loader import LoadedModel, load_model, torch_dtype
 from swaa_runtime.outputs import TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.visibility import Turn
 
 TENANT = "bench"
@@ -78,7 +80,7 @@ async def running(folder: Path, max_tokens: int, threads: int | None) -> AsyncIt
     with EmbeddedRedis(folder) as server:
         store = RedisSessionStore.from_url(server.url, ttl_s=3600.0)
         client = Redis.from_url(server.url)
-        per_token_layer = bytes_per_token_layer(loaded.shape)
+        per_token_layer = loaded.shape.bytes_per_token_layer
         replica = Replica(
             loaded,
             engine,
@@ -95,11 +97,6 @@ async def running(folder: Path, max_tokens: int, threads: int | None) -> AsyncIt
             await replica.close()
             await client.aclose()
             await store.close()
-
-
-def bytes_per_token_layer(shape: ModelShape) -> int:
-    """Bytes of K and V of one token in one layer."""
-    return 2 * shape.num_kv_heads * shape.head_dim * shape.dtype.itemsize
 
 
 async def run_turn(
@@ -149,11 +146,11 @@ async def measure_turns(bench: Bench, recipe: Recipe, turns: int, first: int, mo
 
 def make_state(shape: ModelShape, num_tokens: int) -> list[KVSlice]:
     """A full-attention state of random values, cut as the engine cuts it."""
-    keys = needed_slices(Recipe().resolve(shape.num_layers), num_tokens, bytes_per_token_layer(shape))
+    keys = needed_slices(Recipe().resolve(shape.num_layers), num_tokens, shape.bytes_per_token_layer)
     return [
         KVSlice(
             key,
-            torch.randn(len(key.layers), 2, key.stop - key.start, shape.num_kv_heads, shape.head_dim).to(shape.dtype),
+            torch.randn(slice_shape(key, shape.num_kv_heads, shape.head_dim)).to(torch_dtype(shape.dtype)),
         )
         for key in keys
     ]
@@ -207,8 +204,9 @@ async def store_rates(bench: Bench, slices: Sequence[KVSlice], kv_format: KVForm
     saved_s = time.perf_counter() - started_s
     started_s = time.perf_counter()
     fetched = await bench.store.fetch(TENANT, refs)
+    model = (shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype))
     for ref, blob in zip(refs, fetched, strict=True):
-        await asyncio.to_thread(decode_slice, ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, kv_format)
+        await asyncio.to_thread(decode_slice, ref, blob, *model, kv_format)
     restored_s = time.perf_counter() - started_s
     await bench.store.delete(TENANT, manifest.session_id)
     return kv_mb / saved_s, kv_mb / restored_s, sum(ref.num_bytes for ref in refs)

@@ -19,14 +19,14 @@ from typing import Any, get_args
 import torch
 
 from benchmarks import workload
-from services.sessions.codec import decode_slice, encode_slice
+from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, SegmentRef
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.restore import Restore
-from swaa_runtime.kv_cache.snapshot import KVSlice
-from swaa_runtime.model.loader import LoadedModel, load_model
+from swaa_runtime.kv_cache.slices import KVSlice
+from swaa_runtime.model.loader import LoadedModel, load_model, torch_dtype
 from swaa_runtime.outputs import Finished, StateSlices
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams, new_request
@@ -80,7 +80,7 @@ def run(
 
 def through(slices: Sequence[KVSlice], loaded: LoadedModel, kv_format: KVFormat) -> tuple[list[KVSlice], list[int]]:
     """The slices as they come back; bytes stored, and MB of KV encoded and decoded per second at best."""
-    model = (loaded.shape.num_kv_heads, loaded.shape.head_dim, loaded.shape.dtype)
+    model = (loaded.shape.num_kv_heads, loaded.shape.head_dim, torch_dtype(loaded.shape.dtype))
     encode_s, decode_s = [], []
     for _ in range(REPEATS):
         start_s = time.perf_counter()

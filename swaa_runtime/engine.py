@@ -23,8 +23,7 @@ from swaa_runtime.kv_cache.export import Export, ExportQueue
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
-from swaa_runtime.kv_cache.slices import SliceKey, state_bytes
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.request import FinishReason, TokenLogprob
 
 

@@ -12,7 +12,7 @@ from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import AttentionBackendName, EngineConfig
 from swaa_runtime.kv_cache.storage import KVStorage
-from swaa_runtime.model.loader import LoadedModel
+from swaa_runtime.model.loader import LoadedModel, torch_dtype
 
 
 class ModelRunner:
@@ -27,7 +27,7 @@ class ModelRunner:
             config.block_size_tokens,
             loaded.shape.num_kv_heads,
             loaded.shape.head_dim,
-            loaded.shape.dtype,
+            torch_dtype(loaded.shape.dtype),
             self.device,
         )
         self._decoder: Any = loaded.model.base_model

@@ -15,15 +15,16 @@ import torch
 
 from services.cost import CostProfile, decode_keys, fit, prefill_work
 from services.replica.engine_loop import EngineLoop
-from services.sessions.codec import decode_slice, encode_slice, segment_id
+from services.sessions.codec import segment_id
+from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, Manifest, SegmentRef, SessionStore
 from swaa_runtime.errors import OutOfCapacity
-from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
-from swaa_runtime.model.loader import LoadedModel, ModelShape
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
+from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.visibility import Turn
 
 RECIPES = (
@@ -124,12 +125,11 @@ async def _measure(loaded: LoadedModel, engine: EngineLoop, recipe: Recipe, leng
 async def _measure_restore(shape: ModelShape, store: SessionStore, kv_format: KVFormat) -> float:
     """ms to fetch, check and unpack a stored MiB of KV."""
     tokens = 256
-    bytes_per_layer = 2 * tokens * shape.num_kv_heads * shape.head_dim * shape.dtype.itemsize
-    num_layers = max(1, PROBE_MIB * MIB // 4 // bytes_per_layer)
+    num_layers = max(1, PROBE_MIB * MIB // 4 // (tokens * shape.bytes_per_token_layer))
     slices = [
         KVSlice(
             SliceKey(tuple(range(num_layers)), start * tokens, (start + 1) * tokens),
-            torch.randn(num_layers, 2, tokens, shape.num_kv_heads, shape.head_dim).to(shape.dtype),
+            torch.randn(num_layers, 2, tokens, shape.num_kv_heads, shape.head_dim).to(torch_dtype(shape.dtype)),
         )
         for start in range(4)
     ]
@@ -155,7 +155,7 @@ async def _measure_restore(shape: ModelShape, store: SessionStore, kv_format: KV
     started_s = time.monotonic()
     fetched = await store.fetch("calibration", refs)
     for ref, blob in zip(refs, fetched, strict=True):
-        decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, kv_format)
+        decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype), kv_format)
     took_ms = (time.monotonic() - started_s) * 1e3
     await store.delete("calibration", session_id)
     return took_ms / (sum(ref.num_bytes for ref in refs) / MIB)

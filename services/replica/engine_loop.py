@@ -18,8 +18,7 @@ from typing import TypeVar
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, SwaaError
 from swaa_runtime.kv_cache.restore import Restore
-from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.outputs import Finished, Output
 from swaa_runtime.request import Request
 

@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from services.replica.engine_loop import EngineLoop
-from services.sessions.codec import decode_slice
+from services.sessions.slice_codec import decode_slice
 from services.sessions.store import KVFormat, SegmentRef, SessionStore
-from swaa_runtime.kv_cache.snapshot import KVSlice
-from swaa_runtime.model.loader import ModelShape
+from swaa_runtime.kv_cache.slices import KVSlice
+from swaa_runtime.model.loader import torch_dtype
+from swaa_runtime.shape import ModelShape
 
 BATCH_BYTES = 16 << 20
 """Of segments, per fetch: large enough for the store's full rate, small enough to overlap."""
@@ -45,7 +46,7 @@ class Restorer:
     def _decode(self, refs: Sequence[SegmentRef], blobs: Sequence[bytes], kv_format: KVFormat) -> list[KVSlice]:
         shape = self._shape
         return [
-            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, shape.dtype, kv_format)
+            decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype), kv_format)
             for ref, blob in zip(refs, blobs, strict=True)
         ]
 

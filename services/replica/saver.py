@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from services.errors import QuotaExceeded, SessionCorrupt, StoreUnavailable
-from services.sessions.codec import encode_slice, segment_id
+from services.sessions.codec import segment_id
 from services.sessions.policy import SessionPolicy
+from services.sessions.slice_codec import encode_slice
 from services.sessions.store import KVFormat, Manifest, PrefixStore, SavedPrefix, SegmentRef, SessionStore
-from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.outputs import Checkpoint, ExportedState, StateSlices
 
 logger = logging.getLogger(__name__)

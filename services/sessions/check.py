@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.errors import SessionCorrupt
-from services.sessions.codec import segment_id, slice_shape
-from services.sessions.kv_format import stored_bytes
+from services.sessions.codec import segment_id
+from services.sessions.kv_sizes import slice_shape, stored_bytes
 from services.sessions.store import KVFormat, Manifest, SegmentRef
 from swaa_runtime.errors import InvalidRecipe
 from swaa_runtime.kv_cache.slices import needed_slices
-from swaa_runtime.model.loader import ModelShape
 from swaa_runtime.recipe import LayerRule
+from swaa_runtime.shape import DTYPE_BYTES, ModelShape
 
 
 def check_tokens(manifest: Manifest, shape: ModelShape) -> None:
@@ -48,11 +48,11 @@ def check_state(
     shape: ModelShape,
 ) -> None:
     """Raise SessionCorrupt unless these are the segments of a state of so many tokens, each of the right size."""
-    bytes_per_token_layer = 2 * shape.num_kv_heads * shape.head_dim * shape.dtype.itemsize
-    if [ref.key for ref in segments] != needed_slices(rules, num_tokens, bytes_per_token_layer):
+    if [ref.key for ref in segments] != needed_slices(rules, num_tokens, shape.bytes_per_token_layer):
         raise SessionCorrupt("its segments are not those its recipe needs")
     for ref in segments:
-        most = stored_bytes(slice_shape(ref.key, shape.num_kv_heads, shape.head_dim), shape.dtype, kv_format)
+        sizes = slice_shape(ref.key, shape.num_kv_heads, shape.head_dim)
+        most = stored_bytes(sizes, DTYPE_BYTES[shape.dtype], kv_format)
         if ref.num_bytes > most or (ref.num_bytes < most and kv_format != "zstd"):
             raise SessionCorrupt(f"segment {ref.segment_id} of {ref.num_bytes} bytes, expected {most}")
 

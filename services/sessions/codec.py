@@ -15,17 +15,14 @@ import math
 from itertools import pairwise
 from typing import cast, get_args
 
-import torch
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
 from services.errors import SessionCorrupt
 from services.pb.swaa.v1 import session_state_pb2 as pb
-from services.sessions.kv_format import pack, unpack
 from services.sessions.store import KVFormat, Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError, InvalidRecipe
 from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -86,39 +83,6 @@ def decode_manifest(data: bytes) -> Manifest:
     if flaw := _flaw(manifest):
         raise SessionCorrupt(f"manifest contradicts itself: {flaw}")
     return manifest
-
-
-def encode_slice(part: KVSlice, kv_format: KVFormat = "raw") -> memoryview | bytes:
-    """The slice's bytes. Raw ones are its tensor's own memory where that is contiguous: valid until it is written."""
-    return pack(part.data, kv_format)
-
-
-def decode_slice(
-    ref: SegmentRef,
-    data: bytes,
-    num_kv_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    kv_format: KVFormat = "raw",
-) -> KVSlice:
-    """The slice that `ref` describes, in memory of its own.
-
-    Args:
-        data: bytes whose digest the store has checked.
-        num_kv_heads, head_dim, dtype: the model's.
-
-    Raises:
-        SessionCorrupt: if `data` is not what `encode_slice` makes of such a slice; before memory is taken for it.
-    """
-    try:
-        return KVSlice(ref.key, unpack(data, slice_shape(ref.key, num_kv_heads, head_dim), dtype, kv_format))
-    except SessionCorrupt as exc:
-        raise SessionCorrupt(f"segment {ref.segment_id} of {ref.key}: {exc} for this model") from exc
-
-
-def slice_shape(key: SliceKey, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int, int]:
-    """The shape of a slice's tensor: layers, K and V, tokens, heads, elements."""
-    return len(key.layers), 2, key.stop - key.start, num_kv_heads, head_dim
 
 
 def frame(payload: bytes) -> bytes:

@@ -28,6 +28,7 @@ import torch
 import zstandard
 
 from services.errors import SessionCorrupt
+from services.sessions.kv_sizes import stored_bytes
 from services.sessions.store import KVFormat
 
 ZSTD_LEVEL = 1
@@ -69,38 +70,20 @@ def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVF
         SessionCorrupt: if it was not made of such a tensor in this format. Digests of the data are for others to check:
             what raw, int8 and fp8 hold is taken as it is if only its size and mark are right.
     """
-    expected_bytes = stored_bytes(shape, dtype, kv_format)
+    expected_bytes = stored_bytes(shape, dtype.itemsize, kv_format)
     if len(data) > expected_bytes or (len(data) < expected_bytes and kv_format != "zstd"):
         raise SessionCorrupt(f"{len(data)} bytes of format {kv_format}, expected {expected_bytes}")
     match kv_format:
         case "raw":
             return torch.frombuffer(bytearray(data), dtype=dtype).view(*shape)
         case "zstd":
-            planes = np.frombuffer(_decompress(data, stored_bytes(shape, dtype, "raw")), np.uint8)
+            planes = np.frombuffer(_decompress(data, stored_bytes(shape, dtype.itemsize, "raw")), np.uint8)
             elements = planes.reshape(dtype.itemsize, -1).T.copy()
             return torch.from_numpy(elements).view(-1).view(dtype).view(*shape)
         case "int8":
             return _unpack_rounded(data, shape, _INT8).to(dtype)
         case "fp8":
             return _unpack_rounded(data, shape, _FP8).to(dtype)
-
-
-def stored_bytes(shape: Sequence[int], dtype: torch.dtype, kv_format: KVFormat) -> int:
-    """How many bytes `pack` makes of such a tensor: exactly, but for zstd, where it is the most that they can be."""
-    elements = math.prod(shape)
-    match kv_format:
-        case "raw":
-            return elements * dtype.itemsize
-        case "zstd":
-            return _compress_bound(elements * dtype.itemsize)
-        case "int8" | "fp8":
-            return len(_INT8.magic) + math.prod(shape[:-1]) * SCALE_DTYPE.itemsize + elements
-
-
-def _compress_bound(num_bytes: int) -> int:
-    """ZSTD_COMPRESSBOUND of zstd.h, which the Python package does not offer."""
-    small = 128 << 10
-    return num_bytes + (num_bytes >> 8) + max(0, small - num_bytes >> 11)
 
 
 def _decompress(frame: bytes, expected_bytes: int) -> bytes:

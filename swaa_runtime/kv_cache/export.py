@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
-from swaa_runtime.kv_cache.snapshot import KVSlice, export_slices
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, needed_slices
+from swaa_runtime.kv_cache.snapshot import export_slices
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.request import Request
 

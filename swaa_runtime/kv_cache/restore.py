@@ -17,8 +17,7 @@ import torch
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
-from swaa_runtime.kv_cache.slices import SliceKey, keeps_whole_history
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, keeps_whole_history
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
 from swaa_runtime.request import Request
 

@@ -1,4 +1,4 @@
-"""Which parts of a KV state a session keeps, and how they are cut. Integers only.
+"""Which parts of a KV state a session keeps, and how they are cut. Needs no torch.
 
 A slice is some layers' K and V of consecutive tokens. Layers that keep everything are cut at multiples of SLICE_TOKENS,
 so that a later turn leaves the earlier slices alone; layers that keep sinks and a window have one slice of each.
@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import first_needed, keeps_everything
+
+if TYPE_CHECKING:  # gateways count and name slices without torch
+    import torch
 
 SLICE_TOKENS = 64
 """Slices of layers that keep everything are cut at multiples of this: a later turn leaves the earlier ones alone."""
@@ -27,6 +31,14 @@ class SliceKey:
     layers: tuple[int, ...]
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVSlice:
+    """One part of the state. `data` is [len(layers), 2 (K, V), stop - start, num_kv_heads, head_dim], on the CPU."""
+
+    key: SliceKey
+    data: torch.Tensor
 
 
 def needed_slices(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_layer: int) -> list[SliceKey]:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
-from swaa_runtime.kv_cache.slices import SliceKey
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.request import Request
-
-
-@dataclass(frozen=True, slots=True)
-class KVSlice:
-    """One part of the state. `data` is [len(layers), 2 (K, V), stop - start, num_kv_heads, head_dim], on the CPU."""
-
-    key: SliceKey
-    data: torch.Tensor
 
 
 def export_slices(request: Request, storage: KVStorage, keys: Iterable[SliceKey]) -> list[KVSlice]:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
+from swaa_runtime.shape import ModelShape
 
 FINGERPRINT_PIECES, FINGERPRINT_PIECE_BYTES = 256, 1 << 16
 """Weights are sampled all over their files: enough to tell models apart without reading tens of GB at every start."""
@@ -26,19 +27,6 @@ SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Their angles change once the sequence outgrows the pretrained length: keys stored before would no longer fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The numbers of a model that memory and planning need."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_model_tokens: int
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +66,14 @@ def shape_of(config: Any, dtype: torch.dtype) -> ModelShape:
         head_dim=head_dim,
         vocab_size=config.vocab_size,
         max_model_tokens=config.max_position_embeddings,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of that name, as `ModelShape.dtype` has it."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Path:

@@ -19,8 +19,7 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.restore import Restore
-from swaa_runtime.kv_cache.slices import keeps_whole_history
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, keeps_whole_history
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.outputs import Checkpoint, Finished, Output, StateSlices, TokenOutput

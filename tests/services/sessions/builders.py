@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from services.sessions.codec import encode_slice, segment_id, slice_shape
+from services.sessions.codec import segment_id
+from services.sessions.kv_sizes import slice_shape
+from services.sessions.slice_codec import encode_slice
 from services.sessions.store import KVFormat, Manifest, SavedPrefix, SegmentRef
-from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
-from swaa_runtime.kv_cache.snapshot import KVSlice
-from swaa_runtime.model.loader import ModelShape
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, needed_slices
 from swaa_runtime.recipe import Recipe
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.visibility import Turn
 
 NUM_KV_HEADS, HEAD_DIM, TOKENS_PER_TURN = 2, 4, 16
@@ -28,7 +29,7 @@ SHAPE = ModelShape(
     head_dim=8,
     vocab_size=1000,
     max_model_tokens=4096,
-    dtype=torch.bfloat16,
+    dtype="bfloat16",
 )
 
 
@@ -92,11 +93,10 @@ def make_state(kv_format: KVFormat = "raw", num_tokens: int = 600, seed: int = 0
     """A session of the model of SHAPE that has all the parts which its recipe needs, and fits the model in all."""
     recipe = Recipe(window=40, sink_tokens=2, full_layers="1::2")
     generator = torch.Generator().manual_seed(seed)
-    bytes_per_token_layer = 2 * SHAPE.num_kv_heads * SHAPE.head_dim * SHAPE.dtype.itemsize
     refs, segments, slices = [], {}, []
-    for key in needed_slices(recipe.resolve(SHAPE.num_layers), num_tokens - 1, bytes_per_token_layer):
+    for key in needed_slices(recipe.resolve(SHAPE.num_layers), num_tokens - 1, SHAPE.bytes_per_token_layer):
         shape = slice_shape(key, SHAPE.num_kv_heads, SHAPE.head_dim)
-        slices.append(KVSlice(key, torch.randn(shape, generator=generator).to(SHAPE.dtype)))
+        slices.append(KVSlice(key, torch.randn(shape, generator=generator).to(torch.bfloat16)))
         data = bytes(encode_slice(slices[-1], kv_format))
         refs.append(SegmentRef(key, segment_id(data), len(data)))
         segments[refs[-1].segment_id] = data

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from services.errors import SessionCorrupt
 from services.pb.swaa.v1 import session_state_pb2 as pb
-from services.sessions.codec import FORMAT, decode_manifest, decode_slice, encode_manifest, encode_slice, segment_id
+from services.sessions.codec import FORMAT, decode_manifest, encode_manifest, segment_id
+from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import Manifest, SegmentRef
 from swaa_runtime.errors import IntegrityError
-from swaa_runtime.kv_cache.slices import SliceKey
-from swaa_runtime.kv_cache.snapshot import KVSlice
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 

@@ -17,7 +17,8 @@ import torch
 
 from services.errors import SessionCorrupt
 from services.sessions.check import check_bytes, check_segments, check_tokens
-from services.sessions.codec import decode_manifest, decode_slice
+from services.sessions.codec import decode_manifest
+from services.sessions.slice_codec import decode_slice
 from services.sessions.store import KVFormat, Manifest
 
 from .builders import SHAPE
@@ -44,7 +45,7 @@ def restore(stored: Stored) -> tuple[Manifest, Values]:
             raise SessionCorrupt("segment is missing")
         data = stored.segments[ref.segment_id]
         check_bytes(ref, data)
-        part = decode_slice(ref, data, SHAPE.num_kv_heads, SHAPE.head_dim, SHAPE.dtype, manifest.kv_format)
+        part = decode_slice(ref, data, SHAPE.num_kv_heads, SHAPE.head_dim, torch.bfloat16, manifest.kv_format)
         values.append((ref.segment_id, part.data.view(torch.uint8).numpy().tobytes()))
     return manifest, values
 

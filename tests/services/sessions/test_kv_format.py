@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.errors import SessionCorrupt
-from services.sessions.kv_format import SMALLEST_SCALE, pack, stored_bytes, unpack
+from services.sessions.kv_format import SMALLEST_SCALE, pack, unpack
+from services.sessions.kv_sizes import stored_bytes
 from services.sessions.store import KVFormat
 
 FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
@@ -34,7 +35,7 @@ def tensors(draw: st.DrawFn, finite: bool = True) -> torch.Tensor:
     """Vectors of very different sizes, with zeros among them; unless `finite`, of any bits at all."""
     shape, dtype = draw(shapes), draw(dtypes)
     if not finite:
-        size = stored_bytes(shape, dtype, "raw")
+        size = stored_bytes(shape, dtype.itemsize, "raw")
         return unpack(draw(st.binary(min_size=size, max_size=size)), shape, dtype, "raw")
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     exponents = torch.randint(-6, 4, (*shape[:-1], 1), generator=generator)
@@ -144,7 +145,7 @@ def test_what_is_not_finite_spoils_its_own_vector_only(bad: float, dtype: torch.
 @given(tensors(finite=False), st.sampled_from(FORMATS))
 def test_the_size_is_known_before(data: torch.Tensor, kv_format: KVFormat) -> None:
     size = len(pack(data, kv_format))
-    bound = stored_bytes(data.shape, data.dtype, kv_format)
+    bound = stored_bytes(data.shape, data.dtype.itemsize, kv_format)
     assert size <= bound if kv_format == "zstd" else size == bound
 
 
@@ -152,7 +153,7 @@ def test_the_size_is_known_before(data: torch.Tensor, kv_format: KVFormat) -> No
 def test_what_cannot_be_compressed_stays_in_its_bound(num_bytes: int) -> None:
     generator = torch.Generator().manual_seed(num_bytes)
     data = torch.randint(0, 256, (num_bytes,), generator=generator, dtype=torch.uint8)
-    assert num_bytes < len(pack(data, "zstd")) <= stored_bytes(data.shape, data.dtype, "zstd")
+    assert num_bytes < len(pack(data, "zstd")) <= stored_bytes(data.shape, data.dtype.itemsize, "zstd")
 
 
 @given(tensors(), st.sampled_from(FORMATS), st.data())

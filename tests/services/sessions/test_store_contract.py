@@ -19,8 +19,9 @@ from services.errors import (
     SessionNotFound,
     StaleSession,
 )
-from services.sessions.codec import decode_slice, encode_manifest
+from services.sessions.codec import encode_manifest
 from services.sessions.prefix_codec import encode_prefix
+from services.sessions.slice_codec import decode_slice
 from services.sessions.store import Manifest, PrefixStore, SavedPrefix, SessionStore
 
 from .builders import HEAD_DIM, NUM_KV_HEADS, asynchronous, make_prefix, make_session

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.restore import Restore
-from swaa_runtime.kv_cache.slices import SliceKey, needed_slices
-from swaa_runtime.kv_cache.snapshot import KVSlice, export_slices
+from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, needed_slices
+from swaa_runtime.kv_cache.snapshot import export_slices
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request

@@ -1,0 +1,25 @@
+"""The numbers of a model that memory and planning need. Plain data: whoever plans need not load the model, or torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of one model; `dtype` is that of its weights and KV, by torch's name for it."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_model_tokens: int
+    dtype: str
+
+    @property
+    def bytes_per_token_layer(self) -> int:
+        """Bytes of K and V together of one token in one layer."""
+        return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
