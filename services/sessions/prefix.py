@@ -57,10 +57,14 @@ def prefix_ids(
 
 
 def _spans_that_look_back(recipe: Recipe, turns: Sequence[Turn]) -> list[tuple[int, int]]:
-    """Positions [low, high) at which layers that look back see everything (`visibility.looks_back`)."""
-    spans: list[tuple[int, int]] = []
+    """Maximal runs of positions [low, high) at which layers that look back see everything (`visibility.looks_back`)."""
+    runs: list[tuple[int, int]] = []
     for turn in turns:
-        spans.append((max(turn.start, turn.generated_start - recipe.full_tail), turn.generated_start))
+        low, high = max(turn.start, turn.generated_start - recipe.full_tail), turn.generated_start
         if recipe.full_decode and turn.stop is not None:
-            spans.append((turn.generated_start, turn.stop))
-    return [(low, high) for low, high in spans if low < high]
+            high = turn.stop
+        if runs and runs[-1][1] == low:
+            runs[-1] = (runs[-1][0], high)
+        elif low < high:
+            runs.append((low, high))
+    return runs

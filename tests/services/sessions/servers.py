@@ -31,7 +31,7 @@ class Server:
     @contextlib.contextmanager
     def client(self) -> Iterator[redis.Redis]:
         """A plain client."""
-        with redis.Redis(port=self.port, decode_responses=True) as client:
+        with redis.Redis(port=self.port, decode_responses=True, protocol=2) as client:
             yield client
 
     def kill(self) -> None:
@@ -102,7 +102,7 @@ def redis_sentinel(folder: Path, primary: Server, service: str) -> Iterator[Serv
     )
     with redis_server(folder, str(config), "--sentinel") as sentinel:
         with sentinel.client() as client:
-            until(lambda: command(client, "SENTINEL", "MASTER", service)["num-slaves"] == 1)
+            until(lambda: command(client, "SENTINEL MASTER", service)["num-slaves"] == 1)
         yield sentinel
 
 
@@ -114,7 +114,7 @@ def command(client: redis.Redis, *words: str | int) -> Any:
 def cluster_state(node: Server) -> str:
     """What the node thinks of its cluster: ok or fail."""
     with node.client() as client:
-        state: str = command(client, "CLUSTER", "INFO")["cluster_state"]
+        state: str = command(client, "CLUSTER INFO")["cluster_state"]
         return state
 
 

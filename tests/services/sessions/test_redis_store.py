@@ -167,6 +167,50 @@ async def test_damaged_segments_are_named(open_store: OpenStore, raw: redis.Redi
 
 
 @asynchronous
+async def test_a_segment_saved_again_since_it_was_read_damaged_stays(
+    open_store: OpenStore, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = make_session()
+    digest, good = next(iter(saved.segments.items()))
+    find_wrong = redis_segments._first_wrong
+
+    def find_wrong_while_it_is_mended(*args: Any) -> str | None:
+        wrong = find_wrong(*args)
+        raw.set("swaa:{acme}:segment:" + digest, bytes(good), keepttl=True)
+        return wrong
+
+    monkeypatch.setattr(redis_segments, "_first_wrong", find_wrong_while_it_is_mended)
+    async with open_store() as store:
+        await store.save("acme", saved.manifest, saved.segments, 0)
+        used = await store.usage("acme")
+        raw.set("swaa:{acme}:segment:" + digest, b"damaged", keepttl=True)
+        with pytest.raises(SessionCorrupt, match=digest):
+            await store.fetch("acme", saved.manifest.segments)
+        assert await store.fetch("acme", saved.manifest.segments) == [bytes(data) for data in saved.segments.values()]
+        assert await store.usage("acme") == used
+
+
+@asynchronous
+async def test_a_lost_segment_counts_no_more_until_it_is_saved_again(open_store: OpenStore, raw: redis.Redis) -> None:
+    first = make_session(version=2)
+    async with open_store() as store:
+        for saved in (make_session(), first):
+            await store.save("acme", saved.manifest, saved.segments, saved.manifest.version - 1)
+        used, lost = await store.usage("acme"), first.manifest.segments[0]
+        raw.delete("swaa:{acme}:segment:" + lost.segment_id)
+        with pytest.raises(SessionCorrupt, match=lost.segment_id):
+            await store.fetch("acme", first.manifest.segments)
+        assert await store.usage("acme") == used - lost.num_bytes
+        for version in (1, 2):
+            saved = make_session("other", version=version)
+            await store.save("acme", saved.manifest, saved.segments, version - 1)
+        assert await store.fetch("acme", first.manifest.segments), "whose it was has it again"
+        await store.delete("acme", "other")
+        assert await store.usage("acme") == used
+        assert await store.fetch("acme", first.manifest.segments)
+
+
+@asynchronous
 async def test_a_damaged_manifest_is_corrupt_and_can_be_deleted(open_store: OpenStore, raw: redis.Redis) -> None:
     async with open_store() as store:
         for session_id in ("chat", "other"):
@@ -233,19 +277,35 @@ async def test_saving_prolongs_all_segments_and_a_fork_never_shortens_them(
 @asynchronous
 async def test_a_lease_runs_out_unless_it_is_renewed(open_store: OpenStore) -> None:
     async with open_store(lease_ttl_ms=300) as store:
-        await store.acquire("acme", "chat", "one")
+        fence = await store.acquire("acme", "chat", "one")
         for _ in range(4):
             await asyncio.sleep(0.15)
             await store.renew("acme", "chat", "one")
         with pytest.raises(SessionBusy):
             await store.acquire("acme", "chat", "two")
         await asyncio.sleep(0.4)
-        await store.acquire("acme", "chat", "two")
+        assert await store.acquire("acme", "chat", "two") > fence
         with pytest.raises(SessionBusy):
             await store.renew("acme", "chat", "one")
         await store.release("acme", "chat", "one")
         with pytest.raises(SessionBusy):
             await store.acquire("acme", "chat", "one")
+
+
+@asynchronous
+async def test_a_fence_outlives_its_lease_and_grows_even_if_it_is_forgotten(
+    open_store: OpenStore, raw: redis.Redis
+) -> None:
+    async with open_store(lease_ttl_ms=1000) as store:
+        first = await store.acquire("acme", "chat", "one")
+        assert raw.pttl("swaa:{acme}:fence:chat") > 3_600_000
+        raw.flushall()
+        await asyncio.sleep(0.002)
+        second = await store.acquire("acme", "chat", "two")
+        assert second > first
+        await store.release("acme", "chat", "two")
+        await store.release("acme", "chat", "two")
+        assert await store.acquire("acme", "chat", "one") > second
 
 
 @asynchronous
