@@ -72,6 +72,10 @@ proto-check: $(STAMP)
 bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate
 	$(BIN)/python -m benchmarks.bench_prefill
 
+.PHONY: bench-sessions
+bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Redis, ways to resume
+	$(BIN)/python -m benchmarks.bench_sessions
+
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
 	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json

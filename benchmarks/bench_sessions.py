@@ -32,13 +32,14 @@ from benchmarks.quality import read_recipes
 from services.replica.engine_loop import EngineLoop
 from services.replica.job import Job, SessionUse
 from services.replica.replica import Replica
+from services.replica.restorer import Restorer
 from services.restore_plan import RestorePlan, SavedState
 from services.sessions.codec import segment_id
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.kv_sizes import slice_shape
 from services.sessions.policy import SessionPolicy
 from services.sessions.redis_store import RedisSessionStore
-from services.sessions.slice_codec import decode_slice, encode_slice
+from services.sessions.slice_codec import encode_slice
 from services.sessions.store import KVFormat, Manifest, SegmentRef
 from swaa_runtime.kv_cache.slices import SLICE_TOKENS, KVSlice, needed_slices
 from swaa_runtime.model.loader import LoadedModel, load_model, torch_dtype
@@ -156,6 +157,13 @@ def make_state(shape: ModelShape, num_tokens: int) -> list[KVSlice]:
     ]
 
 
+class Sink:
+    """An engine loop that takes slices and forgets them."""
+
+    async def place(self, request_id: str, slices: Sequence[KVSlice]) -> None:
+        """Nothing."""
+
+
 async def raw_rates(client: Redis, total_bytes: int) -> tuple[float, float]:
     """MB/s of plain SET and GET, in pipelines of 16 MiB of 4 MiB blobs."""
     blobs = [bytes(torch.randint(0, 256, (RAW_BLOB_BYTES,), dtype=torch.uint8).numpy().data) for _ in range(RAW_BATCH)]
@@ -203,10 +211,7 @@ async def store_rates(bench: Bench, slices: Sequence[KVSlice], kv_format: KVForm
     await bench.store.save(TENANT, manifest, {ref.segment_id: blob for ref, blob in zip(refs, blobs, strict=True)}, 0)
     saved_s = time.perf_counter() - started_s
     started_s = time.perf_counter()
-    fetched = await bench.store.fetch(TENANT, refs)
-    model = (shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype))
-    for ref, blob in zip(refs, fetched, strict=True):
-        await asyncio.to_thread(decode_slice, ref, blob, *model, kv_format)
+    await Restorer(Sink(), bench.store, shape).feed(TENANT, "bench", refs, kv_format)  # type: ignore[arg-type]
     restored_s = time.perf_counter() - started_s
     await bench.store.delete(TENANT, manifest.session_id)
     return kv_mb / saved_s, kv_mb / restored_s, sum(ref.num_bytes for ref in refs)
