@@ -169,7 +169,7 @@ class EmbeddedRedis:
             "databases": "1",
             "save": "",  # the append-only file has everything
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",  # with everysec, a kill while the disk is slow takes turns that were answered
             "maxmemory": str(self._max_memory_bytes),
             "maxmemory-policy": "noeviction",  # an error is better than a session that lost a part
         }
