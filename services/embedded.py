@@ -23,10 +23,12 @@ from services.config import ServeConfig
 from services.cost import CostProfile
 from services.gateway.catalog import load_catalog
 from services.gateway.prompt import PromptEncoder
+from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
-from services.gateway.service import Deployment, LongContextService
+from services.gateway.service import LongContextService
 from services.replica.calibrate import QUICK, Effort, Progress, calibrate, describe_hardware
 from services.replica.engine_loop import EngineLoop
+from services.replica.facts import ModelFacts
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
@@ -175,6 +177,20 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
     return profile
 
 
+def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
+    """What gateways are told of the model."""
+    loaded = parts.loaded
+    return ModelFacts(
+        fingerprint=loaded.fingerprint,
+        device=describe_hardware(loaded.model.device),
+        attention_backend=parts.engine_config.attention_backend,
+        shape=loaded.shape,
+        max_session_tokens=parts.engine_config.max_model_tokens,
+        eos_token_ids=loaded.eos_token_ids,
+        cost=cost,
+    )
+
+
 @contextlib.asynccontextmanager
 async def running_service(
     config: ServeConfig, progress: Progress = lambda done, total: None
@@ -183,16 +199,12 @@ async def running_service(
     async with running_parts(config) as parts:
         loaded = parts.loaded
         catalog = load_catalog(Path(config.model).name, loaded.shape.num_layers)
-        cost = await cost_profile(config, parts, None, progress)
-        deployment = Deployment(
-            model_name=config.model,
-            device=describe_hardware(loaded.model.device),
-            attention_backend=config.attention_backend,
-            max_model_tokens=parts.engine_config.max_model_tokens,
-            session_policy=config.session_policy,
+        facts = model_facts(parts, await cost_profile(config, parts, None, progress))
+        encoder = PromptEncoder.from_folder(parts.model_folder, loaded.shape.vocab_size, facts.max_session_tokens)
+        replicas = LocalReplicas(parts.replica, facts)
+        service = LongContextService(
+            config.model, facts, catalog, encoder, replicas, parts.store, config.session_policy
         )
-        encoder = PromptEncoder.from_folder(parts.model_folder, loaded.shape.vocab_size, deployment.max_model_tokens)
-        service = LongContextService(deployment, catalog, cost, encoder, parts.replica, parts.store)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = asyncio.create_task(_watch(parts.engine, server))

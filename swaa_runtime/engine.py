@@ -25,10 +25,13 @@ from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
-from swaa_runtime.request import FinishReason, Request
+from swaa_runtime.request import FinishReason, Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.sampler import sample, token_logprob
 from swaa_runtime.scheduler import Scheduler
+
+WARM = SamplingParams(temperature=1.0)
+"""A draw with these takes as much of a generator as any other."""
 
 
 @dataclass(slots=True)
@@ -121,6 +124,10 @@ class Engine:
             seed = request.sampling.seed
             generator.manual_seed(seed) if seed is not None else generator.seed()
         detokenizer = IncrementalDetokenizer(self._decoder, request.sampling.stop)
+        for token_id in request.token_ids[request.prompt_stop :]:  # generated elsewhere: catch up
+            detokenizer.push(token_id)
+            if generator is not None:
+                sample(torch.zeros(self.runner.shape.vocab_size, device=self.runner.device), WARM, generator)
         self._live[request.request_id] = _Live(request, detokenizer, generator, restore, set(saved_keys))
 
     def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
@@ -231,6 +238,8 @@ class Engine:
         for request, row in zip(batch.sampled, logits, strict=True):
             live = self._live[request.request_id]
             token_id = sample(row, request.sampling, live.generator)
+            if request.forced_token_id is not None:
+                token_id, request.forced_token_id = request.forced_token_id, None
             wanted = request.sampling.logprobs
             logprob = None if wanted is None else token_logprob(row, token_id, wanted)
             request.token_ids.append(token_id)
