@@ -26,6 +26,11 @@ class HotSessions:
         self._engine = engine
         self._hot: dict[tuple[str, str], _Hot] = {}
 
+    def has(self, tenant: str, session_id: str, version: int) -> bool:
+        """Whether that version of a session is in KV memory, under whatever recipe."""
+        hot = self._hot.get((tenant, session_id))
+        return hot is not None and hot.manifest.version == version and self._engine.is_parked(hot.request_id)
+
     def find(self, tenant: str, manifest: Manifest) -> str | None:
         """The request that left exactly this turn's state in KV memory, if it is there."""
         hot = self._hot.get((tenant, manifest.session_id))

@@ -83,6 +83,10 @@ class Replica:
         """Whether the session's state is in KV memory here: its next turn needs no store to go on."""
         return self._hot.find(tenant, manifest) is not None
 
+    def has_hot(self, tenant: str, session_id: str, version: int) -> bool:
+        """`is_hot` for who has no manifest: whether that version of a session is here, under whatever recipe."""
+        return self._hot.has(tenant, session_id, version)
+
     async def close(self) -> None:
         """Stop what runs in the background. Call when no turn runs any more."""
         await self._leases.close()
