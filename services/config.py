@@ -17,7 +17,7 @@ PREFIX = "SWAA_"
 
 
 class ServeConfig(BaseSettings):
-    """Settings of one embedded service. Unknown names and values that do not parse are errors."""
+    """Settings of a service, or of a gateway or replica. Unknown names and values that do not parse are errors."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -31,6 +31,9 @@ class ServeConfig(BaseSettings):
     max_running: int = Field(64, ge=1)
     max_waiting: int = Field(256, ge=0)
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
+    replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
+    replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
+    replica_port: int = Field(0, ge=0, le=65535, description="0 picks a free one")
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
     session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
     session_kv_format: KVFormat = Field("raw", description="raw, zstd (lossless, smaller, slower), int8 or fp8 (lossy)")

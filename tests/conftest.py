@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.config import load_config
-from services.embedded import model_folder
+from services.replica.parts import model_folder
 from services.sessions.embedded_redis import RedisNotInstalled, find_redis_server
 
 REPOSITORY = Path(__file__).parents[1]

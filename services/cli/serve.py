@@ -13,8 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from services.config import ServeConfig
-from services.embedded import cost_profile, running_parts, running_service
+from services.embedded import running_service
 from services.replica.calibrate import QUICK, THOROUGH
+from services.replica.parts import cost_profile, running_parts
 
 
 async def serve(config: ServeConfig, ready_file: Path | None) -> None:

@@ -30,6 +30,9 @@ STREAM_LIMIT = 64
 
 IDLE_WAIT_S = 0.02
 
+STUCK_S = 120.0
+"""A step that takes longer than this is not a slow step."""
+
 
 class OutputStream:
     """Outputs of one request, from the engine's thread to one asyncio reader."""
@@ -107,6 +110,13 @@ class EngineLoop:
         """How long the step that is running now has taken; 0 when none is."""
         since = self._busy_since_s
         return 0.0 if since is None else time.monotonic() - since
+
+    def check_alive(self, stuck_s: float = STUCK_S) -> None:
+        """Raise EngineFailed if the engine has stopped, or if its step has been running for `stuck_s` seconds."""
+        if self._failure is not None:
+            raise self._failure
+        if (running_s := self.stuck_s()) >= stuck_s:
+            raise EngineFailed(f"the engine is stuck: its step has been running for {running_s:.0f} s")
 
     def submit(
         self, request: Request, restore: Restore | None = None, saved_keys: Collection[SliceKey] = ()

@@ -25,6 +25,11 @@ def test_defaults_suit_a_laptop() -> None:
     assert config.session_ttl_s == 86400
 
 
+def test_a_replica_is_reached_from_this_machine_only_until_told_otherwise() -> None:
+    config = load_config()
+    assert (config.replicas, config.replica_host, config.replica_port) == (None, "127.0.0.1", 0)
+
+
 def test_flags_go_over_the_environment_and_absent_flags_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAA_LISTEN", "0.0.0.0:1")
     monkeypatch.setenv("SWAA_KV_MEMORY_MIB", "64")
@@ -52,6 +57,8 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ATTENTION_BACKEND", "magic"),
         ("LOG_LEVEL", "loud"),
         ("DRAIN_S", "-1"),
+        ("REPLICA_PORT", "65536"),
+        ("REPLICA_PORT", "-1"),
     ],
 )
 def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.config import ServeConfig, load_config
 from services.cost import CostProfile
-from services.embedded import cost_profile, model_folder, running_parts
 from services.errors import StoreUnavailable
 from services.replica.calibrate import Effort
+from services.replica.parts import cost_profile, model_folder, running_parts
 from swaa_runtime.errors import ModelNotSupported
 
 
