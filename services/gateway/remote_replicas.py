@@ -32,6 +32,13 @@ CONNECT_TIMEOUT_S = 5.0
 
 RETRY_S = 0.2
 
+READ_OPTIONS = (
+    *RUN_OPTIONS,
+    # How far a replica may run ahead of a slow reader: some hundred tokens. HTTP/2's usual window holds thousands.
+    ("grpc.http2.lookahead_bytes", 4096),
+    ("grpc.http2.bdp_probe", 0),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Remote:
@@ -140,7 +147,7 @@ class RemoteReplicas:
     def _channel(self, address: str) -> grpc.aio.Channel:
         """One connection to each replica, kept: turns share it."""
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=RUN_OPTIONS)
+            self._channels[address] = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
         return self._channels[address]
 
 

@@ -103,14 +103,10 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
             await asyncio.to_thread(server.start)
             stack.callback(server.stop)
             url = server.url
-        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=_quota_bytes(config))
+        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
         stack.push_async_callback(store.close)
         await store.ping()
         yield store
-
-
-def _quota_bytes(config: ServeConfig) -> int | None:
-    return None if config.session_quota_mib is None else config.session_quota_mib << 20
 
 
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
