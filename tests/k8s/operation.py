@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
-from services.config import ServeConfig
 from tests.k8s.manifests import (
     GATEWAY,
     HEAD,
@@ -84,15 +84,13 @@ def check_drain(manifests: Sequence[Manifest]) -> Iterator[str]:
     pause_s = gateway.container["lifecycle"]["preStop"]["sleep"]["seconds"]
     if gateway.spec["terminationGracePeriodSeconds"] < pause_s + drain_s + STOPPING_S:
         yield f"{gateway.name} is killed before its drain of {pause_s} + {drain_s:.0f} s is over"
-    for application in serve_config(manifests)["applications"]:
-        for deployment in application["deployments"]:
-            graceful_s = deployment["graceful_shutdown_timeout_s"]
-            if graceful_s < drain_s + STOPPING_S:
-                yield f"{deployment['name']} is killed by Serve before its drain of {drain_s:.0f} s is over"
-            if worker.spec["terminationGracePeriodSeconds"] < graceful_s + STOPPING_S:
-                yield f"{worker.name} is killed before Serve's graceful shutdown of {graceful_s} s is over"
-    if "drain-node" not in str(worker.container.get("lifecycle", {}).get("preStop")):
+    told = re.search(r"ray drain-node .*--deadline-remaining-seconds (\d+)", str(worker.container.get("lifecycle")))
+    if told is None:
         yield f"{worker.name} does not tell Ray that it goes"
+    elif int(told[1]) < drain_s + STOPPING_S:
+        yield f"{worker.name} is drained by Ray before its drain of {drain_s:.0f} s is over"
+    elif worker.spec["terminationGracePeriodSeconds"] < int(told[1]) + STOPPING_S:
+        yield f"{worker.name} is killed before Ray's drain of {told[1]} s is over"
     if ray_service(manifests)["spec"]["rayClusterDeletionDelaySeconds"] < drain_s:
         yield f"a replaced Ray cluster is deleted before its drain of {drain_s:.0f} s is over"
 
@@ -126,17 +124,13 @@ def check_sizes(manifests: Sequence[Manifest]) -> Iterator[str]:
         yield "Redis needs twice its maxmemory while it rewrites its log"
     (group,) = ray_service(manifests)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     for application in serve_config(manifests)["applications"]:
-        (deployment,) = application["deployments"]
-        scaling, actor = deployment["autoscaling_config"], deployment["ray_actor_options"]
+        args, (deployment,) = application["args"], application["deployments"]
         for bound in ("min", "max"):
-            if scaling[f"{bound}_replicas"] != group[f"{bound}Replicas"]:
+            if int(args[f"{bound}_replicas"]) != group[f"{bound}Replicas"]:
                 yield f"{bound}_replicas of {deployment['name']} is not {bound}Replicas of the workers"
         gpus = int(worker.container["resources"]["limits"].get("nvidia.com/gpu", 0))
-        if actor.get("num_gpus", 0) != gpus or (application["args"]["device"] == "cuda") != (gpus > 0):
+        if int(args["num_gpus"]) != gpus or (args["device"] == "cuda") != (gpus > 0):
             yield f"{deployment['name']}: device, num_gpus and the worker's {gpus} GPUs do not fit"
-        config = ServeConfig.model_validate(application["args"])
-        if deployment["max_ongoing_requests"] > config.max_running + config.max_waiting:
-            yield f"{deployment['name']} is sent more requests than it can hold"
         if deployment["max_replicas_per_node"] != 1:
             yield f"{deployment['name']}: two replicas of one pod would want one port"
 

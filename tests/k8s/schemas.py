@@ -97,18 +97,19 @@ def _ignored(given: Any, understood: Any, path: str) -> Iterator[str]:
 
 
 def check_settings(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """SWAA_ variables and the application's arguments are settings of the service, with values that it takes."""
+    """SWAA_ variables are settings of the service, and their values and the application's are within bounds."""
     for pod in pods(manifests):
         environment = pod.environment(manifests)
         settings = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
-        yield from _refused(pod.name, {name.removeprefix(PREFIX).lower(): value for name, value in settings.items()})
+        settings = {name.removeprefix(PREFIX).lower(): value for name, value in settings.items()}
+        for name in settings.keys() - ServeConfig.model_fields.keys():
+            yield f"{pod.name}: there is no setting {name}"
+        yield from _refused(pod.name, settings)
     for application in serve_config(manifests)["applications"]:
         yield from _refused(f"args of {application['name']}", application["args"])
 
 
 def _refused(where: str, settings: dict[str, str]) -> Iterator[str]:
-    for name in settings.keys() - ServeConfig.model_fields.keys():
-        yield f"{where}: there is no setting {name}"
     known = {name: value for name, value in settings.items() if name in ServeConfig.model_fields}
     try:
         ServeConfig.model_validate(known)

@@ -77,15 +77,17 @@ CASES: dict[str, Case] = {
         lambda m: template(m, GATEWAY).update(terminationGracePeriodSeconds=30),
         r"swaa-gateway is killed before its drain of 10 \+ 120 s",
     ),
-    "a replica killed by Serve while it drains": (
+    "a worker drained too fast": (
         check_drain,
-        serve(lambda config, deployment: deployment.update(graceful_shutdown_timeout_s=20)),
-        r"Replica is killed by Serve before",
+        lambda m: container(m, WORKER)["lifecycle"]["preStop"]["exec"].update(
+            command=["ray drain-node --deadline-remaining-seconds 60"]
+        ),
+        r"swaa-replica-replicas is drained by Ray before",
     ),
     "a worker killed while it drains": (
         check_drain,
         lambda m: template(m, WORKER).update(terminationGracePeriodSeconds=100),
-        r"swaa-replica-replicas is killed before Serve's",
+        r"swaa-replica-replicas is killed before Ray's drain of 150 s",
     ),
     "a worker that goes unannounced": (
         check_drain,
@@ -119,18 +121,13 @@ CASES: dict[str, Case] = {
     ),
     "more replicas than workers": (
         check_sizes,
-        serve(lambda config, deployment: deployment["autoscaling_config"].update(max_replicas=9)),
-        r"max_replicas of Replica is not maxReplicas",
+        serve(lambda config, deployment: config["applications"][0]["args"].update(max_replicas="9")),
+        r"max_replicas of swaa is not maxReplicas",
     ),
     "a replica without its GPU": (
         check_sizes,
-        serve(lambda config, deployment: deployment["ray_actor_options"].pop("num_gpus")),
+        serve(lambda config, deployment: config["applications"][0]["args"].update(num_gpus="0")),
         r"device, num_gpus and the worker's 1 GPUs do not fit",
-    ),
-    "more requests than a replica holds": (
-        check_sizes,
-        serve(lambda config, deployment: deployment.update(max_ongoing_requests=1000)),
-        r"Replica is sent more requests",
     ),
     "two replicas of a pod": (
         check_sizes,

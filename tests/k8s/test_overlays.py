@@ -23,10 +23,11 @@ def test_overlay(overlay: str, check: Check) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.xfail(strict=True, raises=ModuleNotFoundError, reason="services/replica/ray_app.py is yet to come")
-def test_what_serve_imports_is_there(overlay: str) -> None:
+def test_serve_can_build_the_application(overlay: str) -> None:
     for application in serve_config(rendered(overlay))["applications"]:
         module, _, name = application["import_path"].partition(":")
-        assert callable(getattr(importlib.import_module(module), name))
+        built = getattr(importlib.import_module(module), name)(application["args"])
+        assert [deployment["name"] for deployment in application["deployments"]] == [built._bound_deployment.name]
 
 
 def test_what_cannot_be_checked_is_an_error() -> None:

@@ -63,10 +63,10 @@ CASES: dict[str, Case] = {
         environment(WORKER, "SWAA_REPLICA_PORT", "70000"),
         r"(?s)swaa-replica-replicas: .*replica_port",
     ),
-    "an argument that is no setting": (
+    "an argument out of bounds": (
         check_settings,
-        serve(lambda config, deployment: config["applications"][0]["args"].update(kv_memory="1")),
-        r"args of swaa: there is no setting kv_memory",
+        serve(lambda config, deployment: config["applications"][0]["args"].update(kv_memory_mib="0")),
+        r"(?s)args of swaa: .*kv_memory_mib",
     ),
     "another Ray than the image's": (
         check_ray_version,
