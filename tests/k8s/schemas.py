@@ -105,6 +105,8 @@ def check_settings(manifests: Sequence[Manifest]) -> Iterator[str]:
         for name in settings.keys() - ServeConfig.model_fields.keys():
             yield f"{pod.name}: there is no setting {name}"
         yield from _refused(pod.name, settings)
+        if settings and pod.spec.get("enableServiceLinks") is not False:
+            yield f"{pod.name}: Kubernetes adds variables such as SWAA_REDIS_PORT, of the Service swaa-redis"
     for application in serve_config(manifests)["applications"]:
         yield from _refused(f"args of {application['name']}", application["args"])
 

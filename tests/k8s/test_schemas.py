@@ -8,7 +8,7 @@ import pytest
 
 from tests.k8s import schemas
 from tests.k8s.broken import Case, checks_of, cluster, environment, one, problems, serve
-from tests.k8s.manifests import GATEWAY, WORKER
+from tests.k8s.manifests import GATEWAY, HEAD, WORKER, pod
 from tests.k8s.schemas import check_ray_version, check_schemas, check_serve_config, check_settings
 
 pytestmark = pytest.mark.k8s
@@ -67,6 +67,11 @@ CASES: dict[str, Case] = {
         check_settings,
         serve(lambda config, deployment: config["applications"][0]["args"].update(kv_memory_mib="0")),
         r"(?s)args of swaa: .*kv_memory_mib",
+    ),
+    "variables that Kubernetes makes of Services": (
+        check_settings,
+        lambda m: pod(m, HEAD).spec.pop("enableServiceLinks"),
+        r"swaa-replica-head: Kubernetes adds variables",
     ),
     "another Ray than the image's": (
         check_ray_version,
