@@ -1,7 +1,7 @@
 """A whole cluster on this machine: a private Redis, Ray with replicas under Serve, and gateways before them.
 
 The same parts as on many machines, started in order and stopped in reverse. Nothing outlives this process, even when it
-is killed: Ray's processes and ours are told by the kernel.
+is killed: see `guarded_process` and `sweeper`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ APPLICATION = "swaa"
 SERVICER = "services.pb.swaa.v1.replica_pb2_grpc.add_ReplicaDirectoryServicer_to_server"
 OBJECT_STORE_BYTES = 100 << 20
 """Little more than the least that Ray takes: leases are small, and nothing else passes through it."""
+
+SWEEP_S = 10.0
 
 ROUTED_S = 10.0
 GATEWAY_START_S = 60.0
@@ -124,7 +126,11 @@ def running_serve(num_cpus: int) -> Iterator[str]:
     Raises:
         ClusterFailed: it did not start.
     """
-    with tempfile.TemporaryDirectory(prefix="swaa-ray-", ignore_cleanup_errors=True) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swaa-ray-", ignore_cleanup_errors=True))
+        # Ray's agents would linger for a minute or more after we were killed.
+        sweeper = GuardedProcess((sys.executable, "-m", "services.sweeper", folder, str(os.getpid())))
+        stack.callback(sweeper.stop, SWEEP_S)
         port, http_port = _free_ports(2)
         try:
             ray.init(

@@ -29,16 +29,16 @@ class GuardedProcess:
     def __init__(
         self,
         command: Sequence[str],
-        log: IO[bytes],
+        log: IO[bytes] | None = None,
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it in `folder`, its output to `log`. Raises OSError if there is no shell."""
+        """Start it in `folder`, its output to `log` or nowhere. Raises OSError if there is no shell."""
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, *command],
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.DEVNULL if log is None else log,
+            stderr=subprocess.DEVNULL if log is None else log,
             cwd=folder,
             env=environment,
             start_new_session=True,  # Ctrl-C is for us; we stop our children then, in order

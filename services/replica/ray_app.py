@@ -8,25 +8,26 @@ only one in the cluster it may be left out.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from services.config import ServeConfig, load_config
+from services.cost import CostProfile
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.calibrate import describe_hardware
+from services.replica.directory import Directory
 from services.replica.parts import Parts, cost_profile, running_parts
 from services.replica.ray_router import QUEUED_TOKENS, SessionRouter
 from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
-from swaa_runtime.errors import EngineFailed, InvalidRequest
+from swaa_runtime.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
@@ -108,63 +109,54 @@ def _size(options: DeploymentOptions, max_leases: int) -> dict[str, Any]:
 
 
 class RayReplica:
-    """What runs in a replica's process. Serve calls the methods, on one event loop; gateways call `Lease`."""
+    """What runs in a replica's process. Serve calls the methods, on one event loop; `Lease` is for gateways."""
 
     async def __init__(self, settings: Mapping[str, str]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._stack = contextlib.AsyncExitStack()  # `__del__` is called even if this fails
         config = load_config(**settings)
         if config.redis_url is None:
             raise InvalidRequest("redis_url", None, "must be set: replicas share sessions in one Redis")
         logging.getLogger("services").setLevel(config.log_level)
-        self._broken = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            self._parts = await stack.enter_async_context(running_parts(config))
-            self._cost = await cost_profile(config, self._parts, None, _log_calibration)
-            self._server = ReplicaServer(self._parts.replica, config.replica_host, config.replica_port)
-            await self._server.start()
-            stack.push_async_callback(self._server.stop, LAST_MESSAGE_S)
+            parts = await stack.enter_async_context(running_parts(config))
+            cost = await cost_profile(config, parts, None, _log_calibration)
+            server = ReplicaServer(parts.replica, config.replica_host, config.replica_port)
+            await server.start()
+            stack.push_async_callback(server.stop, LAST_MESSAGE_S)
             self._stack = stack.pop_all()
-        self._id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"
-        self._model = model_facts(config, self._parts, self._cost.to_mapping())
-        logger.info("replica %s serves %s on %s", self._id, config.model, self._server.address)
+        # With the process id, so that one can find the process of a replica that one hears of.
+        replica_id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"
+        model = model_facts(config, parts, cost)
+        self._directory = Directory(parts.replica, replica_id, server.address, model)
+        self._replica = parts.replica
+        self._token_ms = cost.token_ms
+        logger.info("replica %s serves %s on %s", replica_id, config.model, server.address)
 
-    async def Lease(self, request: pb.LeaseRequest) -> AsyncIterator[pb.LeaseGrant]:
-        """Say where this replica is; then count as one ongoing request until the caller cancels.
-
-        On a replica that is broken leases end: nobody shall wait for turns that will not.
-        """
-        replica = self._parts.replica
-        yield pb.LeaseGrant(
-            replica_id=self._id,
-            address=self._server.address,
-            queued_tokens=replica.queued_tokens,
-            is_hot=replica.has_hot(request.tenant, request.session_id, request.version),
-            model=self._model,
-        )
-        await self._broken.wait()
+    async def Lease(self, request: pb.LeaseRequest) -> AsyncGenerator[pb.LeaseGrant, None]:
+        """See the proto. To Serve a lease is a request: it goes on until it is cancelled."""
+        async with contextlib.aclosing(self._directory.lease(request)) as grants:
+            async for grant in grants:
+                yield grant
 
     async def check_health(self) -> None:
         """Serve replaces the replica if this raises EngineFailed a few times."""
-        try:
-            self._parts.engine.check_alive()
-        except EngineFailed:
-            self._broken.set()
-            raise
+        self._directory.check()
 
     async def record_routing_stats(self) -> dict[str, float]:
         """For `SessionRouter`."""
-        return {QUEUED_TOKENS: self._parts.replica.queued_tokens}
+        return {QUEUED_TOKENS: self._replica.queued_tokens}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For `WaitPolicy`."""
-        queued_tokens = self._parts.replica.queued_tokens
-        return {QUEUED_TOKENS: queued_tokens, PREDICTED_WAIT_S: queued_tokens * self._cost.token_ms / 1e3}
+        queued_tokens = self._replica.queued_tokens
+        return {QUEUED_TOKENS: queued_tokens, PREDICTED_WAIT_S: queued_tokens * self._token_ms / 1e3}
 
     async def __del__(self) -> None:
         """Serve calls this, once, when no lease is held any more: then no turn runs, and all sessions are saved."""
         await self._stack.aclose()
 
 
-def model_facts(config: ServeConfig, parts: Parts, cost: Mapping[str, Any]) -> pb.ModelFacts:
+def model_facts(config: ServeConfig, parts: Parts, cost: CostProfile) -> pb.ModelFacts:
     """What a gateway must know to plan for this replica."""
     shape = parts.loaded.shape
     return pb.ModelFacts(
@@ -179,7 +171,7 @@ def model_facts(config: ServeConfig, parts: Parts, cost: Mapping[str, Any]) -> p
         max_model_tokens=parts.engine_config.max_model_tokens,
         dtype=shape.dtype,
         max_session_tokens=parts.max_session_tokens,
-        cost_profile_json=json.dumps(cost),
+        cost_profile_json=json.dumps(cost.to_mapping()),
     )
 
 

@@ -79,6 +79,11 @@ class Replica:
         """Prompt tokens of all requests here that have not been computed yet."""
         return sum(self._remaining_tokens.values())
 
+    @property
+    def num_turns(self) -> int:
+        """Turns that run here or wait for the engine."""
+        return len(self._remaining_tokens)
+
     def is_hot(self, tenant: str, manifest: Manifest) -> bool:
         """Whether the session's state is in KV memory here: its next turn needs no store to go on."""
         return self._hot.find(tenant, manifest) is not None
