@@ -29,7 +29,7 @@ async def serve(config: ServeConfig, ready_file: Path | None) -> None:
         address = f"{host}:{server.port}"
         logging.getLogger(__name__).info("serving %s on %s", config.model, address)
         if ready_file is not None:
-            _write_whole(ready_file, address)
+            write_whole(ready_file, address)
         await stopping.wait()
         logging.getLogger(__name__).info("stopping; running requests have %.0f s", config.drain_s)
 
@@ -38,7 +38,7 @@ def _log_calibration(done: int, total: int) -> None:
     logging.getLogger(__name__).info("first start on this machine: measuring costs, %d of %d", done, total)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Readers see all of it or nothing."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
