@@ -33,7 +33,7 @@ from services.replica.engine_loop import EngineLoop
 from services.replica.job import Job, SessionUse
 from services.replica.replica import Replica
 from services.replica.restorer import Restorer
-from services.restore_plan import RestorePlan, SavedState
+from services.restore_plan import RestorePlan
 from services.sessions.codec import segment_id
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.kv_sizes import slice_shape
@@ -107,16 +107,15 @@ async def run_turn(
     manifest = await current(bench, session_id)
     plan = None
     if manifest is not None and how != "recompute":
-        state = SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
-        cut = state.num_tokens // 2 // SLICE_TOKENS * SLICE_TOKENS if how == "mix" else 0
-        plan = RestorePlan("mix" if cut else "load", state, cut, state.num_tokens, 0.0, "bench")
+        cut = manifest.num_kv_tokens // 2 // SLICE_TOKENS * SLICE_TOKENS if how == "mix" else 0
+        plan = RestorePlan("mix" if cut else "load", "session", "", cut, manifest.num_kv_tokens, 0.0, "bench")
     job = Job(
         request_id=uuid.uuid4().hex,
         prompt_token_ids=tuple(prompt),
         recipe_name="bench",
         recipe=recipe,
         sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
-        session=SessionUse(TENANT, session_id, manifest),
+        session=SessionUse(TENANT, session_id, manifest.version if manifest else 0),
         restore=plan,
     )
     started_s, first_ms, event = time.perf_counter(), 0.0, None

@@ -32,6 +32,8 @@ class ServeConfig(BaseSettings):
     max_waiting: int = Field(256, ge=0)
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
+    application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
+    tokenizer: Path | None = Field(None, description="folder of the tokenizer, for gateways that have no model folder")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
     replica_port: int = Field(0, ge=0, le=65535, description="0 picks a free one")
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
@@ -51,6 +53,11 @@ class ServeConfig(BaseSettings):
     cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
     state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def session_quota_bytes(self) -> int | None:
+        """Stored bytes per tenant; None: no bound."""
+        return None if self.session_quota_mib is None else self.session_quota_mib << 20
 
     @property
     def session_policy(self) -> SessionPolicy:

@@ -13,11 +13,12 @@ from pathlib import Path
 from services.config import ServeConfig
 from services.gateway.catalog import load_catalog
 from services.gateway.prompt import PromptEncoder
+from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
-from services.gateway.service import Deployment, LongContextService
-from services.replica.calibrate import Progress, describe_hardware
+from services.gateway.service import LongContextService
+from services.replica.calibrate import Progress
 from services.replica.engine_loop import EngineLoop
-from services.replica.parts import cost_profile, running_parts
+from services.replica.parts import cost_profile, model_facts, running_parts
 from swaa_runtime.errors import EngineFailed
 
 HEALTH_INTERVAL_S = 1.0
@@ -29,18 +30,13 @@ async def running_service(
 ) -> AsyncIterator[GatewayServer]:
     """The whole service, serving; drained and stopped on leaving. `progress` follows the first start's calibration."""
     async with running_parts(config) as parts:
-        loaded = parts.loaded
-        catalog = load_catalog(Path(config.model).name, loaded.shape.num_layers)
-        cost = await cost_profile(config, parts, None, progress)
-        deployment = Deployment(
-            model_name=config.model,
-            device=describe_hardware(loaded.model.device),
-            attention_backend=config.attention_backend,
-            max_model_tokens=parts.engine_config.max_model_tokens,
-            session_policy=config.session_policy,
+        facts = model_facts(parts, await cost_profile(config, parts, None, progress))
+        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
+        replicas = LocalReplicas(parts.replica, facts)
+        service = LongContextService(
+            config.model, facts, catalog, encoder, replicas, parts.store, config.session_policy
         )
-        encoder = PromptEncoder.from_folder(parts.model_folder, loaded.shape.vocab_size, deployment.max_model_tokens)
-        service = LongContextService(deployment, catalog, cost, encoder, parts.replica, parts.store)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = asyncio.create_task(_watch(parts.engine, server))

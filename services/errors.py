@@ -7,6 +7,7 @@ SwaaError
 ├── StaleSession            it moved on since it was read: somebody else saved a turn
 ├── SessionCorrupt          what is stored does not check out
 ├── StoreUnavailable        the session store does not answer
+├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
 ├── QuotaExceeded           the tenant's stored bytes would come above its quota
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it
 """
@@ -38,6 +39,10 @@ class SessionCorrupt(SwaaError):
 
 class StoreUnavailable(SwaaError):
     """The session store cannot be reached or refuses to work."""
+
+
+class ReplicaLost(SwaaError):
+    """A replica stopped answering; the turn may go on elsewhere."""
 
 
 class QuotaExceeded(SwaaError):

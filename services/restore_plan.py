@@ -25,17 +25,19 @@ MIB = 1 << 20
 MIX_GAIN = 0.85
 """A mix must be predicted to take at most this fraction of the better pure way: it runs both on one machine."""
 
+StateSource = Literal["session", "prefix"]
 RestoreKind = Literal["none", "hot", "load", "mix", "recompute"]
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """Where KV of the first `num_tokens` tokens can be fetched: the session's own, or a prefix that others saved."""
+    """Where KV of the first `num_tokens` tokens can be fetched: the session's own, or a prefix (`prefix_id`)."""
 
-    source: Literal["session", "prefix"]
+    source: StateSource
     num_tokens: int
     segments: tuple[SegmentRef, ...]
     kv_format: KVFormat
+    prefix_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class RestorePlan:
 
     Attributes:
         kind: "none" if nothing is saved; "hot" if a replica holds the state in its KV memory.
-        state: where the rest is fetched from; for a hot state, should the replica have lost it. None: nowhere.
+        source, prefix_id: whose state is fetched; for a hot one, should the replica have lost it. None: nobody's.
         compute_stop: tokens [0, compute_stop) are computed while the rest is fetched; 0 but for a mix.
         num_tokens: tokens that need not be computed after that.
         predicted_ms: from the start of fetching to the first new token.
@@ -52,7 +54,8 @@ class RestorePlan:
     """
 
     kind: RestoreKind
-    state: SavedState | None
+    source: StateSource | None
+    prefix_id: str
     compute_stop: int
     num_tokens: int
     predicted_ms: float
@@ -96,12 +99,12 @@ def plan_restore(
 
     recompute_ms = compute_ms(0, stop)
     if state is None:
-        return RestorePlan("none", None, 0, 0, recompute_ms, "nothing is saved")
+        return RestorePlan("none", None, "", 0, 0, recompute_ms, "nothing is saved")
     num_tokens = state.num_tokens
     rest_ms = compute_ms(num_tokens, stop)
     if is_hot:
         reason = "a replica has it in its KV memory"
-        return RestorePlan("hot", state, 0, num_tokens, rest_ms, reason)
+        return RestorePlan("hot", state.source, state.prefix_id, 0, num_tokens, rest_ms, reason)
 
     def load_ms(first: int) -> float:
         return sum(ref.num_bytes for ref in segments_past(state.segments, first, rules)) / MIB * cost.restore_ms_per_mib
@@ -116,7 +119,7 @@ def plan_restore(
         mixed_ms = max(compute_ms(0, cut), load_ms(cut))
         if cut and mixed_ms < MIX_GAIN * min(whole_ms, recompute_ms - rest_ms):
             reason = f"{figures}, computing {cut} tokens while loading the rest {mixed_ms:.0f} ms"
-            return RestorePlan("mix", state, cut, num_tokens, mixed_ms + rest_ms, reason)
+            return RestorePlan("mix", state.source, state.prefix_id, cut, num_tokens, mixed_ms + rest_ms, reason)
     if whole_ms + rest_ms <= recompute_ms:
-        return RestorePlan("load", state, 0, num_tokens, whole_ms + rest_ms, figures)
-    return RestorePlan("recompute", None, 0, 0, recompute_ms, figures)
+        return RestorePlan("load", state.source, state.prefix_id, 0, num_tokens, whole_ms + rest_ms, figures)
+    return RestorePlan("recompute", None, "", 0, 0, recompute_ms, figures)

@@ -17,17 +17,17 @@ import torch
 
 from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig
-from swaa_runtime.detokenizer import Decoder, IncrementalDetokenizer
+from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.generation import Generation
 from swaa_runtime.kv_cache.export import Export, ExportQueue
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
-from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
+from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
-from swaa_runtime.sampler import sample, token_logprob
 from swaa_runtime.scheduler import Scheduler
 
 
@@ -39,8 +39,7 @@ class _Live:
     """
 
     request: Request
-    detokenizer: IncrementalDetokenizer
-    generator: torch.Generator | None
+    generation: Generation
     restore: Restore | None
     saved_keys: set[SliceKey]
     checkpoint_open: bool = False
@@ -115,13 +114,9 @@ class Engine:
             )
 
     def _enter(self, request: Request, restore: Restore | None, saved_keys: Collection[SliceKey]) -> None:
-        generator = None
-        if request.sampling.temperature > 0.0:
-            generator = torch.Generator(device=self.runner.device)
-            seed = request.sampling.seed
-            generator.manual_seed(seed) if seed is not None else generator.seed()
-        detokenizer = IncrementalDetokenizer(self._decoder, request.sampling.stop)
-        self._live[request.request_id] = _Live(request, detokenizer, generator, restore, set(saved_keys))
+        shape, device = self.runner.shape, self.runner.device
+        generation = Generation(request, self._decoder, self._eos_token_ids, shape.vocab_size, device)
+        self._live[request.request_id] = _Live(request, generation, restore, set(saved_keys))
 
     def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
         """Bring slices of the state that a request restores. Nothing happens if it has ended or given up on them."""
@@ -229,20 +224,10 @@ class Engine:
     def _sample(self, batch: Batch, logits: torch.Tensor) -> list[Output]:
         outputs: list[Output] = []
         for request, row in zip(batch.sampled, logits, strict=True):
-            live = self._live[request.request_id]
-            token_id = sample(row, request.sampling, live.generator)
-            wanted = request.sampling.logprobs
-            logprob = None if wanted is None else token_logprob(row, token_id, wanted)
-            request.token_ids.append(token_id)
-            if request.first_token_s is None:
-                request.first_token_s = time.monotonic()
-            is_eos = token_id in self._eos_token_ids and not request.sampling.ignore_eos
-            text = "" if is_eos else live.detokenizer.push(token_id)
-            outputs.append(TokenOutput(request.request_id, token_id, text, logprob))
-            if is_eos or live.detokenizer.stopped:
-                outputs += self._finish(request, FinishReason.STOP)
-            elif request.num_generated_tokens >= request.sampling.max_tokens:
-                outputs += self._finish(request, FinishReason.LENGTH)
+            output, reason = self._live[request.request_id].generation.next(row)
+            outputs.append(output)
+            if reason is not None:
+                outputs += self._finish(request, reason)
         return outputs
 
     def _checkpoint(self, live: _Live) -> None:
@@ -292,7 +277,7 @@ class Engine:
         return Finished(
             request_id=request.request_id,
             reason=reason,
-            text=live.detokenizer.finish(),
+            text=live.generation.finish(),
             token_ids=tuple(request.token_ids),
             num_restored_tokens=request.num_restored_tokens,
             num_computed_tokens=request.num_computed_tokens,

@@ -104,6 +104,7 @@ class Request:
         num_restored_tokens: of these, the ones whose KV came with the request.
         continues: whether another turn may follow, so that its state is to be exported.
         checkpoint_tokens: while the prompt is prefilled, its state is exported at multiples of this; 0: never.
+        forced_token_id: what the next sampled token is, whatever the logits say: the turn goes on from one cut off.
         compute_limit: tokens from here on may not be computed yet, because their state is on its way in, or the state
             up to here on its way out; None: all may.
         deadline_s: on the clock of time.monotonic, or None.
@@ -121,6 +122,7 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     checkpoint_tokens: int = 0
+    forced_token_id: int | None = None
     compute_limit: int | None = None
     num_restored_tokens: int = 0
     num_computed_tokens: int = 0
@@ -191,8 +193,13 @@ def new_request(
     priority: int = 0,
     deadline_s: float | None = None,
     checkpoint_tokens: int = 0,
+    sent_token_ids: Sequence[int] = (),
 ) -> Request:
     """A request that appends a prompt to a (possibly empty) history.
+
+    Args:
+        sent_token_ids: what has been generated for the prompt already, elsewhere. All but the last is computed like a
+            prompt; the last is sampled again, so that whatever ends with it ends here too.
 
     Raises:
         InvalidRequest: for an empty prompt, or turns that do not cover the history.
@@ -207,7 +214,7 @@ def new_request(
     turn = Turn(start, start + len(prompt_token_ids))
     return Request(
         request_id=request_id,
-        token_ids=[*history_token_ids, *prompt_token_ids],
+        token_ids=[*history_token_ids, *prompt_token_ids, *sent_token_ids[:-1]],
         turns=(*history_turns, turn),
         recipe=recipe,
         rules=recipe.resolve(num_layers),
@@ -216,4 +223,5 @@ def new_request(
         priority=priority,
         deadline_s=deadline_s,
         checkpoint_tokens=checkpoint_tokens,
+        forced_token_id=sent_token_ids[-1] if sent_token_ids else None,
     )

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from services.cli.serve import write_whole
+from services.cli.process import write_whole
 from services.cluster import running_cluster
 from services.config import ServeConfig
 

@@ -71,9 +71,26 @@ def serve_command(
 
         cluster.serve_cluster(config, num_replicas, num_gateways, ready_file)
         return
-    from services.cli import serve  # here: only the commands that run a model pay for importing torch
+    from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
 
-    _run(serve.serve(config, ready_file))
+    _run(process.serve_until_stopped(config, serve.service(config), ready_file))
+
+
+@app.command("gateway")
+def gateway_command(
+    listen: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    replicas: Annotated[str | None, typer.Option(help="host:port of Ray Serve's gRPC proxy.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name or folder of the model that the replicas run.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of its tokenizer, if that is another.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Session store that the replicas use, too.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving.")] = None,
+) -> None:
+    """Run a gateway alone, in front of a cluster's replicas, without Ray or torch. Stops on SIGTERM or Ctrl-C."""
+    from services.cli import process
+    from services.gateway.process import running_gateway
+
+    config = load_config(listen=listen, replicas=replicas, model=model, tokenizer=tokenizer, redis_url=redis_url)
+    _run(process.serve_until_stopped(config, running_gateway(config), ready_file))
 
 
 @app.command()

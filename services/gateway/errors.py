@@ -12,6 +12,7 @@ import grpc
 
 from services.errors import (
     QuotaExceeded,
+    ReplicaLost,
     SessionBusy,
     SessionCorrupt,
     SessionNotFound,
@@ -44,6 +45,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     OutOfCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     RequestCancelled: grpc.StatusCode.CANCELLED,
+    ReplicaLost: grpc.StatusCode.UNAVAILABLE,
     QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,

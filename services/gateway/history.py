@@ -56,7 +56,7 @@ async def saved_states(
         found = await store.find_prefix(tenant, [prefix_id for _, prefix_id in reversed(ids)])
         if found is None:
             return None
-        return SavedState("prefix", found.num_tokens, found.segments, policy.kv_format)
+        return SavedState("prefix", found.num_tokens, found.segments, policy.kv_format, found.prefix_id)
 
     all_named = list(recipes)
     found = await asyncio.gather(*(longest(named) for named in all_named))

@@ -6,8 +6,9 @@ from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
+from services.gateway.turns import Planned
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from services.replica.job import Done
+from services.replica.job import Done, Job
 from services.sessions.store import Manifest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe, select_layers
@@ -87,7 +88,7 @@ def prediction_message(prediction: Prediction) -> pb.Prediction:
         computed_tokens=prediction.computed_tokens,
         restore=pb.RestorePlan(
             kind=prediction.restore.kind,
-            source="" if prediction.restore.state is None else prediction.restore.state.source,
+            source=prediction.restore.source or "",
             restored_tokens=prediction.restore.num_restored_tokens,
             reason=prediction.restore.reason,
         ),
@@ -116,13 +117,12 @@ def plan_message(plan: Plan, objective: Objective, work: Work) -> pb.PlanRespons
     )
 
 
-def accepted_message(
-    request_id: str, session_id: str, plan: Plan, objective: Objective, work: Work
-) -> pb.GenerateResponse:
+def accepted_message(job: Job, planned: Planned) -> pb.GenerateResponse:
     """The first message of a stream."""
+    plan, work, objective = planned.plan, planned.work, planned.request.objective
     accepted = pb.Accepted(
-        request_id=request_id,
-        session_id=session_id,
+        request_id=job.request_id,
+        session_id=job.session.session_id if job.session else "",
         recipe=recipe_message(plan.chosen.named),
         objective=objective_message(objective),
         prediction=prediction_message(plan.chosen.prediction),

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from services.gateway.limits import MAX_PROMPT_BYTES
+from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -64,6 +65,12 @@ class PromptEncoder:
     def from_folder(cls, folder: Path, vocab_size: int, max_model_tokens: int) -> PromptEncoder:
         """Load the tokenizer of a Hugging Face model folder."""
         return cls(AutoTokenizer.from_pretrained(folder), vocab_size, max_model_tokens)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The tokenizer, for whoever turns ids into text."""
+        decoder: Decoder = self._tokenizer
+        return decoder
 
     def encode(self, prompt: PromptInput, history_token_ids: Sequence[int], thinking: bool = False) -> list[int]:
         """Token ids that the prompt adds to the history.

@@ -2,79 +2,71 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
 
-from services.cost import CostProfile
 from services.gateway import messages, planner
 from services.gateway.catalog import Catalog
 from services.gateway.errors import Context, aborting
-from services.gateway.history import saved_states, session_state
+from services.gateway.failover import run_turn
 from services.gateway.limits import MAX_UPLOAD_BYTES
-from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.replicas import LeasedReplica, Replicas
 from services.gateway.sessions import TENANT, SessionRpcs, new_session_id
-from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.gateway.turns import Planned, TurnPlanner
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from services.replica.job import Done, Job, SessionUse
-from services.replica.replica import Replica
-from services.replica.saver import Store
-from services.restore_plan import SavedState
+from services.replica.facts import ModelFacts
+from services.replica.job import Done, Job
 from services.sessions.policy import SessionPolicy
-from services.sessions.store import Manifest
+from services.sessions.store import Store
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
-from swaa_runtime.visibility import Turn
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """What the gateway serves and tells about: model, device, and where its figures come from."""
+@dataclass(slots=True)
+class _Clock:
+    """When things happened, as a client of this gateway sees them; on the clock of time.monotonic."""
 
-    model_name: str
-    device: str
-    attention_backend: str
-    max_model_tokens: int
-    session_policy: SessionPolicy
+    arrival_s: float = field(default_factory=time.monotonic)
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A request that has been understood and planned, and not yet run. `session_id` is empty without a session."""
-
-    objective: Objective
-    work: Work
-    plan: planner.Plan
-    token_ids: tuple[int, ...]
-    session_id: str
+    def token(self) -> None:
+        """A token came."""
+        self.last_token_s = time.monotonic()
+        self.first_token_s = self.first_token_s or self.last_token_s
 
 
 class LongContextService(SessionRpcs):
-    """Stateless: all it knows is the catalogue, the cost profile, the store and the replica it was given."""
+    """Stateless: all it knows is the catalogue, the tokenizer, the store, and where replicas are.
+
+    Args:
+        model_name: as it is told to clients.
+        facts: of the replicas' model, as they were when the service started.
+    """
 
     def __init__(
         self,
-        deployment: Deployment,
+        model_name: str,
+        facts: ModelFacts,
         catalog: Catalog,
-        cost: CostProfile,
         encoder: PromptEncoder,
-        replica: Replica,
+        replicas: Replicas,
         store: Store,
+        policy: SessionPolicy,
     ) -> None:
-        super().__init__(replica, store, deployment.session_policy)
-        self._deployment = deployment
-        self._catalog = catalog
-        self._cost = cost
-        self._encoder = encoder
+        super().__init__(facts, store, policy)
+        self._model_name = model_name
+        self._replicas = replicas
+        self._turns = TurnPlanner(catalog, encoder, store, policy, facts.max_session_tokens, TENANT)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
@@ -97,21 +89,35 @@ class LongContextService(SessionRpcs):
     async def _generate(
         self, prompt: PromptInput, sampling: pb.Sampling, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        arrival_s = time.monotonic()
+        clock = _Clock()
         params = messages.sampling_params(sampling)
-        planned = await self._plan(prompt, params.max_tokens, context)
-        request_id = uuid.uuid4().hex
-        job = self._job(request_id, planned, params, _deadline_s(context))
-        session_id = job.session.session_id if job.session else ""
-        yield messages.accepted_message(request_id, session_id, planned.plan, planned.objective, planned.work)
-        async with contextlib.aclosing(self._replica.generate(job)) as events:
+        metadata = context.invocation_metadata() or ()
+        request = await self._turns.understand(prompt, params.max_tokens, metadata, new_session_id())
+        deadline_s = _deadline_s(context)
+        async with self._replicas.lease(request.session) as replica:
+            planned = await self._turns.plan(request, replica)
+            job = self._turns.job(planned, uuid.uuid4().hex, params, deadline_s)
+            yield messages.accepted_message(job, planned)
+            async with contextlib.aclosing(self._run(job, planned, replica, clock)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _run(
+        self, job: Job, planned: Planned, replica: LeasedReplica, clock: _Clock
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        async def replan(cut_off: Job, other: LeasedReplica) -> Job:
+            return await self._turns.replan(planned, cut_off, other)
+
+        running = run_turn(self._replicas, replica, job, replan, self._store, self._turns.encoder.decoder)
+        async with contextlib.aclosing(running) as events:
             async for event in events:
                 if isinstance(event, PrefillProgress):
                     yield messages.prefill_message(event)
                 elif isinstance(event, TokenOutput):
+                    clock.token()
                     yield messages.token_message(event)
                 else:
-                    yield self._finish(event, planned, request_id, session_id, arrival_s)
+                    yield _finish(event, job, planned, clock)
 
     async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
         """See the proto."""
@@ -120,138 +126,61 @@ class LongContextService(SessionRpcs):
             params = SamplingParams(max_tokens=max_tokens)
             if request.prompt_tokens and request.HasField("prompt"):
                 raise InvalidRequest("prompt_tokens", request.prompt_tokens, "give either prompt or prompt_tokens")
+            metadata = context.invocation_metadata() or ()
             if request.prompt_tokens:
-                objective, history = await self._objective(context)
-                work = self._work(request.prompt_tokens, params.max_tokens, history, objective)
-                work = replace(work, states=self._session_states(history))
-                made = self._choose(objective, work)
-            else:
-                prompt = messages.prompt_input(request.prompt)
-                prompt.check()
-                planned = await self._plan(prompt, params.max_tokens, context)
-                objective, work, made = planned.objective, planned.work, planned.plan
-            return messages.plan_message(made, objective, work)
+                objective, history = await self._turns.objective(metadata)
+                async with self._replicas.lease(None) as replica:
+                    work = self._turns.work(request.prompt_tokens, params.max_tokens, history, objective, replica)
+                    return messages.plan_message(self._turns.choose(objective, work, replica), objective, work)
+            prompt = messages.prompt_input(request.prompt)
+            prompt.check()
+            understood = await self._turns.understand(prompt, params.max_tokens, metadata, new_session_id())
+            async with self._replicas.lease(understood.session) as replica:
+                planned = await self._turns.plan(understood, replica)
+                return messages.plan_message(planned.plan, understood.objective, planned.work)
 
     async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
         """See the proto."""
+        facts = self._facts
         response = pb.ListRecipesResponse(
-            model=self._deployment.model_name,
-            num_layers=self._replica.shape.num_layers,
-            max_model_tokens=self._deployment.max_model_tokens,
-            attention_backend=self._deployment.attention_backend,
-            device=self._deployment.device,
-            cost_source=f"{self._cost.hardware}, {self._cost.measured_at}",
+            model=self._model_name,
+            num_layers=facts.shape.num_layers,
+            max_model_tokens=facts.max_session_tokens,
+            attention_backend=facts.attention_backend,
+            device=facts.device,
+            cost_source=f"{facts.cost.hardware}, {facts.cost.measured_at}",
         )
-        messages.catalog_message(self._catalog, response)
+        messages.catalog_message(self._turns.catalog, response)
         return response
 
-    async def _objective(self, context: Context) -> tuple[Objective, Manifest | None]:
-        """What the headers ask for, and the session they name."""
-        objective = parse_headers(context.invocation_metadata() or (), self._catalog.sla_classes)
-        if objective.recipe_name is not None:
-            self._catalog.recipe(RECIPE_HEADER, objective.recipe_name)
-        if objective.session_id in (None, NEW_SESSION):
-            return objective, None
-        assert objective.session_id is not None  # noqa: S101 - for the type checker
-        return objective, await self._store.get(TENANT, objective.session_id)
 
-    async def _plan(self, prompt: PromptInput, max_tokens: int, context: Context) -> Planned:
-        """Headers, session and prompt to token ids and a recipe."""
-        objective, history = await self._objective(context)
-        history_ids = () if history is None else history.token_ids
-        token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids)
-        session_id = "" if objective.session_id is None else history.session_id if history else new_session_id()
-        work = await self._known(self._work(len(token_ids), max_tokens, history, objective), session_id, token_ids)
-        made = self._choose(objective, work)
-        if made.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
-            token_ids = await asyncio.to_thread(self._encoder.encode, prompt, history_ids, True)
-            work = await self._known(self._work(len(token_ids), max_tokens, history, objective), session_id, token_ids)
-            made = self._choose(objective, work)
-        return Planned(objective, work, made, tuple(token_ids), session_id)
-
-    async def _known(self, work: Work, session_id: str, token_ids: Sequence[int]) -> Work:
-        """The work, and what KV is saved for its tokens. Without a session nothing is looked up."""
-        if not session_id:
-            return work
-        history = work.history
-        start = work.history_tokens
-        states = await saved_states(
-            self._store,
-            TENANT,
-            session_id,
-            self._policy,
-            self._replica.model_fingerprint,
-            self._catalog.recipes.values(),
-            history,
-            [*(history.token_ids if history else ()), *token_ids],
-            (*(history.turns if history else ()), Turn(start, start + len(token_ids))),
-        )
-        is_hot = history is not None and self._replica.is_hot(TENANT, history)
-        return replace(work, states=states, is_hot=is_hot)
-
-    def _session_states(self, history: Manifest | None) -> dict[str, SavedState]:
-        found = {name: session_state(history, named) for name, named in self._catalog.recipes.items()}
-        return {name: state for name, state in found.items() if state is not None}
-
-    def _work(self, prompt_tokens: int, max_tokens: int, history: Manifest | None, objective: Objective) -> Work:
-        total = prompt_tokens + max_tokens + (0 if history is None else len(history.token_ids))
-        if total > self._deployment.max_model_tokens:
-            raise InvalidRequest(
-                "prompt",
-                f"{total - max_tokens} tokens with history, and max_tokens {max_tokens}",
-                f"together they must be at most {self._deployment.max_model_tokens}",
-            )
-        queue_ms = self._replica.queued_tokens * self._cost.token_ms
-        return Work(prompt_tokens, max_tokens, history, objective.session_id is not None, queue_ms)
-
-    def _choose(self, objective: Objective, work: Work) -> planner.Plan:
-        return planner.plan(objective, work, self._catalog, self._cost, self._replica.bytes_per_token_layer)
-
-    def _job(self, request_id: str, planned: Planned, params: SamplingParams, deadline_s: float | None) -> Job:
-        session = None
-        if planned.objective.session_id is not None:
-            session = SessionUse(TENANT, planned.session_id, planned.work.history)
-        named = planned.plan.chosen.named
-        return Job(
-            request_id=request_id,
-            prompt_token_ids=planned.token_ids,
-            recipe_name=named.name,
-            recipe=named.recipe,
-            sampling=params,
-            priority=planned.objective.priority,
-            deadline_s=deadline_s,
-            session=session,
-            restore=planned.plan.chosen.prediction.restore,
-        )
-
-    def _finish(
-        self, done: Done, planned: Planned, request_id: str, session_id: str, arrival_s: float
-    ) -> pb.GenerateResponse:
-        ttft_ms = (done.first_token_s - arrival_s) * 1e3
-        after_first = done.num_generated_tokens - 1
-        tpot_ms = (done.last_token_s - done.first_token_s) * 1e3 / after_first if after_first > 0 else 0.0
-        timings = pb.Timings(
-            queue_ms=done.queue_ms,
-            restore_ms=done.restore_ms,
-            ttft_ms=ttft_ms,
-            tpot_ms=tpot_ms,
-            save_ms=done.save_ms,
-            total_ms=(time.monotonic() - arrival_s) * 1e3,
-        )
-        missed = planner.misses(planned.objective, ttft_ms, tpot_ms)
-        logger.info(
-            "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
-            request_id,
-            session_id or "-",
-            planned.plan.chosen.named.name,
-            planned.work.prompt_tokens,
-            done.num_restored_tokens,
-            done.num_generated_tokens,
-            ttft_ms,
-            tpot_ms,
-            "missed" if missed else "met",
-        )
-        return messages.finish_message(done, planned.work, session_id, timings, missed)
+def _finish(done: Done, job: Job, planned: Planned, clock: _Clock) -> pb.GenerateResponse:
+    ttft_ms = (clock.first_token_s - clock.arrival_s) * 1e3
+    after_first = done.num_generated_tokens - 1
+    tpot_ms = (clock.last_token_s - clock.first_token_s) * 1e3 / after_first if after_first > 0 else 0.0
+    timings = pb.Timings(
+        queue_ms=done.queue_ms,
+        restore_ms=done.restore_ms,
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
+        save_ms=done.save_ms,
+        total_ms=(time.monotonic() - clock.arrival_s) * 1e3,
+    )
+    missed = planner.misses(planned.request.objective, ttft_ms, tpot_ms)
+    session_id = job.session.session_id if job.session else ""
+    logger.info(
+        "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
+        job.request_id,
+        session_id or "-",
+        job.recipe_name,
+        planned.work.prompt_tokens,
+        done.num_restored_tokens,
+        done.num_generated_tokens,
+        ttft_ms,
+        tpot_ms,
+        "missed" if missed else "met",
+    )
+    return messages.finish_message(done, planned.work, session_id, timings, missed)
 
 
 def _deadline_s(context: Context) -> float | None:

@@ -17,13 +17,12 @@ from services.gateway.errors import Context, aborting
 from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
-from services.replica.replica import Replica
-from services.replica.saver import Store
+from services.replica.facts import ModelFacts
 from services.sessions.archive import distinct_segments, read_archive, write_archive
 from services.sessions.check import check_segments, check_tokens
 from services.sessions.policy import SessionPolicy
 from services.sessions.prefix import prefix_ids, prefix_scope
-from services.sessions.store import Manifest, SegmentRef
+from services.sessions.store import Manifest, SegmentRef, Store
 from swaa_runtime.errors import InvalidRequest
 
 TENANT = "default"  # authentication, and with it more tenants, is not part of this service yet
@@ -31,10 +30,10 @@ MAX_SESSIONS_LISTED = 1000
 
 
 class SessionRpcs(pb_grpc.LongContextServicer):
-    """Stateless: sessions are the store's, and what model they are of is the replica's to say."""
+    """Stateless: sessions are the store's, and what model they are of is the replicas' to say."""
 
-    def __init__(self, replica: Replica, store: Store, policy: SessionPolicy) -> None:
-        self._replica = replica
+    def __init__(self, facts: ModelFacts, store: Store, policy: SessionPolicy) -> None:
+        self._facts = facts
         self._policy = policy
         self._store = store
 
@@ -102,7 +101,7 @@ class SessionRpcs(pb_grpc.LongContextServicer):
         """Prefix states that the session's prompts have left: they go with it, whoever else might have used them."""
         scope = prefix_scope(TENANT, manifest.session_id, self._policy)
         tokens, turns, recipe = manifest.token_ids, manifest.turns, manifest.recipe
-        ids = prefix_ids(scope, self._replica.model_fingerprint, self._policy, recipe, tokens, turns)
+        ids = prefix_ids(scope, manifest.model_fingerprint, self._policy, recipe, tokens, turns)
         return [prefix_id for _, prefix_id in ids]
 
     async def _fetch(self, manifest: Manifest, ref: SegmentRef) -> bytes:
@@ -120,13 +119,13 @@ class SessionRpcs(pb_grpc.LongContextServicer):
 
     def _check_import(self, manifest: Manifest) -> None:
         """Raise InvalidRequest for a session that this service does not take, SessionCorrupt for one that is none."""
-        if manifest.model_fingerprint != self._replica.model_fingerprint:
+        if manifest.model_fingerprint != self._facts.fingerprint:
             raise InvalidRequest("chunk", f"a session of model {manifest.model_fingerprint}", "must be of this model")
         num_bytes = sum(ref.num_bytes for ref in distinct_segments(manifest))
         if num_bytes > MAX_ARCHIVE_BYTES:
             raise InvalidRequest("chunk", f"{num_bytes} bytes of KV", f"must be at most {MAX_ARCHIVE_BYTES} bytes")
-        check_tokens(manifest, self._replica.shape)
-        check_segments(manifest, self._replica.shape)
+        check_tokens(manifest, self._facts.shape)
+        check_segments(manifest, self._facts.shape)
 
 
 class SegmentSpool(Mapping[str, bytes]):

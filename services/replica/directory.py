@@ -45,7 +45,7 @@ class Directory:
                 replica_id=self._replica_id,
                 address=self._address,
                 queued_tokens=self._replica.queued_tokens,
-                is_hot=self._replica.has_hot(request.tenant, request.session_id, request.version),
+                is_hot=self._replica.is_hot(request.tenant, request.session_id, request.version),
                 model=self._model,
             )
             await ended.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.replica.engine_loop import EngineLoop
-from services.sessions.store import Manifest
 
 MAX_SESSIONS = 10_000
 """Entries kept before those that the engine has dropped are swept out."""
@@ -15,7 +14,7 @@ MAX_SESSIONS = 10_000
 class _Hot:
     """A saved turn, and the request that left its state behind."""
 
-    manifest: Manifest
+    version: int
     request_id: str
 
 
@@ -26,24 +25,18 @@ class HotSessions:
         self._engine = engine
         self._hot: dict[tuple[str, str], _Hot] = {}
 
-    def has(self, tenant: str, session_id: str, version: int) -> bool:
-        """Whether that version of a session is in KV memory, under whatever recipe."""
+    def find(self, tenant: str, session_id: str, version: int) -> str | None:
+        """The request that left exactly this version's state in KV memory, if it is there."""
         hot = self._hot.get((tenant, session_id))
-        return hot is not None and hot.manifest.version == version and self._engine.is_parked(hot.request_id)
-
-    def find(self, tenant: str, manifest: Manifest) -> str | None:
-        """The request that left exactly this turn's state in KV memory, if it is there."""
-        hot = self._hot.get((tenant, manifest.session_id))
-        if hot is None or not self._engine.is_parked(hot.request_id):
+        if hot is None or hot.version != version or not self._engine.is_parked(hot.request_id):
             return None
-        same = (hot.manifest.version, hot.manifest.recipe) == (manifest.version, manifest.recipe)
-        return hot.request_id if same else None
+        return hot.request_id
 
-    def remember(self, tenant: str, manifest: Manifest, request_id: str) -> None:
+    def remember(self, tenant: str, session_id: str, version: int, request_id: str) -> None:
         """A turn has been saved: the state that its request left is the session's, an older one is of no use."""
         if len(self._hot) >= MAX_SESSIONS:
             self._hot = {key: hot for key, hot in self._hot.items() if self._engine.is_parked(hot.request_id)}
-        older = self._hot.get((tenant, manifest.session_id))
+        older = self._hot.get((tenant, session_id))
         if older is not None:
             self._engine.drop_parked(older.request_id)
-        self._hot[tenant, manifest.session_id] = _Hot(manifest, request_id)
+        self._hot[tenant, session_id] = _Hot(version, request_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.restore_plan import RestorePlan
-from services.sessions.store import Manifest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, SamplingParams
@@ -13,16 +12,23 @@ from swaa_runtime.request import FinishReason, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SessionUse:
-    """The session a turn belongs to; `manifest` is what the gateway planned with, None for a new one."""
+    """The session a turn belongs to; `version` is what the gateway planned with, 0 for a new session."""
 
     tenant: str
     session_id: str
-    manifest: Manifest | None
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One turn to run. `deadline_s` is on time.monotonic's clock; `restore` says how its history gets its KV back."""
+    """One turn to run.
+
+    Attributes:
+        deadline_s: on the clock of time.monotonic.
+        restore: how its history gets its KV back.
+        sent_token_ids: tokens of the turn that the client has already, as it was cut off elsewhere. The turn goes on
+            after them; the last of them comes out once more, as the first token.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -33,6 +39,7 @@ class Job:
     deadline_s: float | None = None
     session: SessionUse | None = None
     restore: RestorePlan | None = None
+    sent_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,6 @@ class Done:
     queue_ms: float
     restore_ms: float
     save_ms: float
-    first_token_s: float
-    last_token_s: float
     resident_bytes: int
     peak_bytes: int
     full_attention_bytes: int

@@ -20,6 +20,7 @@ from services.config import ServeConfig
 from services.cost import CostProfile
 from services.replica.calibrate import QUICK, Effort, Progress, calibrate, describe_hardware
 from services.replica.engine_loop import EngineLoop
+from services.replica.facts import ModelFacts
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
@@ -42,13 +43,6 @@ class Parts:
     engine_config: EngineConfig
     store: RedisSessionStore
     replica: Replica
-
-    @property
-    def max_session_tokens(self) -> int:
-        """The longest session that fits, whatever its recipe keeps: the model's limit, or all of KV memory."""
-        limits = self.engine_config
-        pool_tokens = (limits.num_blocks - 1) // self.loaded.shape.num_layers * limits.block_size_tokens
-        return min(limits.max_model_tokens, pool_tokens)
 
 
 def model_folder(config: ServeConfig) -> Path:
@@ -110,14 +104,10 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
             await asyncio.to_thread(server.start)
             stack.callback(server.stop)
             url = server.url
-        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=_quota_bytes(config))
+        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
         stack.push_async_callback(store.close)
         await store.ping()
         yield store
-
-
-def _quota_bytes(config: ServeConfig) -> int | None:
-    return None if config.session_quota_mib is None else config.session_quota_mib << 20
 
 
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
@@ -149,6 +139,8 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    limits = parts.engine_config
+    pool_tokens = (limits.num_blocks - 1) // parts.loaded.shape.num_layers * limits.block_size_tokens
     with path.with_suffix(".lock").open("wb") as lock:
         # One at a time: replicas that start together on one machine would measure each other.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
@@ -159,8 +151,8 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
             parts.engine,
             parts.store,
             config.session_kv_format,
-            parts.engine_config.max_step_tokens,
-            parts.max_session_tokens,
+            limits.max_step_tokens,
+            min(limits.max_model_tokens, pool_tokens),
             effort or QUICK,
             progress,
         )
@@ -174,3 +166,17 @@ def _kept_profile(path: Path) -> CostProfile | None:
     with contextlib.suppress(FileNotFoundError, InvalidRequest, ValueError):
         return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
     return None
+
+
+def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
+    """What gateways are told of the model."""
+    loaded = parts.loaded
+    return ModelFacts(
+        fingerprint=loaded.fingerprint,
+        device=describe_hardware(loaded.model.device),
+        attention_backend=parts.engine_config.attention_backend,
+        shape=loaded.shape,
+        max_session_tokens=parts.engine_config.max_model_tokens,
+        eos_token_ids=loaded.eos_token_ids,
+        cost=cost,
+    )

@@ -9,7 +9,6 @@ only one in the cluster it may be left out.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
@@ -19,14 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from services.config import ServeConfig, load_config
-from services.cost import CostProfile
 from services.pb.swaa.v1 import replica_pb2 as pb
-from services.replica.calibrate import describe_hardware
 from services.replica.directory import Directory
-from services.replica.parts import Parts, cost_profile, running_parts
+from services.replica.parts import cost_profile, model_facts, running_parts
 from services.replica.ray_router import QUEUED_TOKENS, SessionRouter
 from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
+from services.replica.wire import facts_message
 from swaa_runtime.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -126,8 +124,8 @@ class RayReplica:
             self._stack = stack.pop_all()
         # With the process id, so that one can find the process of a replica that one hears of.
         replica_id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"
-        model = model_facts(config, parts, cost)
-        self._directory = Directory(parts.replica, replica_id, server.address, model)
+        facts = facts_message(model_facts(parts, cost))
+        self._directory = Directory(parts.replica, replica_id, server.address, facts)
         self._replica = parts.replica
         self._token_ms = cost.token_ms
         logger.info("replica %s serves %s on %s", replica_id, config.model, server.address)
@@ -154,25 +152,6 @@ class RayReplica:
     async def __del__(self) -> None:
         """Serve calls this, once, when no lease is held any more: then no turn runs, and all sessions are saved."""
         await self._stack.aclose()
-
-
-def model_facts(config: ServeConfig, parts: Parts, cost: CostProfile) -> pb.ModelFacts:
-    """What a gateway must know to plan for this replica."""
-    shape = parts.loaded.shape
-    return pb.ModelFacts(
-        fingerprint=parts.loaded.fingerprint,
-        device=describe_hardware(parts.loaded.model.device),
-        attention_backend=config.attention_backend,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        max_model_tokens=parts.engine_config.max_model_tokens,
-        dtype=shape.dtype,
-        max_session_tokens=parts.max_session_tokens,
-        cost_profile_json=json.dumps(cost.to_mapping()),
-    )
 
 
 def _log_calibration(done: int, total: int) -> None:

@@ -21,12 +21,12 @@ from services.replica.hot_sessions import HotSessions
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
 from services.replica.lease import Leases
 from services.replica.restorer import Restorer
-from services.replica.saver import Store, TurnSaver
+from services.replica.saver import TurnSaver
 from services.restore_plan import RestorePlan, SavedState, segments_past
 from services.sessions.check import check_state, check_tokens
 from services.sessions.policy import SessionPolicy
 from services.sessions.prefix import prefix_ids, prefix_scope
-from services.sessions.store import Manifest, SegmentRef
+from services.sessions.store import Manifest, SegmentRef, Store
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import SliceKey
@@ -44,10 +44,10 @@ class _Turn:
     job: Job
     request: Request
     manifest: Manifest | None
+    state: SavedState | None
     history: str = "none"
     restore_ms: float = 0.0
     feeding: asyncio.Task[None] | None = None
-    last_token_s: float = 0.0
 
 
 class Replica:
@@ -84,13 +84,9 @@ class Replica:
         """Turns that run here or wait for the engine."""
         return len(self._remaining_tokens)
 
-    def is_hot(self, tenant: str, manifest: Manifest) -> bool:
-        """Whether the session's state is in KV memory here: its next turn needs no store to go on."""
-        return self._hot.find(tenant, manifest) is not None
-
-    def has_hot(self, tenant: str, session_id: str, version: int) -> bool:
-        """`is_hot` for who has no manifest: whether that version of a session is here, under whatever recipe."""
-        return self._hot.has(tenant, session_id, version)
+    def is_hot(self, tenant: str, session_id: str, version: int) -> bool:
+        """Whether this version of a session is in KV memory here: its next turn need not fetch anything."""
+        return self._hot.find(tenant, session_id, version) is not None
 
     async def close(self) -> None:
         """Stop what runs in the background. Call when no turn runs any more."""
@@ -108,7 +104,8 @@ class Replica:
             if job.session is not None:
                 fence = await stack.enter_async_context(self._leases.hold(job.session, job.request_id))
                 manifest = await self._current(job.session)
-            turn = _Turn(job, self._request(job, manifest), manifest)
+            state = await self._saved_state(job, manifest)
+            turn = _Turn(job, self._request(job, manifest), manifest, state)
             saver = await stack.enter_async_context(self._saver(turn))
             self._remaining_tokens[job.request_id] = turn.request.num_remaining_tokens
             stack.callback(self._remaining_tokens.pop, job.request_id, None)
@@ -125,8 +122,6 @@ class Replica:
                     continue
                 if isinstance(output, PrefillProgress):
                     self._remaining_tokens[job.request_id] = output.prompt_stop - output.num_computed_tokens
-                else:
-                    turn.last_token_s = time.monotonic()
                 yield output
             _raise_if_unfinished(output)
             done = await self._finish(turn, saver, output, fence)
@@ -137,18 +132,30 @@ class Replica:
 
     async def _current(self, session: SessionUse) -> Manifest | None:
         """The session as it is stored, which must be what the gateway planned with."""
-        planned = session.manifest
-        if planned is None:
+        if session.version == 0:
             return None
         manifest = await self._store.get(session.tenant, session.session_id)
-        if manifest.version != planned.version:
+        if manifest.version != session.version:
             raise StaleSession(
-                f"session {session.session_id} moved from version {planned.version} to {manifest.version}"
+                f"session {session.session_id} moved from version {session.version} to {manifest.version}"
             )
         if manifest.model_fingerprint != self.model_fingerprint:
             raise InvalidRequest("x-swaa-session", session.session_id, "belongs to another model")
         check_tokens(manifest, self.shape)
         return manifest
+
+    async def _saved_state(self, job: Job, manifest: Manifest | None) -> SavedState | None:
+        """What the plan wants fetched, if it is there still."""
+        plan = job.restore
+        if plan is None or job.session is None:
+            return None
+        if plan.source == "session" and manifest is not None and manifest.num_kv_tokens:
+            return SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
+        if plan.source == "prefix":
+            found = await self._store.find_prefix(job.session.tenant, [plan.prefix_id])
+            if found is not None:
+                return SavedState("prefix", found.num_tokens, found.segments, self._policy.kv_format, found.prefix_id)
+        return None
 
     def _request(self, job: Job, manifest: Manifest | None) -> Request:
         return new_request(
@@ -163,6 +170,7 @@ class Replica:
             priority=job.priority,
             deadline_s=job.deadline_s,
             checkpoint_tokens=0 if job.session is None else self._policy.checkpoint_tokens,
+            sent_token_ids=job.sent_token_ids,
         )
 
     def _saver(self, turn: _Turn) -> TurnSaver:
@@ -173,7 +181,7 @@ class Replica:
             scope = prefix_scope(tenant, session.session_id, policy)
             fingerprint = self.model_fingerprint
             ids = dict(prefix_ids(scope, fingerprint, policy, request.recipe, request.token_ids, request.turns))
-        state = turn.job.restore.state if turn.job.restore is not None else None
+        state = turn.state
         stored = () if state is None or state.kv_format != policy.kv_format else state.segments
 
         def confirm(keys: Collection[SliceKey]) -> None:
@@ -183,16 +191,15 @@ class Replica:
 
     async def _start(self, turn: _Turn, stack: contextlib.AsyncExitStack) -> OutputStream:
         """Hand the request to the engine, its state on its way to it if there is one."""
-        request, plan = turn.request, turn.job.restore
+        request, plan, state = turn.request, turn.job.restore, turn.state
         if turn.manifest is not None and turn.manifest.recipe != request.recipe:
             turn.history = f"recomputed: it was saved under recipe {turn.manifest.recipe_name}"
         elif turn.manifest is not None:
             turn.history = "recomputed: only its tokens are saved"
-        if plan is None or plan.state is None:
+        if plan is None or state is None:
             if plan is not None and plan.kind == "recompute":
                 turn.history = f"recomputed: {plan.reason}"
             return self.engine.submit(request)
-        state = plan.state
         saved_keys = [ref.key for ref in state.segments] if state.kv_format == self._policy.kv_format else []
         if stream := await self._resume(turn, saved_keys):
             turn.history = "hot"
@@ -214,7 +221,7 @@ class Replica:
         session, manifest = turn.job.session, turn.manifest
         if session is None or manifest is None or turn.job.recipe != manifest.recipe:
             return None
-        parked_id = self._hot.find(session.tenant, manifest)
+        parked_id = self._hot.find(session.tenant, session.session_id, manifest.version)
         return None if parked_id is None else await self.engine.resume(turn.request, parked_id, saved_keys)
 
     async def _feed(self, turn: _Turn, plan: RestorePlan, state: SavedState, fetched: Sequence[SegmentRef]) -> None:
@@ -254,8 +261,6 @@ class Replica:
             queue_ms=(admitted_s - finished.arrival_s) * 1e3,
             restore_ms=turn.restore_ms,
             save_ms=save_ms,
-            first_token_s=finished.first_token_s or turn.last_token_s,
-            last_token_s=turn.last_token_s,
             resident_bytes=finished.resident_blocks * self._bytes_per_block,
             peak_bytes=finished.peak_blocks * self._bytes_per_block,
             full_attention_bytes=num_tokens * self.shape.num_layers * self.bytes_per_token_layer,
@@ -286,7 +291,7 @@ class Replica:
         error = await saver.save(manifest, fence)
         if error:
             return SessionOutcome(manifest.version - 1, False, error, turn.history, saver.saved_bytes)
-        self._hot.remember(session.tenant, manifest, turn.job.request_id)
+        self._hot.remember(session.tenant, session.session_id, manifest.version, turn.job.request_id)
         return SessionOutcome(manifest.version, True, "", turn.history, saver.saved_bytes)
 
 

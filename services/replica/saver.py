@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
 
 from services.errors import QuotaExceeded, SessionCorrupt, StoreUnavailable
 from services.sessions.codec import segment_id
 from services.sessions.policy import SessionPolicy
 from services.sessions.slice_codec import encode_slice
-from services.sessions.store import KVFormat, Manifest, PrefixStore, SavedPrefix, SegmentRef, SessionStore
+from services.sessions.store import KVFormat, Manifest, SavedPrefix, SegmentRef, Store
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.outputs import Checkpoint, ExportedState, StateSlices
 
@@ -24,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 MIN_CHECKPOINT_TTL_S = 900.0
 """Checkpoints of a turn that never ended are there for whoever tries it again within this."""
-
-
-class Store(SessionStore, PrefixStore, Protocol):
-    """A store of both."""
 
 
 class TurnSaver:

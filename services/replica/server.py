@@ -1,30 +1,78 @@
-"""Stand-in until the real one lands: listens, serves nothing."""
+"""A replica's own gRPC server: turns come in and events go out here, straight from and to gateways.
+
+A gateway that reads slowly fills HTTP/2's window; that stops this end's writes, which pauses the request in the engine.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
 import grpc
 
+from services.pb.swaa.v1 import replica_pb2 as pb
+from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.replica import Replica
+from services.replica.wire import RUN_OPTIONS, job_from, run_event
+from services.wire_errors import error_metadata
+from swaa_runtime.errors import InvalidRequest, SwaaError
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ReplicaServicer(pb_grpc.ReplicaServicer):
+    """swaa.v1.Replica for one replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunEvent]:
+        """See the proto."""
+        try:
+            job = job_from(request, _deadline_s(context))
+            async with contextlib.aclosing(self._replica.generate(job)) as events:
+                async for event in events:
+                    yield run_event(event)
+        except SwaaError as exc:
+            await context.abort(grpc.StatusCode.ABORTED, str(exc), error_metadata(exc))
+        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+            raise
+        except Exception as exc:
+            logger.exception("unexpected error")
+            error = SwaaError(f"unexpected {type(exc).__name__}; see the replica's log")
+            await context.abort(grpc.StatusCode.INTERNAL, str(error), error_metadata(error))
 
 
 class ReplicaServer:
-    """serves swaa.v1.Replica for one Replica"""
+    """A listening replica."""
 
     def __init__(self, replica: Replica, host: str, port: int) -> None:
-        self._replica = replica
-        self._host = host
-        self._port = port
-        self._server: grpc.aio.Server | None = None
+        """Port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
+        self._server = grpc.aio.server(options=(*RUN_OPTIONS, ("grpc.so_reuseport", 0)))
+        pb_grpc.add_ReplicaServicer_to_server(ReplicaServicer(replica), self._server)  # type: ignore[no-untyped-call]
+        listen = f"{host}:{port}"
+        try:
+            self.address = f"{host}:{self._server.add_insecure_port(listen)}"
+        except RuntimeError:
+            raise InvalidRequest(
+                "replica_host:replica_port", listen, "cannot be listened on; the port must be free"
+            ) from None
 
     async def start(self) -> None:
-        self._server = grpc.aio.server()
-        self._port = self._server.add_insecure_port(f"{self._host}:{self._port}")
+        """Serve."""
         await self._server.start()
 
-    @property
-    def address(self) -> str:
-        return f"{self._host}:{self._port}"
-
     async def stop(self, grace_s: float) -> None:
-        if self._server is not None:
-            await self._server.stop(grace_s)
+        """Take no new turns, let running ones finish for so long, then end them."""
+        await self._server.stop(grace_s)
+
+
+def _deadline_s(context: Context) -> float | None:
+    remaining_s: float | None = context.time_remaining()  # the stubs forget that there may be none
+    return None if remaining_s is None else time.monotonic() + remaining_s

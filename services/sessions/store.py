@@ -142,3 +142,7 @@ class PrefixStore(Protocol):
     async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:
         """Forget prefixes, and their segments unless others use them. Unknown ones are no error."""
         ...
+
+
+class Store(SessionStore, PrefixStore, Protocol):
+    """A store of both."""

@@ -72,10 +72,10 @@ def test_no_cut_is_better_by_more_than_a_mix_must_gain(name: str, num_tokens: in
     assert plan.predicted_ms * MIX_GAIN <= best + 1e-6
     if plan.kind == "recompute":
         assert plan.predicted_ms == compute(0, stop) <= ways[0]
-        assert (plan.state, plan.num_restored_tokens) == (None, 0)
+        assert (plan.source, plan.num_restored_tokens) == (None, 0)
     else:
         assert plan.predicted_ms == pytest.approx(ways[plan.compute_stop])
-        assert plan.state == state
+        assert plan.source == "session"
         assert plan.num_restored_tokens == num_tokens - plan.compute_stop
         assert (plan.compute_stop > 0) == (plan.kind == "mix")
 
@@ -101,13 +101,13 @@ def test_the_reason_has_the_figures() -> None:
 
 def test_nothing_saved() -> None:
     plan = plan_restore(rules_of("full"), turns_of(2000), 2021, None, COST)
-    assert (plan.kind, plan.state, plan.num_restored_tokens) == ("none", None, 0)
+    assert (plan.kind, plan.source, plan.num_restored_tokens) == ("none", None, 0)
 
 
 def test_what_is_hot_costs_nothing_and_keeps_what_it_could_be_fetched_from() -> None:
     state = state_of("full", 2000)
     plan = plan_restore(rules_of("full"), turns_of(2000), 2021, state, replace(COST, restore_ms_per_mib=1e9), True)
-    assert (plan.kind, plan.state, plan.num_restored_tokens) == ("hot", state, 2000)
+    assert (plan.kind, plan.source, plan.num_restored_tokens) == ("hot", "session", 2000)
     assert plan.predicted_ms == COST.prefill_ms(prefill_work(rules_of("full"), turns_of(2000), 2000, 2021))
 
 

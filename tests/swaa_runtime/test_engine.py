@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -617,3 +617,60 @@ def test_a_mixed_restore_computes_the_start_while_the_rest_arrives(recipe: Recip
     rig.run()
     assert second.num_restored_tokens == (0 if abandoned else state.num_tokens - SLICE_TOKENS)
     assert_equals_oracle(rig, loaded, second)
+
+
+# Going on from tokens that were generated elsewhere.
+
+
+def uninterrupted(sampling: SamplingParams, recipe: Recipe, eos_token_ids: Sequence[int] = ()) -> Rig:
+    rig = build_rig(eos_token_ids=eos_token_ids)
+    rig.add(build_request("r", 30, recipe, sampling=sampling, continues=True))
+    rig.run()
+    return rig
+
+
+def gone_on(sampling: SamplingParams, recipe: Recipe, sent: Sequence[int], eos_token_ids: Sequence[int] = ()) -> Rig:
+    rig = build_rig(config=engine_config(max_step_tokens=7), eos_token_ids=eos_token_ids)
+    rig.add(build_request("r", 30, recipe, sampling=sampling, continues=True, sent_token_ids=sent))
+    rig.run()
+    return rig
+
+
+@pytest.mark.parametrize("recipe", MIX)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(max_tokens=12),
+        SamplingParams(max_tokens=12, temperature=1.5, seed=7),
+        SamplingParams(max_tokens=12, temperature=1.5, top_k=9, top_p=0.9, seed=8),
+    ],
+)
+def test_a_turn_goes_on_after_any_token_as_if_it_had_never_stopped(recipe: Recipe, sampling: SamplingParams) -> None:
+    whole = uninterrupted(sampling, recipe)
+    tokens, texts = ([getattr(out, name) for out in whole.tokens("r")] for name in ("token_id", "text"))
+    for count in range(1, len(tokens) + 1):
+        rest = gone_on(sampling, recipe, tokens[:count])
+        assert [out.token_id for out in rest.tokens("r")] == tokens[count - 1 :], "the last sent token comes once more"
+        assert [out.text for out in rest.tokens("r")] == texts[count - 1 :]
+        assert rest.finished("r").token_ids == whole.finished("r").token_ids
+        assert rest.finished("r").reason is FinishReason.LENGTH
+        assert rest.state("r").num_tokens == whole.state("r").num_tokens
+        assert_equals_oracle(rest, tiny_model(), rest.requests["r"])
+
+
+def test_a_turn_whose_last_token_was_sent_just_ends() -> None:
+    sampling = SamplingParams(max_tokens=12)
+    tokens = [out.token_id for out in uninterrupted(sampling, Recipe()).tokens("r")]
+    ended = gone_on(sampling, Recipe(), tokens[:5], eos_token_ids=[tokens[4]])
+    assert [out.token_id for out in ended.tokens("r")] == [tokens[4]]
+    assert ended.finished("r").reason is FinishReason.STOP
+
+
+def test_a_stop_string_may_have_begun_before_the_cut() -> None:
+    plain = uninterrupted(SamplingParams(max_tokens=12), Recipe())
+    text, tokens = plain.text("r"), [out.token_id for out in plain.tokens("r")]
+    sampling = SamplingParams(max_tokens=12, stop=(text[3:6],))
+    whole = uninterrupted(sampling, Recipe())
+    rest = gone_on(sampling, Recipe(), tokens[:5])
+    assert rest.finished("r").reason is whole.finished("r").reason is FinishReason.STOP
+    assert rest.finished("r").token_ids == whole.finished("r").token_ids

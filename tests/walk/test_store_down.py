@@ -31,7 +31,7 @@ def test_a_service_whose_store_does_not_answer_does_not_start() -> None:
     ran = run_swaa("serve", "--listen", "127.0.0.1:0", "--redis-url", "redis://:secret@127.0.0.1:1/0")
     assert ran.returncode == 1
     [line] = ran.stderr.decode().strip().splitlines()
-    assert line.startswith("StoreUnavailable: session store: ConnectionError")
+    assert line.startswith("StoreUnavailable: session store: cannot be reached: ")
     assert "127.0.0.1:1" in line
     assert "secret" not in line
     assert ran.stdout == b""

@@ -91,7 +91,7 @@ def make_manifest(recipe_name: str = "tail", num_tokens: int = 2000, num_bytes: 
 
 
 def make_candidate(name: str, misses: tuple[str, ...] = (), **prediction: Any) -> Candidate:
-    restore = RestorePlan("none", None, 0, 0, 1.0, "nothing is saved")
+    restore = RestorePlan("none", None, "", 0, 0, 1.0, "nothing is saved")
     figures = Prediction(ttft_ms=1.0, tpot_ms=1.0, quality=1.0, kv_bytes=1, computed_tokens=1, restore=restore)
     return Candidate(make_catalog().recipes[name], replace(figures, **prediction), misses)
 

@@ -44,6 +44,7 @@ def test_the_table_is_the_protos() -> None:
         "ModelNotSupported": "FAILED_PRECONDITION",
         "OutOfCapacity": "RESOURCE_EXHAUSTED",
         "QuotaExceeded": "RESOURCE_EXHAUSTED",
+        "ReplicaLost": "UNAVAILABLE",
         "DeadlineExceeded": "DEADLINE_EXCEEDED",
         "RequestCancelled": "CANCELLED",
         "SessionCorrupt": "DATA_LOSS",

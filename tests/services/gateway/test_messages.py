@@ -10,8 +10,9 @@ from services.gateway import messages
 from services.gateway.catalog import NamedRecipe
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
+from services.gateway.turns import Planned, Understood
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from services.replica.job import Done, SessionOutcome
+from services.replica.job import Done, Job, SessionOutcome, SessionUse
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
@@ -28,8 +29,6 @@ DONE = Done(
     queue_ms=1.0,
     restore_ms=2.0,
     save_ms=3.0,
-    first_token_s=4.0,
-    last_token_s=5.0,
     resident_bytes=60,
     peak_bytes=70,
     full_attention_bytes=80,
@@ -115,7 +114,11 @@ def test_a_recipe_is_told_in_the_layers_of_the_model() -> None:
 
 def test_the_first_message_tells_plan_and_objective() -> None:
     work = make_work(30, history=make_manifest(num_tokens=2000))
-    accepted = messages.accepted_message("r", "s", make_plan(), OBJECTIVE, work).accepted
+    session = SessionUse("acme", "s", 3)
+    request = Understood(PromptInput("?"), 10, OBJECTIVE, session, work.history, (1,) * 30)
+    named = make_catalog().recipes["tail"]
+    job = Job("r", request.token_ids, named.name, named.recipe, SamplingParams(), session=session)
+    accepted = messages.accepted_message(job, Planned(request, work, make_plan())).accepted
     assert (accepted.request_id, accepted.session_id, accepted.reason) == ("r", "s", "because")
     assert (accepted.prompt_tokens, accepted.history_tokens) == (30, 2000)
     assert accepted.predicted_to_meet

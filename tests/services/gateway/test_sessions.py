@@ -40,8 +40,8 @@ POLICY = SessionPolicy(ttl_s=3600.0, checkpoint_tokens=8, prefix_ttl_s=60.0)
 
 
 def make_rpcs(store: FakeSessionStore) -> SessionRpcs:
-    replica: Any = SimpleNamespace(model_fingerprint="model-bf16", shape=SHAPE)
-    return SessionRpcs(replica, store, POLICY)
+    facts: Any = SimpleNamespace(fingerprint="model-bf16", shape=SHAPE)
+    return SessionRpcs(facts, store, POLICY)
 
 
 async def export(rpcs: SessionRpcs, session_id: str = "state") -> tuple[pb.Session, list[bytes]]:

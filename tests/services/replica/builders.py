@@ -13,10 +13,9 @@ from typing import Any
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.job import Done, Event, Job, SessionUse
 from services.replica.replica import Replica
-from services.replica.saver import Store
-from services.restore_plan import RestorePlan, SavedState
+from services.restore_plan import RestorePlan
 from services.sessions.policy import SessionPolicy
-from services.sessions.store import Manifest, SessionStore
+from services.sessions.store import Manifest, SessionStore, Store
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
@@ -117,8 +116,18 @@ def load_plan(manifest: Manifest | None, recipe: str) -> RestorePlan | None:
     """As a gateway plans that finds loading the fastest: all of the session's state, if it is the recipe's."""
     if manifest is None or manifest.recipe != RECIPES[recipe] or not manifest.num_kv_tokens:
         return None
-    state = SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
-    return RestorePlan("load", state, 0, state.num_tokens, 0.0, "it is a test")
+    return RestorePlan("load", "session", "", 0, manifest.num_kv_tokens, 0.0, "it is a test")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUse(SessionUse):
+    """A session with the manifest that a gateway plans its next turn with."""
+
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, manifest: Manifest, tenant: str = TENANT) -> KnownUse:
+        return cls(tenant, manifest.session_id, manifest.version, manifest)
 
 
 def make_job(
@@ -129,7 +138,7 @@ def make_job(
     **options: Any,
 ) -> Job:
     tokens = random_tokens(prompt) if isinstance(prompt, int) else prompt
-    manifest = None if session is None else session.manifest
+    manifest = session.manifest if isinstance(session, KnownUse) else None
     options = {"request_id": uuid.uuid4().hex, "restore": load_plan(manifest, recipe), **options}
     return Job(
         prompt_token_ids=tuple(tokens),
@@ -141,12 +150,12 @@ def make_job(
     )
 
 
-async def next_use(store: SessionStore) -> SessionUse:
+async def next_use(store: SessionStore) -> KnownUse:
     """The session as a gateway would plan with it now."""
-    return SessionUse(TENANT, SESSION, await store.get(TENANT, SESSION))
+    return KnownUse.of(await store.get(TENANT, SESSION))
 
 
-NEW = SessionUse(TENANT, SESSION, None)
+NEW = SessionUse(TENANT, SESSION, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class FakeReplica:
     hot: tuple[str, str, int] = ("", "", 0)
     engine: FakeEngine = field(default_factory=FakeEngine)
 
-    def has_hot(self, *session: Any) -> bool:
+    def is_hot(self, *session: Any) -> bool:
         return session == self.hot
 
 

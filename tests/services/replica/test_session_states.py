@@ -16,8 +16,7 @@ from services.errors import QuotaExceeded, StoreUnavailable
 from services.gateway.catalog import NamedRecipe
 from services.gateway.history import saved_states
 from services.replica.job import Event, Job, SessionUse
-from services.replica.replica import Replica
-from services.restore_plan import RestorePlan, SavedState
+from services.restore_plan import RestorePlan
 from services.sessions.policy import SessionPolicy
 from services.sessions.redis_store import RedisSessionStore
 from services.sessions.store import KVFormat, SavedPrefix, SegmentRef
@@ -31,6 +30,7 @@ from .builders import (
     RECIPES,
     SESSION,
     TENANT,
+    KnownUse,
     Ran,
     Rig,
     assert_greedy,
@@ -58,7 +58,7 @@ def history_of(ran: Ran) -> str:
 async def planned(store: RedisSessionStore, job: Job, **policy: Any) -> Job:
     """The job as a gateway makes it that looks for saved states and loads what it finds."""
     assert job.session is not None
-    manifest = job.session.manifest
+    manifest = job.session.manifest if isinstance(job.session, KnownUse) else None
     tokens = [*(manifest.token_ids if manifest else ()), *job.prompt_token_ids]
     turns = (*(manifest.turns if manifest else ()), Turn(len(tokens) - len(job.prompt_token_ids), len(tokens)))
     loaded = tiny_model()
@@ -75,7 +75,11 @@ async def planned(store: RedisSessionStore, job: Job, **policy: Any) -> Job:
         turns,
     )
     state = states.get(job.recipe_name)
-    plan = None if state is None else RestorePlan("load", state, 0, state.num_tokens, 0.0, "it is a test")
+    plan = (
+        None
+        if state is None
+        else RestorePlan("load", state.source, state.prefix_id, 0, state.num_tokens, 0.0, "it is a test")
+    )
     return replace(job, restore=plan)
 
 
@@ -99,7 +103,7 @@ async def test_the_next_turn_on_the_same_replica_finds_its_state_in_memory(open_
         for length in (9, 23):
             use = await next_use(store)
             assert use.manifest is not None
-            assert replica.is_hot(TENANT, use.manifest)
+            assert replica.is_hot(TENANT, SESSION, use.version)
             ran = await run_turn(replica, make_job(length, use, recipe))
             assert history_of(ran) == "hot"
             assert ran.done.num_restored_tokens == len(use.manifest.token_ids) - 1
@@ -161,7 +165,7 @@ async def test_a_planner_may_choose_to_compute_it_all(open_store: OpenStore) -> 
         replica = make_replica(rig, store)
         await run_turn(replica, make_job(70, NEW))
         await rig.forget()
-        plan = RestorePlan("recompute", None, 0, 0, 1.0, "loading takes 2 ms, recomputing 1 ms")
+        plan = RestorePlan("recompute", None, "", 0, 0, 1.0, "loading takes 2 ms, recomputing 1 ms")
         ran = await run_turn(replica, make_job(9, await next_use(store), restore=plan))
         assert history_of(ran) == "recomputed: loading takes 2 ms, recomputing 1 ms"
         assert ran.done.num_restored_tokens == 0
@@ -197,7 +201,7 @@ async def test_another_session_starts_where_its_prompt_parts_from_a_saved_one(
         replica = make_replica(rig, store, **SHARING)
         first = await run_turn(replica, make_job([*document, 1, 2, 3, 4, 5, 6], NEW, recipe))
         assert history_of(first) == "none"
-        job = make_job([*document, *random_tokens(30, seed=4)], SessionUse(TENANT, "other", None), recipe)
+        job = make_job([*document, *random_tokens(30, seed=4)], SessionUse(TENANT, "other", 0), recipe)
         second = await run_turn(replica, await planned(store, job, **SHARING))
         spared = second.done.num_restored_tokens
         assert history_of(second) == f"prefix: {spared} tokens from another session"
@@ -209,8 +213,8 @@ async def test_another_session_starts_where_its_prompt_parts_from_a_saved_one(
         assert_greedy(await store.get(TENANT, "other"), recipe)
 
 
-async def use_of(store: RedisSessionStore, session_id: str) -> SessionUse:
-    return SessionUse(TENANT, session_id, await store.get(TENANT, session_id))
+async def use_of(store: RedisSessionStore, session_id: str) -> KnownUse:
+    return KnownUse.of(await store.get(TENANT, session_id))
 
 
 @asynchronous
@@ -219,10 +223,10 @@ async def test_other_tenants_and_sessions_that_do_not_share_find_nothing(open_st
     async with running_engine() as rig, open_store() as store:
         await run_turn(make_replica(rig, store, **SHARING), make_job(document, NEW))
         alone = {**SHARING, "prefix_ttl_s": 0.0}
-        job = make_job(document, SessionUse(TENANT, "other", None))
+        job = make_job(document, SessionUse(TENANT, "other", 0))
         assert (await planned(store, job, **SHARING)).restore is not None
         assert (await planned(store, job, **alone)).restore is None
-        stranger = make_job(document, SessionUse("bolt", "other", None))
+        stranger = make_job(document, SessionUse("bolt", "other", 0))
         states = await saved_states(
             store,
             "bolt",
@@ -363,17 +367,3 @@ async def test_of_a_state_above_the_bound_only_tokens_are_kept(open_store: OpenS
         ran = await run_turn(replica, make_job(9, await next_use(store)))
         assert history_of(ran) == "recomputed: only its tokens are saved"
         assert_greedy(await store.get(TENANT, SESSION), "tail")
-
-
-@asynchronous
-async def test_a_state_that_does_not_fit_the_model_is_not_asked_for(open_store: OpenStore) -> None:
-    async with running_engine() as rig, open_store() as store:
-        replica: Replica = make_replica(rig, store)
-        await run_turn(replica, make_job(300, NEW))
-        await rig.forget()
-        job = make_job(9, await next_use(store))
-        assert job.restore is not None
-        assert job.restore.state is not None
-        fewer: SavedState = replace(job.restore.state, segments=job.restore.state.segments[:-1])
-        ran = await run_turn(replica, replace(job, restore=replace(job.restore, state=fewer)))
-        assert history_of(ran) == "recomputed: its segments are not those its recipe needs"

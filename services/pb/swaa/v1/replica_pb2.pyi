@@ -31,7 +31,7 @@ class LeaseGrant(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., address: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., is_hot: _Optional[bool] = ..., model: _Optional[_Union[ModelFacts, _Mapping]] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
-    __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json")
+    __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json", "eos_token_ids")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class ModelFacts(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COST_PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
+    EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     device: str
     attention_backend: str
@@ -56,7 +57,8 @@ class ModelFacts(_message.Message):
     dtype: str
     max_session_tokens: int
     cost_profile_json: str
-    def __init__(self, fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., max_session_tokens: _Optional[int] = ..., cost_profile_json: _Optional[str] = ...) -> None: ...
+    eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., max_session_tokens: _Optional[int] = ..., cost_profile_json: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "sent_token_ids", "recipe_name", "recipe_json", "sampling", "priority", "tenant", "session_id", "version", "restore")

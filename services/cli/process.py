@@ -1,0 +1,40 @@
+"""A server process: logging, a file that says when it is ready, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from services.config import ServeConfig
+from services.gateway.server import GatewayServer
+
+logger = logging.getLogger(__name__)
+
+
+async def serve_until_stopped(
+    config: ServeConfig, running: AbstractAsyncContextManager[GatewayServer], ready_file: Path | None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and stop."""
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    async with running as server:
+        host = config.listen.rpartition(":")[0]
+        address = f"{host}:{server.port}"
+        logger.info("serving %s on %s", config.model, address)
+        if ready_file is not None:
+            write_whole(ready_file, address)
+        await stopping.wait()
+        logger.info("stopping; running requests have %.0f s", config.drain_s)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Readers see all of it or nothing."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

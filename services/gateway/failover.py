@@ -1,0 +1,119 @@
+"""A turn that outlives its replica: run it, and go on elsewhere if the replica is lost, from the tokens already sent.
+
+The client sees one stream: no token twice, none left out, progress never backwards. Another replica computes prompt and
+sent tokens (or restores them, from a checkpoint or the session) and generates the same greedy tokens after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from services.errors import ReplicaLost, StaleSession
+from services.gateway.replicas import LeasedReplica, Replicas
+from services.replica.job import Done, Event, Job, SessionOutcome
+from services.sessions.store import Manifest, SessionStore
+from swaa_runtime.detokenizer import Decoder, IncrementalDetokenizer
+from swaa_runtime.errors import EngineFailed
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
+from swaa_runtime.request import FinishReason
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 5
+"""Replicas that a turn may lose, and one more, before its client is told."""
+
+Replan = Callable[[Job, LeasedReplica], Awaitable[Job]]
+
+
+async def run_turn(
+    replicas: Replicas, first: LeasedReplica, job: Job, replan: Replan, store: SessionStore, decoder: Decoder
+) -> AsyncGenerator[Event, None]:
+    """Events of a turn, whatever happens to replicas.
+
+    Args:
+        first: leased for the turn, by whoever calls.
+        replan: the job for another replica, given what is saved and what that replica has by then.
+        decoder: the tokenizer, for tokens that are known only from a saved session.
+
+    Raises:
+        ReplicaLost: after MAX_ATTEMPTS.
+        Whatever else the turn raises.
+    """
+    sent: list[int] = []
+    furthest = 0
+    async with contextlib.AsyncExitStack() as stack:
+        replica = first
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            repeated = bool(sent)
+            try:
+                async with contextlib.aclosing(replica.generate(job)) as events:
+                    async for event in events:
+                        if isinstance(event, PrefillProgress):
+                            if sent or event.num_computed_tokens <= furthest:
+                                continue
+                            furthest = event.num_computed_tokens
+                        elif isinstance(event, TokenOutput):
+                            if repeated:
+                                repeated = False
+                                continue
+                            sent.append(event.token_id)
+                        yield event
+                return
+            except (ReplicaLost, EngineFailed) as exc:
+                logger.warning("request %s, attempt %d, %d tokens sent: %s", job.request_id, attempt, len(sent), exc)
+                lost = exc
+            except StaleSession:
+                if attempt == 1:
+                    raise
+                for event in await _saved_turn(store, decoder, job, sent, replica.facts.eos_token_ids):
+                    yield event
+                return
+            if attempt < MAX_ATTEMPTS:
+                replica = await stack.enter_async_context(replicas.lease(job.session))
+                job = await replan(replace(job, sent_token_ids=tuple(sent)), replica)
+    raise ReplicaLost(f"{MAX_ATTEMPTS} replicas were lost while they ran the turn; the last: {lost}")
+
+
+async def _saved_turn(
+    store: SessionStore, decoder: Decoder, job: Job, sent: Sequence[int], eos_token_ids: frozenset[int]
+) -> list[Event]:
+    """The rest of a turn that a lost replica had saved before it went. Raises StaleSession if it is not that turn."""
+    assert job.session is not None  # noqa: S101 - only turns of sessions become stale
+    manifest = await store.get(job.session.tenant, job.session.session_id)
+    generated = _generated(manifest, job)
+    if manifest.version != job.session.version + 1 or generated is None or generated[: len(sent)] != tuple(sent):
+        raise StaleSession(f"session {manifest.session_id!r} has moved on while its turn was cut off")
+    detokenizer = IncrementalDetokenizer(decoder, job.sampling.stop)
+    events: list[Event] = []
+    for at, token_id in enumerate(generated):
+        ends = token_id in eos_token_ids and not job.sampling.ignore_eos
+        text = "" if ends else detokenizer.push(token_id)
+        if at >= len(sent):
+            events.append(TokenOutput(job.request_id, token_id, text, None))
+    by_length = len(generated) == job.sampling.max_tokens and not (ends or detokenizer.stopped)
+    outcome = SessionOutcome(manifest.version, True, "", "recovered: its first replica had saved the turn", 0)
+    done = Done(
+        reason=FinishReason.LENGTH if by_length else FinishReason.STOP,
+        text=detokenizer.finish(),
+        num_generated_tokens=len(generated),
+        num_restored_tokens=0,
+        queue_ms=0.0,
+        restore_ms=0.0,
+        save_ms=0.0,
+        resident_bytes=0,
+        peak_bytes=0,
+        full_attention_bytes=0,
+        session=outcome,
+    )
+    return [*events, done]
+
+
+def _generated(manifest: Manifest, job: Job) -> tuple[int, ...] | None:
+    """What the session's last turn generated, if its prompt is the job's."""
+    last = manifest.turns[-1]
+    if manifest.token_ids[last.start : last.generated_start] != job.prompt_token_ids:
+        return None
+    return manifest.token_ids[last.generated_start :]

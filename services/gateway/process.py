@@ -1,0 +1,53 @@
+"""A gateway as a process of its own: stateless, one of many, without Ray or torch in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from services.config import ServeConfig
+from services.gateway.catalog import load_catalog
+from services.gateway.prompt import PromptEncoder
+from services.gateway.remote_replicas import RemoteReplicas
+from services.gateway.server import GatewayServer
+from services.gateway.service import LongContextService
+from services.sessions.redis_store import RedisSessionStore
+from swaa_runtime.errors import InvalidRequest
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
+    """A gateway in front of the replicas behind `config.replicas`, serving; drained and stopped on leaving.
+
+    It waits until there is a replica, to learn what model it serves.
+
+    Raises:
+        InvalidRequest: for a setting that is missing.
+        StoreUnavailable: if Redis does not answer; ReplicaLost if no replica is to be had in time.
+    """
+    proxy, redis_url = _given("replicas", config.replicas), _given("redis_url", config.redis_url)
+    async with contextlib.AsyncExitStack() as stack:
+        store = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
+        stack.push_async_callback(store.close)
+        await store.ping()
+        replicas = RemoteReplicas(proxy, config.application)
+        stack.push_async_callback(replicas.close)
+        async with replicas.lease(None) as replica:
+            facts = replica.facts
+        folder = Path(config.model) if config.tokenizer is None else config.tokenizer
+        encoder = PromptEncoder.from_folder(folder.expanduser(), facts.shape.vocab_size, facts.max_session_tokens)
+        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        service = LongContextService(config.model, facts, catalog, encoder, replicas, store, config.session_policy)
+        server = GatewayServer(service, config.listen)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.stop(config.drain_s)
+
+
+def _given(name: str, value: str | None) -> str:
+    if value is None:
+        raise InvalidRequest(name, value, "a gateway needs it")
+    return value

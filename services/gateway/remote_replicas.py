@@ -1,0 +1,155 @@
+"""Replicas in a cluster: Ray Serve picks one, tokens then come straight from it (see proto/swaa/v1/replica.proto)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+
+from services.errors import ReplicaLost
+from services.gateway.replicas import LeasedReplica
+from services.pb.swaa.v1 import replica_pb2 as pb
+from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
+from services.replica.facts import ModelFacts
+from services.replica.job import Event, Job, SessionUse
+from services.replica.wire import RUN_OPTIONS, event_from, facts_from, run_request
+from services.wire_errors import error_from
+from swaa_runtime.errors import DeadlineExceeded
+
+logger = logging.getLogger(__name__)
+
+LEASE_TIMEOUT_S = 60.0
+"""How long to wait for a replica that has room: longer than one takes to be replaced."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long to wait for the connection to a replica that was leased."""
+
+RETRY_S = 0.2
+
+READ_OPTIONS = (
+    *RUN_OPTIONS,
+    # How far a replica may run ahead of a slow reader: some hundred tokens. HTTP/2's usual window holds thousands.
+    ("grpc.http2.lookahead_bytes", 4096),
+    ("grpc.http2.bdp_probe", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """One replica, as it was when it was leased."""
+
+    facts: ModelFacts
+    replica_id: str
+    address: str
+    queued_tokens: int
+    is_hot: bool
+    channel: grpc.aio.Channel
+
+    async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+        """See `LeasedReplica`."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self.channel.channel_ready()
+        except TimeoutError:
+            raise ReplicaLost(f"replica {self.replica_id} at {self.address} cannot be reached") from None
+        timeout_s = None if job.deadline_s is None else job.deadline_s - time.monotonic()
+        stub: Any = pb_grpc.ReplicaStub(self.channel)  # type: ignore[no-untyped-call]
+        call = stub.Run(run_request(job), timeout=timeout_s)
+        try:
+            async for message in call:
+                yield event_from(message, job.request_id)
+        except grpc.aio.AioRpcError as exc:
+            if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DeadlineExceeded("the request's deadline passed") from exc
+            raise error_from(_metadata(exc), f"{self.replica_id}: {exc.code().name} {exc.details()}") from exc
+        finally:
+            call.cancel()  # at the end: nothing; else it stops the work there
+
+
+class RemoteReplicas:
+    """Replicas behind Ray Serve's gRPC proxy.
+
+    Args:
+        proxy: host:port of Serve's gRPC proxy.
+        application: name of the Serve application, if there are several.
+    """
+
+    def __init__(self, proxy: str, application: str = "") -> None:
+        self._proxy = grpc.aio.insecure_channel(proxy, options=RUN_OPTIONS)
+        self._application = application
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await asyncio.gather(*(channel.close(None) for channel in (self._proxy, *self._channels.values())))
+        self._channels.clear()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, session: SessionUse | None) -> AsyncIterator[LeasedReplica]:
+        """See `Replicas`. Waits for up to LEASE_TIMEOUT_S while there is none."""
+        call, grant = await self._granted(session)
+        address = grant.address
+        try:
+            yield _Remote(
+                facts=facts_from(grant.model),
+                replica_id=grant.replica_id,
+                address=address,
+                queued_tokens=grant.queued_tokens,
+                is_hot=grant.is_hot,
+                channel=self._channel(address),
+            )
+        except ReplicaLost:
+            if (channel := self._channels.pop(address, None)) is not None:
+                await channel.close(None)
+            raise
+        finally:
+            call.cancel()
+
+    async def _granted(self, session: SessionUse | None) -> tuple[Any, pb.LeaseGrant]:
+        until_s = time.monotonic() + LEASE_TIMEOUT_S
+        while True:
+            try:
+                async with asyncio.timeout(until_s - time.monotonic()):
+                    return await self._ask(session)
+            except grpc.aio.AioRpcError as exc:
+                reason = f"{exc.code().name}: {exc.details()}"
+            except (ReplicaLost, TimeoutError) as exc:
+                reason = str(exc) or "no answer"
+            if time.monotonic() + RETRY_S > until_s:
+                raise ReplicaLost(f"no replica was to be had within {LEASE_TIMEOUT_S:.0f} s: {reason}")
+            logger.info("no replica to be had yet: %s", reason)
+            await asyncio.sleep(RETRY_S)
+
+    async def _ask(self, session: SessionUse | None) -> tuple[Any, pb.LeaseGrant]:
+        stub: Any = pb_grpc.ReplicaDirectoryStub(self._proxy)  # type: ignore[no-untyped-call]
+        request, metadata = pb.LeaseRequest(), []
+        if self._application:
+            metadata.append(("application", self._application))
+        if session is not None:
+            request = pb.LeaseRequest(tenant=session.tenant, session_id=session.session_id, version=session.version)
+            metadata.append(("session_id", session.session_id))
+        call = stub.Lease(request, metadata=tuple(metadata))
+        try:
+            grant = await call.read()
+        except BaseException:
+            call.cancel()
+            raise
+        if not isinstance(grant, pb.LeaseGrant):  # the end of the stream
+            raise ReplicaLost("a replica ended its lease before it gave one")
+        return call, grant
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        """One connection to each replica, kept: turns share it."""
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
+        return self._channels[address]
+
+
+def _metadata(error: grpc.aio.AioRpcError) -> list[tuple[str, Any]]:
+    return list(cast("Iterable[tuple[str, Any]]", error.trailing_metadata() or ()))

@@ -1,0 +1,226 @@
+"""From what a client asked to a job for a replica: headers and session, token ids, saved state, recipe.
+
+understand   what the request says, and the session it names        needs no replica
+plan         recipe and way to restore, on the replica it got       needs its backlog and prices
+replan       the same recipe on another replica, after one was lost
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from services.gateway import planner
+from services.gateway.catalog import Catalog, NamedRecipe
+from services.gateway.history import saved_states, session_state
+from services.gateway.planner import Work
+from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.replicas import LeasedReplica
+from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.replica.job import Job, SessionUse
+from services.restore_plan import SavedState, plan_restore
+from services.sessions.policy import SessionPolicy
+from services.sessions.store import Manifest, Store
+from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.request import SamplingParams
+from swaa_runtime.visibility import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A request whose headers, session and prompt are known. `session` is None without one."""
+
+    prompt: PromptInput
+    max_tokens: int
+    objective: Objective
+    session: SessionUse | None
+    history: Manifest | None
+    token_ids: tuple[int, ...]
+    arrival_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def history_token_ids(self) -> tuple[int, ...]:
+        """Tokens of the session so far."""
+        return () if self.history is None else self.history.token_ids
+
+    @property
+    def all_token_ids(self) -> list[int]:
+        """History and prompt."""
+        return [*self.history_token_ids, *self.token_ids]
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Spans of the history's turns and of the new one, which is open."""
+        start = len(self.history_token_ids)
+        closed = () if self.history is None else self.history.turns
+        return (*closed, Turn(start, start + len(self.token_ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A request that has been understood and planned, and not yet run."""
+
+    request: Understood
+    work: Work
+    plan: planner.Plan
+
+
+class TurnPlanner:
+    """Stateless: all it knows is the catalogue, the tokenizer, the store and how sessions are kept.
+
+    Args:
+        max_session_tokens: longest session that replicas take.
+        tenant: whose sessions these are.
+        new_session_id: makes ids.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        encoder: PromptEncoder,
+        store: Store,
+        policy: SessionPolicy,
+        max_session_tokens: int,
+        tenant: str,
+    ) -> None:
+        self.catalog = catalog
+        self.encoder = encoder
+        self._store = store
+        self._policy = policy
+        self._max_session_tokens = max_session_tokens
+        self._tenant = tenant
+
+    async def objective(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Objective, Manifest | None]:
+        """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
+        objective = parse_headers(metadata, self.catalog.sla_classes)
+        if objective.recipe_name is not None:
+            self.catalog.recipe(RECIPE_HEADER, objective.recipe_name)
+        if objective.session_id in (None, NEW_SESSION):
+            return objective, None
+        assert objective.session_id is not None  # noqa: S101 - for the type checker
+        return objective, await self._store.get(self._tenant, objective.session_id)
+
+    async def understand(
+        self,
+        prompt: PromptInput,
+        max_tokens: int,
+        metadata: Iterable[tuple[str, str | bytes]],
+        new_session_id: str,
+    ) -> Understood:
+        """Headers, session and prompt to token ids.
+
+        Args:
+            new_session_id: what a new session is to be called.
+        Raises:
+            InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session.
+        """
+        objective, history = await self.objective(metadata)
+        session = None
+        if history is not None:
+            session = SessionUse(self._tenant, history.session_id, history.version)
+        elif objective.session_id is not None:
+            session = SessionUse(self._tenant, new_session_id, 0)
+        history_ids = () if history is None else history.token_ids
+        token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
+        understood = Understood(prompt, max_tokens, objective, session, history, tuple(token_ids))
+        self._check_length(understood)
+        return understood
+
+    async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
+        """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""
+        planned = await self._plan(request, replica)
+        if planned.plan.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
+            token_ids = await asyncio.to_thread(self.encoder.encode, request.prompt, request.history_token_ids, True)
+            request = replace(request, token_ids=tuple(token_ids))
+            self._check_length(request)
+            planned = await self._plan(request, replica)
+        return planned
+
+    async def _plan(self, request: Understood, replica: LeasedReplica) -> Planned:
+        states: dict[str, SavedState] = {}
+        if request.session is not None:
+            states = await self._states(request, request.session, self.catalog.recipes.values(), replica)
+        work = self.work(len(request.token_ids), request.max_tokens, request.history, request.objective, replica)
+        work = replace(work, states=states)
+        return Planned(request, work, self.choose(request.objective, work, replica))
+
+    def work(
+        self,
+        prompt_tokens: int,
+        max_tokens: int,
+        history: Manifest | None,
+        objective: Objective,
+        replica: LeasedReplica,
+    ) -> Work:
+        """What is to be served, as far as it is known without the prompt's tokens. Raises InvalidRequest."""
+        self._check_tokens(prompt_tokens, max_tokens, history)
+        own = {name: session_state(history, named) for name, named in self.catalog.recipes.items()}
+        return Work(
+            prompt_tokens,
+            max_tokens,
+            history,
+            continues=objective.session_id is not None,
+            queue_ms=replica.queued_tokens * replica.facts.cost.token_ms,
+            states={name: state for name, state in own.items() if state is not None},
+            is_hot=replica.is_hot,
+        )
+
+    def choose(self, objective: Objective, work: Work, replica: LeasedReplica) -> planner.Plan:
+        """Pick the recipe for work. Raises SlaUnattainable, InvalidRequest."""
+        facts = replica.facts
+        return planner.plan(objective, work, self.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+
+    def job(self, planned: Planned, request_id: str, sampling: SamplingParams, deadline_s: float | None) -> Job:
+        """The turn, for a replica."""
+        named = planned.plan.chosen.named
+        return Job(
+            request_id=request_id,
+            prompt_token_ids=planned.request.token_ids,
+            recipe_name=named.name,
+            recipe=named.recipe,
+            sampling=sampling,
+            priority=planned.request.objective.priority,
+            deadline_s=deadline_s,
+            session=planned.request.session,
+            restore=planned.plan.chosen.prediction.restore,
+        )
+
+    async def replan(self, planned: Planned, job: Job, replica: LeasedReplica) -> Job:
+        """The job for another replica: what was saved meanwhile may spare it most of the work."""
+        request, named = planned.request, planned.plan.chosen.named
+        if request.session is None:
+            return job
+        states = await self._states(request, request.session, [named], replica)
+        stop = len(request.all_token_ids) + len(job.sent_token_ids)
+        state = states.get(named.name)
+        restore = plan_restore(named.rules, request.turns, stop, state, replica.facts.cost, replica.is_hot)
+        return replace(job, restore=restore)
+
+    async def _states(
+        self, request: Understood, session: SessionUse, recipes: Iterable[NamedRecipe], replica: LeasedReplica
+    ) -> dict[str, SavedState]:
+        return await saved_states(
+            self._store,
+            self._tenant,
+            session.session_id,
+            self._policy,
+            replica.facts.fingerprint,
+            recipes,
+            request.history,
+            request.all_token_ids,
+            request.turns,
+        )
+
+    def _check_length(self, request: Understood) -> None:
+        self._check_tokens(len(request.token_ids), request.max_tokens, request.history)
+
+    def _check_tokens(self, prompt_tokens: int, max_tokens: int, history: Manifest | None) -> None:
+        known = prompt_tokens + (0 if history is None else len(history.token_ids))
+        if known + max_tokens > self._max_session_tokens:
+            raise InvalidRequest(
+                "prompt",
+                f"{known} tokens with history, and max_tokens {max_tokens}",
+                f"together they must be at most {self._max_session_tokens}",
+            )

@@ -1,0 +1,254 @@
+"""Real replicas of a tiny model behind real gRPC, picked by a directory that stands in for Ray Serve's proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import pytest
+
+from services.errors import ReplicaLost, SessionBusy
+from services.gateway import remote_replicas
+from services.gateway.failover import run_turn
+from services.gateway.remote_replicas import RemoteReplicas
+from services.gateway.replicas import LeasedReplica
+from services.pb.swaa.v1 import replica_pb2 as pb
+from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
+from services.replica.job import Done, Job, SessionUse
+from services.replica.replica import Replica
+from services.replica.server import ReplicaServer
+from services.replica.wire import facts_message
+from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
+from tests.services.replica.builders import NEW, Ran, Rig, asynchronous, make_job, make_replica, running_engine
+from tests.services.replica.builders import run_turn as run_local
+from tests.services.replica.test_wire import FACTS
+from tests.services.sessions.fake_store import FakeSessionStore
+from tests.swaa_runtime.builders import LetterDecoder, engine_config
+
+
+@dataclass
+class Node:
+    """One replica and its server."""
+
+    rig: Rig
+    replica: Replica
+    server: ReplicaServer
+
+
+@dataclass
+class Directory(pb_grpc.ReplicaDirectoryServicer):
+    """Grants the first of its nodes."""
+
+    nodes: list[Node] = field(default_factory=list)
+    held: int = 0
+    metadata: list[Any] = field(default_factory=list)
+
+    async def Lease(self, request: pb.LeaseRequest, context: Any) -> AsyncIterator[pb.LeaseGrant]:  # noqa: N802
+        self.metadata.append(dict(context.invocation_metadata()))
+        if not self.nodes:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no replicas")
+        node = self.nodes[0]
+        self.held += 1
+        try:
+            yield pb.LeaseGrant(
+                replica_id="replica",
+                address=node.server.address,
+                queued_tokens=node.replica.queued_tokens,
+                is_hot=node.replica.is_hot(request.tenant, request.session_id, request.version),
+                model=facts_message(FACTS),
+            )
+            await asyncio.Event().wait()
+        finally:
+            self.held -= 1
+
+
+@dataclass
+class Cluster:
+    directory: Directory
+    replicas: RemoteReplicas
+    store: FakeSessionStore
+
+
+@contextlib.asynccontextmanager
+async def running(num_nodes: int = 1, max_step_tokens: int = 32, application: str = "") -> AsyncIterator[Cluster]:
+    async with contextlib.AsyncExitStack() as stack:
+        store, directory = FakeSessionStore(), Directory()
+        for _ in range(num_nodes):
+            rig = await stack.enter_async_context(running_engine(engine_config(max_step_tokens=max_step_tokens)))
+            replica = make_replica(rig, store)
+            server = ReplicaServer(replica, "127.0.0.1", 0)
+            await server.start()
+            stack.push_async_callback(server.stop, 0)
+            directory.nodes.append(Node(rig, replica, server))
+        proxy = grpc.aio.server()
+        pb_grpc.add_ReplicaDirectoryServicer_to_server(directory, proxy)  # type: ignore[no-untyped-call]
+        port = proxy.add_insecure_port("127.0.0.1:0")
+        await proxy.start()
+        stack.push_async_callback(proxy.stop, 0)
+        replicas = RemoteReplicas(f"127.0.0.1:{port}", application)
+        stack.push_async_callback(replicas.close)
+        yield Cluster(directory, replicas, store)
+
+
+async def run_remote(cluster: Cluster, job: Job) -> Ran:
+    async with cluster.replicas.lease(job.session) as replica:
+        return Ran(tuple([event async for event in replica.generate(job)]))
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - it looks at things that tell nobody
+            await asyncio.sleep(0.01)
+
+
+@asynchronous
+async def test_a_turn_over_the_wire_is_the_turn() -> None:
+    async with running() as cluster:
+        expected = await run_local(cluster.directory.nodes[0].replica, make_job(40))
+        ran = await run_remote(cluster, make_job(40))
+        assert ran.tokens == expected.tokens
+        assert [event.num_computed_tokens for event in ran.progress] == [32, 40]
+        assert ran.done.session is None
+        await until(lambda: cluster.directory.held == 0)
+
+
+@asynchronous
+async def test_a_session_over_the_wire_is_hot_where_it_ran() -> None:
+    async with running(application="big") as cluster:
+        first = await run_remote(cluster, make_job(40, NEW))
+        assert first.done.session is not None
+        assert first.done.session.saved
+        use = SessionUse(NEW.tenant, NEW.session_id, 1)
+        async with cluster.replicas.lease(use) as replica:
+            assert replica.is_hot
+            assert replica.facts == FACTS
+            assert replica.queued_tokens == 0
+        async with cluster.replicas.lease(replace(use, version=2)) as replica:
+            assert not replica.is_hot
+        assert {data["session_id"] for data in cluster.directory.metadata} == {NEW.session_id}
+        assert {data["application"] for data in cluster.directory.metadata} == {"big"}
+
+
+@asynchronous
+async def test_errors_keep_their_class_and_words() -> None:
+    async with running() as cluster:
+        with pytest.raises(InvalidRequest, match=r"token_ids is 99: must be in 0\.\.63"):
+            await run_remote(cluster, make_job([1, 99]))
+        await cluster.store.acquire(NEW.tenant, NEW.session_id, "somebody")
+        with pytest.raises(SessionBusy, match="in use by another request"):
+            await run_remote(cluster, make_job(5, NEW))
+
+
+@asynchronous
+async def test_a_deadline_holds_at_the_other_end() -> None:
+    async with running(max_step_tokens=16) as cluster:
+        [node] = cluster.directory.nodes
+        node.rig.runner.before_step = lambda: time.sleep(0.05)
+        started_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await run_remote(cluster, make_job(1000, deadline_s=started_s + 0.4))
+        assert time.monotonic() - started_s < 2.0
+        await until(lambda: not node.rig.engine.scheduler.requests)
+        assert await node.rig.used_blocks() == 0
+
+
+@asynchronous
+async def test_a_client_that_goes_away_stops_the_work_within_a_chunk() -> None:
+    async with running(max_step_tokens=16) as cluster:
+        [node] = cluster.directory.nodes
+        steps = 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+            time.sleep(0.02)
+
+        node.rig.runner.before_step = count
+        async with (
+            cluster.replicas.lease(None) as replica,
+            contextlib.aclosing(replica.generate(make_job(1500))) as events,
+        ):
+            async for event in events:
+                if isinstance(event, PrefillProgress) and event.num_computed_tokens >= 48:
+                    break
+        await until(lambda: not node.rig.engine.scheduler.requests)
+        seen = steps
+        await asyncio.sleep(0.2)
+        assert steps == seen < 30
+        assert await node.rig.used_blocks() == 0
+
+
+@asynchronous
+async def test_a_slow_reader_stops_its_own_turn_and_no_other() -> None:
+    async with running() as cluster:
+        [node] = cluster.directory.nodes
+        async with cluster.replicas.lease(None) as replica:
+            slow = replica.generate(make_job(10, max_tokens=2000, recipe="sliding"))
+            async with contextlib.aclosing(slow):
+                await anext(slow)
+                await until(lambda: any(request.paused for request in node.rig.engine.scheduler.requests))
+                [request] = node.rig.engine.scheduler.requests
+                other = await run_remote(cluster, make_job(20))
+                assert len(other.tokens) == 6
+                await asyncio.sleep(0.3)
+                assert request.num_generated_tokens < 1500, "it runs ahead of its reader by hundreds of tokens at most"
+                rest = [event async for event in slow]
+        assert sum(isinstance(event, TokenOutput) for event in rest) == 2000
+        assert isinstance(rest[-1], Done)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+@asynchronous
+async def test_a_replica_that_dies_is_replaced_in_mid_stream(after: int) -> None:
+    async with running(num_nodes=2) as cluster:
+        first, second = cluster.directory.nodes
+        job = make_job(40, NEW, max_tokens=8)
+        expected = (await run_local(second.replica, replace(job, session=None, restore=None))).tokens
+
+        async def replan(cut_off: Job, replica: LeasedReplica) -> Job:
+            return cut_off
+
+        async with cluster.replicas.lease(job.session) as leased:
+            running_turn = run_turn(cluster.replicas, leased, job, replan, cluster.store, LetterDecoder())
+            tokens: list[int] = []
+            if after == 0:
+                first.rig.runner.before_step = lambda: time.sleep(0.2)
+                asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(kill(cluster, first)))
+            async for event in running_turn:
+                if isinstance(event, TokenOutput):
+                    tokens.append(event.token_id)
+                    if len(tokens) == after:
+                        await kill(cluster, first)
+        assert tokens == expected
+        assert isinstance(event, Done)
+        assert event.session is not None
+        assert event.session.saved
+        manifest = cluster.store.manifests[NEW.tenant, NEW.session_id]
+        assert list(manifest.token_ids[40:]) == expected
+
+
+async def kill(cluster: Cluster, node: Node) -> None:
+    """As abrupt as it gets within a process: the server ends all calls, the directory does not know it any more."""
+    if node in cluster.directory.nodes:
+        cluster.directory.nodes.remove(node)
+        await node.server.stop(0)
+
+
+@asynchronous
+async def test_without_replicas_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_replicas, "LEASE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(remote_replicas, "CONNECT_TIMEOUT_S", 0.3)
+    async with running() as cluster:
+        [node] = cluster.directory.nodes
+        await node.server.stop(0)
+        with pytest.raises(ReplicaLost, match=r"replica replica at 127\.0\.0\.1:\d+ cannot be reached"):
+            await run_remote(cluster, make_job(5))
+        cluster.directory.nodes.clear()
+        with pytest.raises(ReplicaLost, match=r"no replica was to be had within 0 s: UNAVAILABLE: no replicas"):
+            await run_remote(cluster, make_job(5))
