@@ -30,9 +30,17 @@ $(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock
 demo: $(STAMP) ## Ask a 6,000-token document two questions under three SLA classes, then stop everything
 	$(BIN)/swaa demo
 
+.PHONY: cluster-demo
+cluster-demo: $(STAMP) ## Two replicas under Ray Serve; kill one in mid-answer and see the answer complete
+	$(BIN)/swaa cluster-demo
+
 .PHONY: serve
 serve: $(STAMP) ## Run the service on 127.0.0.1:50051 until Ctrl-C
 	$(BIN)/swaa serve
+
+.PHONY: serve-cluster
+serve-cluster: $(STAMP) ## Run a cluster on this machine, its gateway on 127.0.0.1:50051, until Ctrl-C
+	$(BIN)/swaa serve --ray
 
 .PHONY: calibrate
 calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner

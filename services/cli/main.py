@@ -54,17 +54,25 @@ def serve_command(
     redis_url: Annotated[str | None, typer.Option(help="Session store; a private Redis if absent.")] = None,
     kv_memory_mib: Annotated[int | None, typer.Option(help="Size of the KV pool.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private Redis keeps sessions.")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving; one line each.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="A cluster on this machine: replicas under Ray Serve.")] = False,
+    num_replicas: Annotated[int, typer.Option(help="Of a cluster.", min=1)] = 2,
+    num_gateways: Annotated[int, typer.Option(help="Of a cluster; ports count up from --listen.", min=1)] = 1,
 ) -> None:
     """Run the service: gateway, one replica and a private Redis. Stops on SIGTERM or Ctrl-C.
 
     Every setting is also an environment variable SWAA_<NAME>; see the README.
     """
-    from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
-
     config = load_config(
         listen=listen, model=model, device=device, redis_url=redis_url, kv_memory_mib=kv_memory_mib, state_dir=state_dir
     )
+    if ray:
+        from services.cli import cluster
+
+        cluster.serve_cluster(config, num_replicas, num_gateways, ready_file)
+        return
+    from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
+
     _run(process.serve_until_stopped(config, serve.service(config), ready_file))
 
 
@@ -208,6 +216,14 @@ def demo(
     from services.cli.demo import run_demo
 
     _run(run_demo(load_config(), sla or ["quality", "balanced", "interactive"]))
+
+
+@app.command("cluster-demo")
+def cluster_demo() -> None:
+    """Start two replicas, kill the one that is answering, and see the answer complete on the other."""
+    from services.cli.cluster_demo import run_cluster_demo
+
+    run_cluster_demo(load_config())
 
 
 def _read(file: Path | None) -> str:

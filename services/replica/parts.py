@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -137,26 +138,34 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
     at = f"{hardware} {config.max_step_tokens} {config.attention_backend} {config.session_kv_format}"
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
-    if effort is None:
-        with contextlib.suppress(FileNotFoundError, InvalidRequest, ValueError):
-            return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    path.parent.mkdir(parents=True, exist_ok=True)
     limits = parts.engine_config
     pool_tokens = (limits.num_blocks - 1) // parts.loaded.shape.num_layers * limits.block_size_tokens
-    profile = await calibrate(
-        parts.loaded,
-        parts.engine,
-        parts.store,
-        config.session_kv_format,
-        limits.max_step_tokens,
-        min(limits.max_model_tokens, pool_tokens),
-        effort or QUICK,
-        progress,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
-    partial.replace(path)
-    return profile
+    with path.with_suffix(".lock").open("wb") as lock:
+        # One at a time: replicas that start together on one machine would measure each other.
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        if effort is None and (kept := _kept_profile(path)) is not None:
+            return kept
+        profile = await calibrate(
+            parts.loaded,
+            parts.engine,
+            parts.store,
+            config.session_kv_format,
+            limits.max_step_tokens,
+            min(limits.max_model_tokens, pool_tokens),
+            effort or QUICK,
+            progress,
+        )
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
+        partial.replace(path)
+        return profile
+
+
+def _kept_profile(path: Path) -> CostProfile | None:
+    with contextlib.suppress(FileNotFoundError, InvalidRequest, ValueError):
+        return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:

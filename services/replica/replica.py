@@ -79,6 +79,11 @@ class Replica:
         """Prompt tokens of all requests here that have not been computed yet."""
         return sum(self._remaining_tokens.values())
 
+    @property
+    def num_turns(self) -> int:
+        """Turns that run here or wait for the engine."""
+        return len(self._remaining_tokens)
+
     def is_hot(self, tenant: str, session_id: str, version: int) -> bool:
         """Whether this version of a session is in KV memory here: its next turn need not fetch anything."""
         return self._hot.find(tenant, session_id, version) is not None

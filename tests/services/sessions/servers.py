@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +12,8 @@ from typing import Any
 
 import redis
 
-from services.sessions.embedded_redis import _GUARD, find_redis_server
+from services.guarded_process import GuardedProcess
+from services.sessions.embedded_redis import find_redis_server
 
 CLUSTER_BUS_OFFSET = 10_000
 NUM_SLOTS = 16_384
@@ -26,7 +24,7 @@ class Server:
     """A running server."""
 
     port: int
-    process: subprocess.Popen[bytes]
+    process: GuardedProcess
 
     @contextlib.contextmanager
     def client(self) -> Iterator[redis.Redis]:
@@ -36,9 +34,7 @@ class Server:
 
     def kill(self) -> None:
         """End it as a crash would."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.kill()
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -57,21 +53,13 @@ def redis_server(folder: Path, *arguments: str) -> Iterator[Server]:
     folder.mkdir(exist_ok=True)
     usual = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, str(find_redis_server()), *arguments, *usual],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        process = GuardedProcess([str(find_redis_server()), *arguments, *usual], log)
     server = Server(port, process)
     try:
         until(lambda: _answers(server))
         yield server
     finally:
         server.kill()
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @contextlib.contextmanager
@@ -130,8 +118,8 @@ def free_port() -> int:
 
 
 def _answers(server: Server) -> bool:
-    if server.process.poll() is not None:
-        raise RuntimeError(f"redis-server ended with code {server.process.returncode}")
+    if (code := server.process.exit_code()) is not None:
+        raise RuntimeError(f"redis-server ended with code {code}")
     with server.client() as client, contextlib.suppress(redis.ConnectionError):
         return bool(client.ping())
     return False

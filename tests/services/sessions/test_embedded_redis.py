@@ -133,9 +133,8 @@ def test_the_end_of_the_thread_that_started_it_is_not_the_servers_end(tmp_path: 
 
 def test_nothing_is_left_when_its_guard_is_killed(private_server: EmbeddedRedis) -> None:
     pid = server_pid(private_server)
-    assert private_server._guard is not None
-    os.kill(private_server._guard.pid, signal.SIGKILL)
-    private_server._guard.wait()
+    assert private_server._process is not None
+    os.kill(private_server._process.pid, signal.SIGKILL)
     private_server.stop()
     assert wait_until_gone(pid)
 

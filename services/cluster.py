@@ -1,0 +1,220 @@
+"""A whole cluster on this machine: a private Redis, Ray with replicas under Serve, and gateways before them.
+
+The same parts as on many machines, started in order and stopped in reverse. Nothing outlives this process, even when it
+is killed: see `guarded_process` and `sweeper`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import ray
+from ray import serve
+from ray.serve.generated import serve_pb2
+from ray.serve.generated.serve_pb2_grpc import RayServeAPIServiceStub
+
+from services.config import PREFIX, ServeConfig
+from services.guarded_process import GuardedProcess
+from services.replica.ray_app import build
+from services.sessions.embedded_redis import EmbeddedRedis
+from swaa_runtime.errors import SwaaError
+
+APPLICATION = "swaa"
+"""Name of the Serve application; gateways give it as metadata `application` if there are several."""
+
+SERVICER = "services.pb.swaa.v1.replica_pb2_grpc.add_ReplicaDirectoryServicer_to_server"
+OBJECT_STORE_BYTES = 100 << 20
+"""Little more than the least that Ray takes: leases are small, and nothing else passes through it."""
+
+SWEEP_S = 10.0
+
+ROUTED_S = 10.0
+GATEWAY_START_S = 60.0
+GATEWAY_STOP_S = 10.0
+"""Beyond the time that its running requests have."""
+
+
+class ClusterFailed(SwaaError):
+    """A part of the cluster did not start, or ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that runs.
+
+    Attributes:
+        replicas: host:port of Serve's gRPC proxy, where leases are opened.
+        redis_url: where sessions are.
+        gateways: the gateways; `Gateway.address` is for clients.
+    """
+
+    replicas: str
+    redis_url: str
+    gateways: tuple[Gateway, ...]
+
+    def check(self) -> None:
+        """Raise ClusterFailed if a gateway has ended. Replicas are Serve's to replace."""
+        for gateway in self.gateways:
+            gateway.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One `swaa gateway` process."""
+
+    address: str
+    process: GuardedProcess
+    log_path: Path
+
+    def check(self) -> None:
+        """Raise ClusterFailed if it has ended."""
+        if (code := self.process.exit_code()) is not None:
+            raise ClusterFailed(f"a gateway ended with code {code}:\n{_tail(self.log_path)}")
+
+
+@contextlib.contextmanager
+def running_cluster(
+    config: ServeConfig, num_replicas: int, num_gateways: int, options: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A cluster, serving; all of it is stopped on leaving. Call it on the main thread, which Ray's processes die with.
+
+    Gateways listen on `config.listen` and the ports after it, or on free ones if that says 0. `options` are more
+    arguments of `build`.
+
+    Raises:
+        ClusterFailed, StoreUnavailable: something did not start; then nothing is left of it.
+    """
+    state_dir = config.state_dir.expanduser().absolute()
+    with contextlib.ExitStack() as stack:
+        redis_url = config.redis_url or stack.enter_context(EmbeddedRedis(state_dir / "redis")).url
+        settings = {**explicit_settings(config), "redis_url": redis_url}
+        num_cpus = max(1, (os.cpu_count() or 1) // num_replicas)
+        replicas = stack.enter_context(running_serve(num_replicas * num_cpus))
+        cpus = {"num_cpus": str(num_cpus), "min_replicas": str(num_replicas)}
+        deploy({**settings, **cpus, **(options or {})}, replicas)
+        host, _, port = config.listen.rpartition(":")
+        gateways = []
+        for number in range(num_gateways):
+            listen = f"{host}:{int(port) + number if int(port) else 0}"
+            environment = {**settings, "replicas": replicas, "listen": listen}
+            log_path = state_dir / f"gateway-{number + 1}.log"
+            gateways.append(stack.enter_context(running_gateway(environment, log_path, config.drain_s)))
+        yield Cluster(replicas, redis_url, tuple(gateways))
+
+
+def explicit_settings(config: ServeConfig) -> dict[str, str]:
+    """What was set, as strings that `load_config` reads back in another process; paths from the root."""
+    values = config.model_dump(exclude_unset=True, exclude_none=True)
+    paths = {name: value.expanduser().absolute() for name, value in values.items() if isinstance(value, Path)}
+    return {name: str(value) for name, value in (values | paths).items()}
+
+
+@contextlib.contextmanager
+def running_serve(num_cpus: int) -> Iterator[str]:
+    """Ray with nothing but Serve, on loopback as far as Ray lets one choose; the address of Serve's gRPC proxy.
+
+    Raises:
+        ClusterFailed: it did not start.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swaa-ray-", ignore_cleanup_errors=True))
+        # Ray's agents would linger for a minute or more after we were killed.
+        sweeper = GuardedProcess((sys.executable, "-m", "services.sweeper", folder, str(os.getpid())))
+        stack.callback(sweeper.stop, SWEEP_S)
+        port, http_port = _free_ports(2)
+        try:
+            ray.init(
+                address="local",  # never one that happens to run here
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                namespace=APPLICATION,
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+            )
+            serve.start(
+                http_options={"host": "127.0.0.1", "port": http_port},  # cannot be left out: no proxy then
+                grpc_options={"port": port, "grpc_servicer_functions": [SERVICER]},
+                logging_config={"log_level": "WARNING"},
+            )
+            yield f"127.0.0.1:{port}"
+        finally:
+            with contextlib.suppress(Exception):  # what does not stop by itself is killed with Ray
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
+
+
+def deploy(args: Mapping[str, str], replicas: str, application: str = APPLICATION) -> None:
+    """Run an application, or change a running one; returns when leases can be had at `replicas`.
+
+    Raises:
+        ClusterFailed: its replicas do not come up; the message is Serve's, with the replica's traceback.
+    """
+    try:
+        # Nothing answers by HTTP, but an application without a route is unknown to the gRPC proxy as well.
+        serve.run(build(args), name=application, route_prefix=f"/{application}")
+    except RuntimeError as exc:
+        raise ClusterFailed(str(exc)) from exc
+    deadline_s = time.monotonic() + ROUTED_S
+    with grpc.insecure_channel(replicas) as channel:
+        while not _is_routed(channel, application):  # the proxy learns of it a moment later than we do
+            if time.monotonic() > deadline_s:
+                raise ClusterFailed(f"Serve's proxy does not know application {application!r}")
+            time.sleep(0.05)
+
+
+def _is_routed(channel: grpc.Channel, application: str) -> bool:
+    stub = RayServeAPIServiceStub(channel)  # type: ignore[no-untyped-call]
+    try:
+        answer = stub.ListApplications(serve_pb2.ListApplicationsRequest(), timeout=ROUTED_S)  # type: ignore[attr-defined]
+    except grpc.RpcError:
+        return False
+    return application in answer.application_names
+
+
+@contextlib.contextmanager
+def running_gateway(settings: Mapping[str, str], log_path: Path, drain_s: float) -> Iterator[Gateway]:
+    """A `swaa gateway` process with these settings over our environment; drained and stopped on leaving.
+
+    Raises:
+        ClusterFailed: it does not come up; the message has the end of its log.
+    """
+    environment = {**os.environ, **{PREFIX + name.upper(): value for name, value in settings.items()}}
+    with tempfile.TemporaryDirectory(prefix="swaa-gateway-") as folder, log_path.open("ab") as log:
+        ready = Path(folder) / "address"
+        command = (sys.executable, "-m", "services.cli", "gateway", "--ready-file", str(ready))
+        process = GuardedProcess(command, log, environment=environment)
+        try:
+            deadline_s = time.monotonic() + GATEWAY_START_S
+            while not ready.exists():
+                if process.exit_code() is not None or time.monotonic() > deadline_s:
+                    raise ClusterFailed(f"a gateway did not start:\n{_tail(log_path)}")
+                time.sleep(0.05)
+            yield Gateway(ready.read_text(encoding="utf-8").strip(), process, log_path)
+        finally:
+            process.stop(drain_s + GATEWAY_STOP_S)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago: Serve cannot be asked which one it took."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")[-2000:]

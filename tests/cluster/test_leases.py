@@ -1,0 +1,139 @@
+"""Leases through real Ray Serve: who gets which replica, how many there are, what happens when a replica goes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import threading
+import time
+
+import grpc
+import pytest
+
+from services.cluster import Cluster, deploy, explicit_settings
+from services.config import ServeConfig
+from services.cost import CostProfile
+
+from .conftest import OPTIONS
+from .harness import NUM_LAYERS, Lease, held, is_running, pid_of, until
+
+ENDED_S = 40.0
+"""Several checks of a replica's health, and then some."""
+
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+
+
+def two_replicas(channel: grpc.Channel) -> set[str]:
+    """Ids of the replicas that two leases at a time get; empty as long as there is one replica only."""
+    with held(channel) as first, held(channel) as second:
+        ids = {first.replica_id, second.replica_id}
+    return ids if len(ids) == 2 else set()
+
+
+def test_a_lease_says_where_the_replica_is_and_what_it_serves(channel: grpc.Channel, config: ServeConfig) -> None:
+    with held(channel) as grant:
+        with grpc.insecure_channel(grant.address) as direct:
+            grpc.channel_ready_future(direct).result(timeout=5)
+        assert is_running(pid_of(grant))
+    model = grant.model
+    assert (model.num_layers, model.head_dim, model.vocab_size, model.dtype) == (NUM_LAYERS, 16, 49152, "float32")
+    assert model.max_session_tokens == 2048
+    profile = CostProfile.from_mapping(json.loads(model.cost_profile_json))
+    assert profile.model_fingerprint == model.fingerprint
+    assert (grant.queued_tokens, grant.is_hot) == (0, False)
+
+
+def test_a_session_keeps_its_replica_and_sessions_are_spread(channel: grpc.Channel) -> None:
+    replicas: dict[str, str] = {}
+    for session_id in (f"session-{n}" for n in range(16)):
+        for _ in range(3):
+            with held(channel, session_id) as grant:
+                assert replicas.setdefault(session_id, grant.replica_id) == grant.replica_id
+    assert len(set(replicas.values())) == 2
+
+
+def test_without_a_session_the_replica_with_the_fewest_leases_is_taken(channel: grpc.Channel) -> None:
+    for _ in range(4):
+        with held(channel, "some-session") as grant, held(channel) as other:
+            assert other.replica_id != grant.replica_id
+
+
+def test_replicas_take_no_more_leases_than_they_may_and_one_more_waits(channel: grpc.Channel) -> None:
+    with contextlib.ExitStack() as stack:
+        first = Lease(channel)
+        taken = [first.grant(), *(stack.enter_context(held(channel)) for _ in range(3))]
+        ids = [grant.replica_id for grant in taken]
+        assert sorted(map(ids.count, set(ids))) == [2, 2]
+
+        waiting = Lease(channel)
+        stack.callback(waiting.cancel)
+        granted: queue.Queue[str] = queue.Queue()
+        thread = threading.Thread(target=lambda: granted.put(waiting.grant().replica_id))
+        thread.start()
+        with pytest.raises(queue.Empty):
+            granted.get(timeout=1)
+        with pytest.raises(grpc.RpcError) as refused:
+            Lease(channel).grant()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+        first.cancel()
+        assert granted.get(timeout=10) == taken[0].replica_id
+        thread.join()
+
+
+def test_leases_whose_cancellation_serve_loses_do_not_fill_a_replica(channel: grpc.Channel) -> None:
+    for _ in range(200):
+        lease = Lease(channel, timeout_s=1.0)
+        try:
+            lease.grant()
+        except grpc.RpcError:
+            break  # so many are lost that all places are taken
+        lease.cancel()  # while the proxy is still busy with the grant
+
+    def all_places_are_free() -> bool:
+        with contextlib.ExitStack() as stack:
+            leases = [stack.enter_context(held(channel, timeout_s=1.0)) for _ in range(4)]
+            return bool(leases)
+
+    def are_free() -> bool:
+        with contextlib.suppress(grpc.RpcError):
+            return all_places_are_free()
+        return False
+
+    until("leases that nobody holds are ended", are_free, ENDED_S)
+
+
+def test_a_killed_replica_is_avoided_at_once_and_replaced(channel: grpc.Channel) -> None:
+    before = until("there are two replicas", lambda: two_replicas(channel), 30)
+    with held(channel, "some-session") as grant:
+        os.kill(pid_of(grant), signal.SIGKILL)
+        for _ in range(5):
+            with held(channel, "some-session") as other:
+                assert other.replica_id != grant.replica_id
+    after = until("there are two replicas again", lambda: two_replicas(channel), 30)
+    assert grant.replica_id not in after
+    assert len(before & after) == 1, "the other one was left alone"
+
+
+def test_a_replica_that_is_replaced_by_another_version_waits_for_its_leases(
+    channel: grpc.Channel, cluster: Cluster, config: ServeConfig
+) -> None:
+    until("there are two replicas", lambda: two_replicas(channel), 30)
+    with held(channel) as first, held(channel) as second:
+        ids, pids = {first.replica_id, second.replica_id}, [pid_of(first), pid_of(second)]
+        assert len(ids) == 2
+        args = {**explicit_settings(config), **OPTIONS, "redis_url": cluster.redis_url, "min_replicas": "2"}
+        deployment = threading.Thread(target=deploy, args=(args, cluster.replicas))
+        deployment.start()  # Serve replaces one after the other
+        until("one of them is to go", lambda: two_replicas(channel) != ids, 20)
+        time.sleep(2)
+        assert all(map(is_running, pids))
+        for grant in (first, second):
+            with grpc.insecure_channel(grant.address) as direct:
+                grpc.channel_ready_future(direct).result(timeout=5)
+    deployment.join(timeout=40)
+    assert not any(map(is_running, pids))
+    assert not ids & until("there are two replicas", lambda: two_replicas(channel), 10)
