@@ -22,7 +22,6 @@ def test_overlay(overlay: str, check: Check) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.xfail(strict=True, raises=ModuleNotFoundError, reason="services/replica/ray_app.py is yet to come")
 def test_serve_can_build_the_application(overlay: str) -> None:
     for application in serve_config(rendered(overlay))["applications"]:
         module, _, name = application["import_path"].partition(":")
