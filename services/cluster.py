@@ -96,6 +96,7 @@ def running_cluster(
         ModelNotSupported, StoreUnavailable, ClusterFailed: something did not start; then nothing is left of it.
     """
     state_dir = config.state_dir.expanduser().absolute()
+    state_dir.mkdir(parents=True, exist_ok=True)
     folder = model_folder(config).absolute()  # converted here, once, if it has to be
     with contextlib.ExitStack() as stack:
         redis_url = config.redis_url or stack.enter_context(EmbeddedRedis(state_dir / "redis")).url
@@ -124,10 +125,10 @@ def explicit_settings(config: ServeConfig) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_serve(num_cpus: int) -> Iterator[str]:
-    """Ray with nothing but Serve, on loopback as far as Ray lets one choose; the address of Serve's gRPC proxy.
+    """Ray with nothing but Serve; the address of Serve's gRPC proxy.
 
-    Raises:
-        ClusterFailed: it did not start.
+    Not all of it is on loopback: Serve's gRPC proxy and Ray's own ports listen on all interfaces, and Ray 2.60 has no
+    setting for that. Ray's ports ask for a token; the proxy gives out leases, which are worth nothing from elsewhere.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swaa-ray-", ignore_cleanup_errors=True))
