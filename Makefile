@@ -12,7 +12,7 @@ export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
@@ -75,6 +75,14 @@ proto-check: $(STAMP)
 	@rm -rf .cache/proto && mkdir -p .cache/proto
 	@$(PROTOC) --python_out=.cache/proto --pyi_out=.cache/proto --grpc_python_out=.cache/proto $(PROTOS)
 	@diff -r -x __pycache__ -x __init__.py .cache/proto/services/pb services/pb || { echo "generated code is stale: run make proto"; exit 1; }
+
+.PHONY: k8s-check
+k8s-check: $(STAMP) ## Check Kubernetes manifests, images and their locks, without a cluster
+	$(BIN)/pytest -m k8s tests/k8s
+
+.PHONY: k8s-locks
+k8s-locks: $(STAMP) ## Write what the images install, from requirements.lock
+	$(BIN)/python -m k8s.docker.locks
 
 .PHONY: bench
 bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate

@@ -53,7 +53,7 @@ async def _watch(engine: EngineLoop, server: GatewayServer) -> None:
         try:
             engine.check_alive()
         except EngineFailed:
-            await server.set_serving(False)
+            await server.set_serving(False, alive=False)
         else:
             await server.set_serving(True)
         await asyncio.sleep(HEALTH_INTERVAL_S)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from services.config import ServeConfig
+from services.errors import ReplicaLost
 from services.gateway.catalog import load_catalog
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
@@ -14,6 +17,10 @@ from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
 from services.sessions.redis_store import RedisSessionStore
 from swaa_runtime.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+HEALTH_INTERVAL_S = 5.0
 
 
 @contextlib.asynccontextmanager
@@ -41,10 +48,28 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         service = LongContextService(config.model, facts, catalog, encoder, replicas, store, config.session_policy)
         server = GatewayServer(service, config.listen)
         await server.start()
+        watching = asyncio.create_task(_watch(replicas, server))
         try:
             yield server
         finally:
+            watching.cancel()
             await server.stop(config.drain_s)
+
+
+async def _watch(replicas: RemoteReplicas, server: GatewayServer) -> None:
+    """Be ready as long as replicas can be asked for: other gateways may have more luck than one that is cut off.
+
+    That all of them are full is no reason: they are for the others, too.
+    """
+    while True:
+        await asyncio.sleep(HEALTH_INTERVAL_S)
+        try:
+            await replicas.ping()
+        except ReplicaLost as exc:
+            logger.warning("not ready: %s", exc)
+            await server.set_serving(False)
+        else:
+            await server.set_serving(True)
 
 
 def _given(name: str, value: str | None) -> str:

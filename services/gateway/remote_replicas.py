@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_S = 5.0
 """How long to wait for the connection to a replica that was leased."""
 
 RETRY_S = 0.2
+HEALTHZ = "/ray.serve.RayServeAPIService/Healthz"
+PING_TIMEOUT_S = 5.0
 
 READ_OPTIONS = (
     *RUN_OPTIONS,
@@ -89,6 +91,14 @@ class RemoteReplicas:
         """Close all connections."""
         await asyncio.gather(*(channel.close(None) for channel in (self._proxy, *self._channels.values())))
         self._channels.clear()
+
+    async def ping(self) -> None:
+        """Return if Serve's proxy is there and well. Raises ReplicaLost."""
+        healthz: Any = self._proxy.unary_unary(HEALTHZ, None, None)  # Serve's own; its messages are not needed, and are Ray's
+        try:
+            await healthz(b"", timeout=PING_TIMEOUT_S)
+        except grpc.aio.AioRpcError as exc:
+            raise ReplicaLost(f"Serve's proxy: {exc.code().name}: {exc.details()}") from exc
 
     @contextlib.asynccontextmanager
     async def lease(self, session: SessionUse | None) -> AsyncIterator[LeasedReplica]:

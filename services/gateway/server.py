@@ -139,10 +139,10 @@ class GatewayServer:
         await self._server.start()
         await self.set_serving(True)
 
-    async def set_serving(self, serving: bool) -> None:
-        """What the health service answers, for the server ("") and for the service by name."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE_NAME):
+    async def set_serving(self, serving: bool, alive: bool = True) -> None:
+        """What the health service answers for the service by name (readiness), and for the server (liveness, "")."""
+        for name, well in (("", alive), (SERVICE_NAME, serving)):
+            status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:

@@ -32,16 +32,19 @@ class Restorer:
             SessionCorrupt: if one is missing or is not what was saved.
             StoreUnavailable: if the store does not answer. Some may have been placed by then.
         """
-        batches = list(_batches(segments))
+        batches = iter(_batches(segments))
+        batch = next(batches, None)
         async with contextlib.AsyncExitStack() as stack:
             fetching: asyncio.Task[list[bytes]] | None = None
-            for at, batch in enumerate(batches):
+            while batch is not None:
                 blobs = await (fetching or self._store.fetch(tenant, batch))
-                if at + 1 < len(batches):
-                    fetching = asyncio.create_task(self._store.fetch(tenant, batches[at + 1]))
+                following = next(batches, None)
+                if following is not None:
+                    fetching = asyncio.create_task(self._store.fetch(tenant, following))
                     stack.callback(fetching.cancel)
                 slices = await asyncio.to_thread(self._decode, batch, blobs, kv_format)
                 await self._engine.place(request_id, slices)
+                batch = following
 
     def _decode(self, refs: Sequence[SegmentRef], blobs: Sequence[bytes], kv_format: KVFormat) -> list[KVSlice]:
         shape = self._shape

@@ -75,7 +75,7 @@ def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVF
         raise SessionCorrupt(f"{len(data)} bytes of format {kv_format}, expected {expected_bytes}")
     match kv_format:
         case "raw":
-            return torch.frombuffer(bytearray(data), dtype=dtype).view(*shape)
+            return _copied(data).view(dtype).view(*shape)
         case "zstd":
             planes = np.frombuffer(_decompress(data, stored_bytes(shape, dtype.itemsize, "raw")), np.uint8)
             elements = planes.reshape(dtype.itemsize, -1).T.copy()
@@ -84,6 +84,13 @@ def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVF
             return _unpack_rounded(data, shape, _INT8).to(dtype)
         case "fp8":
             return _unpack_rounded(data, shape, _FP8).to(dtype)
+
+
+def _copied(data: bytes) -> torch.Tensor:
+    """The bytes in memory of their own, uint8. numpy copies without the GIL, `bytearray` with it."""
+    copy = torch.empty(len(data), dtype=torch.uint8)
+    np.copyto(copy.numpy(), np.frombuffer(data, np.uint8))
+    return copy
 
 
 def _decompress(frame: bytes, expected_bytes: int) -> bytes:
@@ -115,7 +122,7 @@ def _unpack_rounded(data: bytes, shape: Sequence[int], rounding: _Rounding) -> t
     start = len(rounding.magic)
     if data[:start] != rounding.magic:
         raise SessionCorrupt(f"bytes do not begin with {rounding.magic!r}")
-    writable = bytearray(data)
+    writable = _copied(data).numpy()
     num_vectors = math.prod(shape[:-1])
     codes_at = start + num_vectors * SCALE_DTYPE.itemsize
     scales = torch.frombuffer(writable, dtype=SCALE_DTYPE, offset=start, count=num_vectors)
