@@ -25,6 +25,7 @@ from ray.serve.generated.serve_pb2_grpc import RayServeAPIServiceStub
 
 from services.config import PREFIX, ServeConfig
 from services.guarded_process import GuardedProcess
+from services.replica.parts import model_folder
 from services.replica.ray_app import build
 from services.sessions.embedded_redis import EmbeddedRedis
 from swaa_runtime.errors import SwaaError
@@ -92,9 +93,11 @@ def running_cluster(
     arguments of `build`.
 
     Raises:
-        ClusterFailed, StoreUnavailable: something did not start; then nothing is left of it.
+        ModelNotSupported, StoreUnavailable, ClusterFailed: something did not start; then nothing is left of it.
     """
     state_dir = config.state_dir.expanduser().absolute()
+    state_dir.mkdir(parents=True, exist_ok=True)
+    folder = model_folder(config).absolute()  # converted here, once, if it has to be
     with contextlib.ExitStack() as stack:
         redis_url = config.redis_url or stack.enter_context(EmbeddedRedis(state_dir / "redis")).url
         settings = {**explicit_settings(config), "redis_url": redis_url}
@@ -102,11 +105,12 @@ def running_cluster(
         replicas = stack.enter_context(running_serve(num_replicas * num_cpus))
         cpus = {"num_cpus": str(num_cpus), "min_replicas": str(num_replicas)}
         deploy({**settings, **cpus, **(options or {})}, replicas)
+        shared = {"replicas": replicas, "application": APPLICATION, "tokenizer": str(folder)}
         host, _, port = config.listen.rpartition(":")
         gateways = []
         for number in range(num_gateways):
             listen = f"{host}:{int(port) + number if int(port) else 0}"
-            environment = {**settings, "replicas": replicas, "listen": listen}
+            environment = {**settings, **shared, "listen": listen}
             log_path = state_dir / f"gateway-{number + 1}.log"
             gateways.append(stack.enter_context(running_gateway(environment, log_path, config.drain_s)))
         yield Cluster(replicas, redis_url, tuple(gateways))
@@ -121,10 +125,10 @@ def explicit_settings(config: ServeConfig) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_serve(num_cpus: int) -> Iterator[str]:
-    """Ray with nothing but Serve, on loopback as far as Ray lets one choose; the address of Serve's gRPC proxy.
+    """Ray with nothing but Serve; the address of Serve's gRPC proxy.
 
-    Raises:
-        ClusterFailed: it did not start.
+    Not all of it is on loopback: Serve's gRPC proxy and Ray's own ports listen on all interfaces, and Ray 2.60 has no
+    setting for that. Ray's ports ask for a token; the proxy gives out leases, which are worth nothing from elsewhere.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swaa-ray-", ignore_cleanup_errors=True))
@@ -132,6 +136,7 @@ def running_serve(num_cpus: int) -> Iterator[str]:
         sweeper = GuardedProcess((sys.executable, "-m", "services.sweeper", folder, str(os.getpid())))
         stack.callback(sweeper.stop, SWEEP_S)
         port, http_port = _free_ports(2)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             ray.init(
                 address="local",  # never one that happens to run here
@@ -139,7 +144,7 @@ def running_serve(num_cpus: int) -> Iterator[str]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 namespace=APPLICATION,
                 _temp_dir=folder,
                 _node_ip_address="127.0.0.1",

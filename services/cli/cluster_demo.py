@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ PARAGRAPHS = 12
 
 
 def run_cluster_demo(config: ServeConfig) -> None:
-    """Show it. Raises DemoFailed if the answer did not go on, or was not the same."""
+    """Show it. Raises DemoFailed if the answer did not go on to its end, or was not saved."""
     console = Console(highlight=False)
     console.print(f"starting {NUM_REPLICAS} replicas and a gateway (the first start measures this machine) ...")
     with tempfile.TemporaryDirectory(prefix="swaa-demo-", ignore_cleanup_errors=True) as folder:
@@ -49,7 +50,7 @@ async def show_failover(cluster: Cluster, console: Console) -> None:
     async with LongContextClient(cluster.gateways[0].address) as client:
         console.print("first turn: the document")
         opening = make_prompt(excerpt, questions[0].text, False)
-        session, first_text, _ = await ask(client, opening, "new", None, console)
+        session, _, _ = await ask(client, opening, "new", None, console)
         fork = (await client.stub.ForkSession(pb.ForkSessionRequest(session_id=session))).session_id
         console.print("\nsecond turn, undisturbed, in a copy of the session:")
         follow_up = make_prompt("Tell me more about it, in detail.", "", False)
@@ -57,11 +58,12 @@ async def show_failover(cluster: Cluster, console: Console) -> None:
         replica = await replica_of(cluster, session)
         console.print(f"\nsecond turn, in the session itself; replica {replica}, which has it, will be killed:")
         _, disturbed, pause_s = await ask(client, follow_up, session, int(replica.rpartition("#")[2]), console)
-    if not first_text or not disturbed:
-        raise DemoFailed("there is no answer")
     console.print(f"\n\nthe answer is whole; its longest pause, from one replica to the other, was {pause_s:.1f} s")
-    same = "is the same as" if disturbed == undisturbed else "differs by rounding from"
-    console.print(f"it {same} the undisturbed one")
+    same = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(disturbed, undisturbed, strict=False))
+    )
+    console.print(f"of its {len(disturbed)} characters, the first {same} are those of the undisturbed one; where two")
+    console.print("tokens are as likely, another batch shape may round to the other")
 
 
 async def ask(

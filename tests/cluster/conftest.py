@@ -1,4 +1,4 @@
-"""One real Ray cluster for all tests of this folder: two replicas with two places each, no gateways."""
+"""One real Ray cluster for all tests of this folder: two replicas with two places each, one gateway."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config(folder: Path, default_model_folder: Path) -> ServeConfig:
     return load_config(
         model=str(make_tiny_model(folder, default_model_folder)),
         dtype="float32",
-        kv_memory_mib=2,
+        kv_memory_mib=8,
         listen="127.0.0.1:0",
         drain_s=20.0,
         cache_dir=folder / "cache",
@@ -43,7 +43,7 @@ def cluster(config: ServeConfig, folder: Path) -> Iterator[Cluster]:
     """Running; when it has stopped, nothing that belongs to it runs any more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLUSTER_OF_TESTS", str(folder))  # all processes inherit it
-        with running_cluster(config, 2, 0, OPTIONS) as cluster:
+        with running_cluster(config, 2, 1, OPTIONS) as cluster:
             assert processes_with(str(folder))
             yield cluster
     until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 10)

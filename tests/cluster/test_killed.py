@@ -15,18 +15,9 @@ from .harness import processes_with, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
-SCRIPT = """
-import sys, time
-from services.cluster import running_cluster
-from services.config import load_config
-with running_cluster(load_config(), 1, 0, {"num_cpus": "0.1"}):
-    print("up", flush=True)
-    time.sleep(600)
-"""
-
 
 def test_nothing_of_a_killed_cluster_stays_behind(config: ServeConfig, tmp_path: Path) -> None:
-    settings = {"SWAA_MODEL": config.model, "SWAA_DTYPE": config.dtype, "SWAA_KV_MEMORY_MIB": "2"}
+    settings = {"SWAA_MODEL": config.model, "SWAA_DTYPE": config.dtype, "SWAA_KV_MEMORY_MIB": "8"}
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_")},
         **settings,
@@ -34,12 +25,14 @@ def test_nothing_of_a_killed_cluster_stays_behind(config: ServeConfig, tmp_path:
         "SWAA_STATE_DIR": str(tmp_path),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    with (tmp_path / "log").open("wb") as log:
-        command = (sys.executable, "-c", SCRIPT)
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log)
+    ready, log_path = tmp_path / "ready", tmp_path / "log"
+    command = (sys.executable, "-m", "services.cli", "serve", "--ray", "--num-replicas", "1", "--listen", "127.0.0.1:0")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen((*command, "--ready-file", str(ready)), env=environment, stdout=log, stderr=log)
     with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n", (tmp_path / "log").read_text(encoding="utf-8")[-2000:]
-        assert len(processes_with(str(tmp_path))) > 5, "Redis, Ray's own, Serve's, a replica"
+        until("it serves", lambda: ready.exists() or process.poll() is not None, 60)
+        assert process.poll() is None, log_path.read_text(encoding="utf-8")[-2000:]
+        assert len(ready.read_text(encoding="utf-8").splitlines()) == 1
+        assert len(processes_with(str(tmp_path))) > 6, "Redis, Ray's own, Serve's, a replica, a gateway"
         process.kill()
     until("all its processes are gone", lambda: not processes_with(str(tmp_path)), 20)

@@ -1,0 +1,241 @@
+"""Replicas killed under load, on a cluster as `swaa serve --ray` starts it: nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from services.client import Headers, LongContextClient
+from services.pb.swaa.v1 import long_context_pb2 as pb
+
+from .harness import is_running, make_tiny_model, processes_with, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+
+NUM_KILLS = 20
+NUM_CLIENTS = 8
+NUM_REPLICAS = 3
+MAX_TOKENS = 120
+START_TIMEOUT_S = 180
+REPLACED_TIMEOUT_S = 60
+MAX_LINE = 200
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cluster of its own process."""
+
+    gateways: tuple[str, ...]
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def replicas(self) -> list[int]:
+        """Processes of replicas that are up."""
+        pids = []
+        for pid in processes_with(str(self.folder)):
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"ray::ServeReplica:" in title:
+                pids.append(pid)
+        return pids
+
+
+@pytest.fixture(scope="module")
+def running(default_model_folder: Path) -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        ready, log_path = folder / "ready", folder / "log"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_")},
+            "SWAA_MODEL": str(make_tiny_model(folder, default_model_folder)),
+            "SWAA_DTYPE": "float32",
+            "SWAA_KV_MEMORY_MIB": "64",
+            "SWAA_CHECKPOINT_TOKENS": "128",
+            "SWAA_CACHE_DIR": str(folder / "cache"),
+            "SWAA_STATE_DIR": str(folder / "state"),
+            "SWAA_LISTEN": "127.0.0.1:0",
+            "OMP_NUM_THREADS": "1",
+        }
+        options = ("--num-replicas", str(NUM_REPLICAS), "--num-gateways", "2", "--ready-file", str(ready))
+        command = (sys.executable, "-m", "services.cli", "serve", "--ray", *options)
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            deadline_s = time.monotonic() + START_TIMEOUT_S
+            while not ready.exists():
+                assert process.poll() is None, log_path.read_text(errors="replace")[-3000:]
+                assert time.monotonic() < deadline_s, log_path.read_text(errors="replace")[-3000:]
+                time.sleep(0.2)
+            gateways = tuple(ready.read_text(encoding="utf-8").split())
+            assert len(gateways) == 2
+            yield Running(gateways, folder, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 20)
+
+
+def prompt_of(index: int) -> pb.Prompt:
+    return pb.Prompt(token_ids=random.Random(index).choices(range(1000, 40000), k=40 + 60 * index))
+
+
+SAMPLING = pb.Sampling(max_tokens=MAX_TOKENS, ignore_eos=True)
+
+
+async def answer(client: LongContextClient, prompt: pb.Prompt, session: str = "new") -> tuple[list[int], pb.Finish]:
+    """A whole turn, whose events must come in the order that is promised."""
+    kinds: list[str] = []
+    tokens: list[int] = []
+    progress: list[int] = []
+    async for event in client.generate(prompt, SAMPLING, Headers(recipe="sliding-tail", session=session)):
+        kind = str(event.WhichOneof("event"))
+        kinds.append(kind)
+        if kind == "token":
+            tokens.append(event.token.token_id)
+        elif kind == "prefill":
+            progress.append(event.prefill.done_tokens)
+    assert re.fullmatch(r"accepted( prefill)*( token)+ finish", " ".join(kinds)), Counter(kinds)
+    assert progress == sorted(set(progress)), "progress went back"
+    return tokens, event.finish
+
+
+def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:
+    """NUM_KILLS replicas, at random moments, under NUM_CLIENTS clients who ask without a pause: 0 failed, 0 wrong."""
+
+    async def check() -> tuple[int, Counter[str]]:
+        async with LongContextClient(running.gateways[0]) as one, LongContextClient(running.gateways[1]) as other:
+            return await under_load((one, other))
+
+    async def under_load(clients: Sequence[LongContextClient]) -> tuple[int, Counter[str]]:
+        expected = [(await answer(clients[0], prompt_of(index)))[0] for index in range(NUM_CLIENTS)]
+        assert len({tuple(tokens) for tokens in expected}) == NUM_CLIENTS
+        stopping = asyncio.Event()
+        histories: Counter[str] = Counter()
+
+        async def ask(index: int) -> int:
+            turns = 0
+            while not stopping.is_set():
+                tokens, finish = await answer(clients[(index + turns) % 2], prompt_of(index))
+                assert tokens == expected[index], f"turn {turns} of client {index}"
+                assert finish.session.saved, finish.session.error
+                histories[finish.session.history.split(":")[0]] += 1
+                turns += 1
+            return turns
+
+        asking = [asyncio.create_task(ask(index)) for index in range(NUM_CLIENTS)]
+        try:
+            for _ in range(NUM_KILLS):
+                await kill_one(running)
+        finally:
+            stopping.set()
+            turns = await asyncio.gather(*asking)
+        return sum(turns), histories
+
+    turns, histories = asyncio.run(check())
+    assert turns >= NUM_KILLS
+    assert histories, "somebody was answered"
+
+
+async def kill_one(running: Running) -> None:
+    """Kill -9 a replica at a random moment, when all are up; wait until it is dead."""
+    deadline_s = time.monotonic() + REPLACED_TIMEOUT_S
+    while len(pids := running.replicas()) < NUM_REPLICAS - 1:
+        assert time.monotonic() < deadline_s, "replicas are not replaced"
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(random.uniform(0.0, 1.5))
+    victim = random.choice(pids)
+    os.kill(victim, signal.SIGKILL)
+    while is_running(victim):  # noqa: ASYNC110 - the kernel tells nobody
+        await asyncio.sleep(0.01)
+
+
+def test_a_session_goes_on_at_any_gateway(running: Running) -> None:
+    """Two gateways share the replicas and their sessions: turns alternate, and are those of one that stays."""
+
+    async def converse(clients: Sequence[LongContextClient]) -> list[list[int]]:
+        answers, session = [], "new"
+        for turn in range(4):
+            tokens, finish = await answer(clients[turn % len(clients)], prompt_of(turn), session)
+            answers.append(tokens)
+            session = finish.session.session_id
+            assert finish.session.version == turn + 1
+            if turn:
+                assert finish.session.history in ("hot", "restored")
+        return answers
+
+    async def check() -> None:
+        async with LongContextClient(running.gateways[0]) as one, LongContextClient(running.gateways[1]) as other:
+            assert await converse([one, other]) == await converse([one])
+
+    asyncio.run(check())
+
+
+def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -> None:
+    """Its clients get UNAVAILABLE; the sessions it was serving go on at the other one."""
+    victim, other = running.gateways
+
+    async def check() -> None:
+        async with LongContextClient(other) as client:
+            session = (await answer(client, prompt_of(1)))[1].session.session_id
+            async with LongContextClient(victim) as doomed:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await killed_in_mid_answer(doomed, session)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            async with asyncio.timeout(30):
+                finish = await when_free(client, session)
+            assert finish.session.version == 2
+
+    async def killed_in_mid_answer(doomed: LongContextClient, session: str) -> None:
+        headers = Headers(recipe="sliding-tail", session=session)
+        async for event in doomed.generate(prompt_of(2), SAMPLING, headers):
+            if event.WhichOneof("event") == "token":
+                for pid in gateway_processes(running, victim):
+                    os.kill(pid, signal.SIGKILL)
+
+    async def when_free(client: LongContextClient, session: str) -> pb.Finish:
+        """The replica notices that nobody reads any more; until then the session is busy."""
+        while True:
+            try:
+                return (await answer(client, prompt_of(2), session))[1]
+            except grpc.aio.AioRpcError as exc:
+                if exc.code() is not grpc.StatusCode.ABORTED:
+                    raise
+            await asyncio.sleep(0.1)
+
+    asyncio.run(check())
+
+
+def gateway_processes(running: Running, address: str) -> list[int]:
+    """The `swaa gateway` process that listens there."""
+    port = f"{int(address.rpartition(':')[2]):04X}"
+    inodes = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
+        if line.split()[1].endswith(":" + port) and line.split()[3] == "0A"
+    }
+    found = []
+    for pid in processes_with(str(running.folder)):
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.removeprefix("socket:[").rstrip("]") in inodes:
+                found.append(pid)
+    return sorted(set(found))
