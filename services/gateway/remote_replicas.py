@@ -94,7 +94,8 @@ class RemoteReplicas:
 
     async def ping(self) -> None:
         """Return if Serve's proxy is there and well. Raises ReplicaLost."""
-        healthz: Any = self._proxy.unary_unary(HEALTHZ, None, None)  # Serve's own; its messages are not needed, and are Ray's
+        # Serve's own method. Its messages are Ray's, and say no more than that they come.
+        healthz: Any = self._proxy.unary_unary(HEALTHZ, None, None)
         try:
             await healthz(b"", timeout=PING_TIMEOUT_S)
         except grpc.aio.AioRpcError as exc:
