@@ -92,6 +92,10 @@ bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own gener
 bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Redis, ways to resume
 	$(BIN)/python -m benchmarks.bench_sessions
 
+.PHONY: bench-cluster
+bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
+	$(BIN)/python -m benchmarks.bench_cluster
+
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
 	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json

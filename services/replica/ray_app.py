@@ -26,6 +26,7 @@ from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
 from services.replica.wire import facts_message
 from swaa_runtime.errors import InvalidRequest
+from swaa_runtime.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ class DeploymentOptions(BaseModel):
     downscale_delay_s: float = Field(300.0, ge=0, description="autoscaling: fewer are wanted for so long, then stopped")
 
 
-def build(args: Mapping[str, str]) -> serve.Application:
+def build(args: Mapping[str, str], replica: type[RayReplica] | None = None) -> serve.Application:
     """The Serve application of one model.
 
     `args` has `DeploymentOptions`, and settings of the service by their names in `ServeConfig`, which go over the
     SWAA_ variables of the machine a replica runs on. What is secret (`redis_url`) is better left to the environment.
+    `replica` is another class of replicas, for benchmarks.
 
     Raises:
         InvalidRequest: for an SWAA_ variable that does not exist.
@@ -83,7 +85,7 @@ def build(args: Mapping[str, str]) -> serve.Application:
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         request_router_config={"request_router_class": SessionRouter, "request_routing_stats_period_s": 1.0},
         **_size(options, max_leases),
-    )(RayReplica)
+    )(replica or RayReplica)
     return deployment.bind(settings)
 
 
@@ -109,6 +111,8 @@ def _size(options: DeploymentOptions, max_leases: int) -> dict[str, Any]:
 class RayReplica:
     """What runs in a replica's process. Serve calls the methods, on one event loop; `Lease` is for gateways."""
 
+    runner: type[ModelRunner] = ModelRunner
+
     async def __init__(self, settings: Mapping[str, str]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._stack = contextlib.AsyncExitStack()  # `__del__` is called even if this fails
         config = load_config(**settings)
@@ -116,7 +120,7 @@ class RayReplica:
             raise InvalidRequest("redis_url", None, "must be set: replicas share sessions in one Redis")
         logging.getLogger("services").setLevel(config.log_level)
         async with contextlib.AsyncExitStack() as stack:
-            parts = await stack.enter_async_context(running_parts(config))
+            parts = await stack.enter_async_context(running_parts(config, self.runner))
             cost = await cost_profile(config, parts, None, _log_calibration)
             server = ReplicaServer(parts.replica, config.replica_host, config.replica_port)
             await server.start()

@@ -9,10 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from benchmarks.workload import make_tiny_model
 from services.cluster import Cluster, running_cluster
 from services.config import ServeConfig, load_config
 
-from .harness import make_tiny_model, processes_with, until
+from .harness import processes_with, until
 
 OPTIONS = {"num_cpus": "0.1", "max_leases": "2", "max_waiting_leases": "1"}
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.cluster import APPLICATION
 from services.pb.swaa.v1 import replica_pb2 as pb
@@ -21,27 +19,6 @@ T = TypeVar("T")
 NUM_LAYERS = 30
 LEASE_TIMEOUT_S = 60.0
 SETTLE_S = 0.05
-
-
-def make_tiny_model(folder: Path, tokenizer_folder: Path) -> Path:
-    """A Hugging Face folder of a random model, named as the catalogue knows it, that starts in a moment."""
-    model = folder / "smollm2"
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer_folder / name, model / name)
-    return model
 
 
 class Lease:

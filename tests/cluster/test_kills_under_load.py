@@ -19,10 +19,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from benchmarks.workload import make_tiny_model
 from services.client import Headers, LongContextClient
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
-from .harness import is_running, make_tiny_model, processes_with, until
+from .harness import is_running, processes_with, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 

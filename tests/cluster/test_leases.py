@@ -13,12 +13,13 @@ import time
 import grpc
 import pytest
 
+from benchmarks.workload import TINY_LAYERS
 from services.cluster import Cluster, deploy, explicit_settings
 from services.config import ServeConfig
 from services.cost import CostProfile
 
 from .conftest import OPTIONS
-from .harness import NUM_LAYERS, Lease, held, is_running, pid_of, until
+from .harness import Lease, held, is_running, pid_of, until
 
 ENDED_S = 40.0
 """Several checks of a replica's health, and then some."""
@@ -46,7 +47,7 @@ def test_a_lease_says_where_the_replica_is_and_what_it_serves(channel: grpc.Chan
             grpc.channel_ready_future(direct).result(timeout=5)
         assert is_running(pid_of(grant))
     model = grant.model
-    assert (model.num_layers, model.head_dim, model.vocab_size, model.dtype) == (NUM_LAYERS, 16, 49152, "float32")
+    assert (model.num_layers, model.head_dim, model.vocab_size, model.dtype) == (TINY_LAYERS, 16, 49152, "float32")
     assert model.max_session_tokens == 2048
     profile = CostProfile.from_mapping(json.loads(model.cost_profile_json))
     assert profile.model_fingerprint == model.fingerprint
