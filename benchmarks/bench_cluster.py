@@ -184,6 +184,7 @@ async def in_cluster(address: str, args: argparse.Namespace) -> dict[str, float]
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All parts, each table as it is ready."""
+    torch.set_num_threads(1)  # as Ray sets it for replicas
     model = workload.make_tiny_model(folder, workload.model_folder(None, torch.bfloat16))
     config = settings(folder, model)
     ways = {
@@ -217,8 +218,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20, help="single streams of each way")
     parser.add_argument("--streams", type=int, default=8, help="streams at once")
-    parser.add_argument("--token-ms", type=float, default=0.5, help="what a token takes on the paced model")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts of the throughput measurement")
+    parser.add_argument("--token-ms", type=float, default=1.0, help="what a token takes on the paced model")
+    parser.add_argument("--prompts", type=int, default=48, help="prompts of the throughput measurement")
     parser.add_argument("--prompt-tokens", type=int, default=512, help="their length")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="swaa-bc-", ignore_cleanup_errors=True) as folder:

