@@ -293,7 +293,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     async with running(folder, max(args.lengths) + 2000, args.threads) as bench:
         turns = await measure_turns(bench, recipes[args.recipes[0]], args.turns, 1000, 40)
         print_turns(turns)
-        rates = await measure_rates(bench, args.length, args.repeats)
+        rates = await measure_rates(bench, args.length, 2 * args.repeats + 1)
         print_rates(rates)
         print(f"\n{'resume TTFT ms':14}{'tokens':>8}" + "".join(f"{way:>12}" for way in EXPECTED))
         resume: dict[str, dict[str, dict[str, float]]] = {}

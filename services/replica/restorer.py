@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator, Sequence
 
 from services.replica.engine_loop import EngineLoop
@@ -34,17 +33,19 @@ class Restorer:
         """
         batches = iter(_batches(segments))
         batch = next(batches, None)
-        async with contextlib.AsyncExitStack() as stack:
-            fetching: asyncio.Task[list[bytes]] | None = None
+        fetching: asyncio.Task[list[bytes]] | None = None
+        try:
             while batch is not None:
                 blobs = await (fetching or self._store.fetch(tenant, batch))
                 following = next(batches, None)
-                if following is not None:
-                    fetching = asyncio.create_task(self._store.fetch(tenant, following))
-                    stack.callback(fetching.cancel)
+                # Dropped here: what is not held any more is what the next replies are read into.
+                fetching = None if following is None else asyncio.create_task(self._store.fetch(tenant, following))
                 slices = await asyncio.to_thread(self._decode, batch, blobs, kv_format)
                 await self._engine.place(request_id, slices)
                 batch = following
+        finally:
+            if fetching is not None:
+                fetching.cancel()
 
     def _decode(self, refs: Sequence[SegmentRef], blobs: Sequence[bytes], kv_format: KVFormat) -> list[KVSlice]:
         shape = self._shape

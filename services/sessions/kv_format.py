@@ -64,7 +64,7 @@ def pack(data: torch.Tensor, kv_format: KVFormat) -> memoryview | bytes:
 
 
 def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVFormat) -> torch.Tensor:
-    """The tensor of this shape and dtype that `pack` made `data` of, in memory of its own.
+    """The tensor of this shape and dtype that `pack` made `data` of. It may be `data` itself: it is not to be written.
 
     Raises:
         SessionCorrupt: if it was not made of such a tensor in this format. Digests of the data are for others to check:
@@ -75,7 +75,7 @@ def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVF
         raise SessionCorrupt(f"{len(data)} bytes of format {kv_format}, expected {expected_bytes}")
     match kv_format:
         case "raw":
-            return _copied(data).view(dtype).view(*shape)
+            return _view(data).view(dtype).view(*shape)
         case "zstd":
             planes = np.frombuffer(_decompress(data, stored_bytes(shape, dtype.itemsize, "raw")), np.uint8)
             elements = planes.reshape(dtype.itemsize, -1).T.copy()
@@ -86,11 +86,18 @@ def unpack(data: bytes, shape: Sequence[int], dtype: torch.dtype, kv_format: KVF
             return _unpack_rounded(data, shape, _FP8).to(dtype)
 
 
-def _copied(data: bytes) -> torch.Tensor:
-    """The bytes in memory of their own, uint8. numpy copies without the GIL, `bytearray` with it."""
-    copy = torch.empty(len(data), dtype=torch.uint8)
-    np.copyto(copy.numpy(), np.frombuffer(data, np.uint8))
-    return copy
+class _ReadOnlyBytes:
+    """Bytes, to numpy as memory that may be written, which nobody does: torch takes no other without a complaint."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data  # kept alive by whoever looks at them
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (len(data),), "data": (address, False)}
+
+
+def _view(data: bytes) -> torch.Tensor:
+    """The bytes as they lie there, uint8; never to be written to. A copy would cost half of what fetching costs."""
+    return torch.from_numpy(np.asarray(_ReadOnlyBytes(data)))
 
 
 def _decompress(frame: bytes, expected_bytes: int) -> bytes:
@@ -122,11 +129,11 @@ def _unpack_rounded(data: bytes, shape: Sequence[int], rounding: _Rounding) -> t
     start = len(rounding.magic)
     if data[:start] != rounding.magic:
         raise SessionCorrupt(f"bytes do not begin with {rounding.magic!r}")
-    writable = _copied(data).numpy()
+    memory = _view(data).numpy()
     num_vectors = math.prod(shape[:-1])
     codes_at = start + num_vectors * SCALE_DTYPE.itemsize
-    scales = torch.frombuffer(writable, dtype=SCALE_DTYPE, offset=start, count=num_vectors)
-    codes = torch.frombuffer(writable, dtype=rounding.dtype, offset=codes_at)
+    scales = torch.frombuffer(memory, dtype=SCALE_DTYPE, offset=start, count=num_vectors)
+    codes = torch.frombuffer(memory, dtype=rounding.dtype, offset=codes_at)
     return codes.view(*shape).to(SCALE_DTYPE) * scales.view(*shape[:-1], 1)
 
 

@@ -24,7 +24,7 @@ def decode_slice(
     dtype: torch.dtype,
     kv_format: KVFormat = "raw",
 ) -> KVSlice:
-    """The slice that `ref` describes, in memory of its own.
+    """The slice that `ref` describes. Its memory may be that of `data`: it is not to be written.
 
     Args:
         data: bytes whose digest the store has checked.
