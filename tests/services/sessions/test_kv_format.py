@@ -240,10 +240,8 @@ def test_the_frames_above_are_only_wrong_where_they_lie() -> None:
 @pytest.mark.parametrize("kv_format", FORMATS)
 def test_the_tensor_outlives_the_bytes(kv_format: KVFormat) -> None:
     """Raw, it is the bytes' own memory, which it keeps alive."""
-    tensors = [
-        unpack(bytes(pack(torch.full(SHAPE, float(at)), kv_format)), SHAPE, torch.float32, kv_format)
-        for at in range(20)
-    ]
+    wanted = [torch.full(SHAPE, float(at)) for at in range(20)]
+    tensors = [unpack(bytes(pack(data, kv_format)), SHAPE, torch.float32, kv_format) for data in wanted]
     gc.collect()
     for tensor, data in zip(tensors, wanted, strict=True):
         torch.testing.assert_close(tensor, data, rtol=2**-4, atol=0)
