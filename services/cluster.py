@@ -101,7 +101,7 @@ def running_cluster(
     """
     state_dir = config.state_dir.expanduser().absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
-    folder = model_folder(config).absolute()  # converted here, once, if it has to be
+    model_folder(config)  # converted here, once, if it has to be
     with contextlib.ExitStack() as stack:
         redis_url = config.redis_url or stack.enter_context(EmbeddedRedis(state_dir / "redis")).url
         settings = {**explicit_settings(config), "redis_url": redis_url}
@@ -109,7 +109,7 @@ def running_cluster(
         replicas = stack.enter_context(running_serve(num_replicas * num_cpus))
         cpus = {"num_cpus": str(num_cpus), "min_replicas": str(num_replicas)}
         deploy({**settings, **cpus, **(options or {})}, replicas, replica=replica)
-        shared = {"replicas": replicas, "application": APPLICATION, "tokenizer": str(folder)}
+        shared = {"replicas": replicas, "application": APPLICATION}
         host, _, port = config.listen.rpartition(":")
         gateways = []
         for number in range(num_gateways):

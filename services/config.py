@@ -33,7 +33,6 @@ class ServeConfig(BaseSettings):
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
-    tokenizer: Path | None = Field(None, description="folder of the tokenizer, for gateways that have no model folder")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
     replica_port: int = Field(0, ge=0, le=65535, description="0 picks a free one")
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")

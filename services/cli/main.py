@@ -80,8 +80,7 @@ def serve_command(
 def gateway_command(
     listen: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
     replicas: Annotated[str | None, typer.Option(help="host:port of Ray Serve's gRPC proxy.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name or folder of the model that the replicas run.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder of its tokenizer, if that is another.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model that the replicas run.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="Session store that the replicas use, too.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving.")] = None,
 ) -> None:
@@ -89,7 +88,7 @@ def gateway_command(
     from services.cli import process
     from services.gateway.process import running_gateway
 
-    config = load_config(listen=listen, replicas=replicas, model=model, tokenizer=tokenizer, redis_url=redis_url)
+    config = load_config(listen=listen, replicas=replicas, model=model, redis_url=redis_url)
     _run(process.serve_until_stopped(config, running_gateway(config), ready_file))
 
 

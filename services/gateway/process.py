@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
+from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
 from swaa_runtime.errors import InvalidRequest
 
@@ -27,7 +29,7 @@ HEALTH_INTERVAL_S = 5.0
 async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
     """A gateway in front of the replicas behind `config.replicas`, serving; drained and stopped on leaving.
 
-    It waits until there is a replica, to learn what model it serves.
+    It waits until there is a replica, to learn what model it serves and to get its tokenizer.
 
     Raises:
         InvalidRequest: for a setting that is missing.
@@ -42,8 +44,7 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         stack.push_async_callback(replicas.close)
         async with replicas.lease(None) as replica:
             facts = replica.facts
-        folder = Path(config.model) if config.tokenizer is None else config.tokenizer
-        encoder = PromptEncoder.from_folder(folder.expanduser(), facts.shape.vocab_size, facts.max_session_tokens)
+        encoder = await _encoder(replicas, facts)
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
         service = LongContextService(config.model, facts, catalog, encoder, replicas, store, config.session_policy)
         server = GatewayServer(service, config.listen)
@@ -54,6 +55,15 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         finally:
             watching.cancel()
             await server.stop(config.drain_s)
+
+
+async def _encoder(replicas: RemoteReplicas, facts: ModelFacts) -> PromptEncoder:
+    """The tokenizer comes from a replica: a gateway has no model folder, and cannot have another model's by mistake."""
+    files = await replicas.tokenizer_files()
+    with tempfile.TemporaryDirectory(prefix="swaa-tokenizer-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return PromptEncoder.from_folder(Path(folder), facts.shape.vocab_size, facts.max_session_tokens)
 
 
 async def _watch(replicas: RemoteReplicas, server: GatewayServer) -> None:

@@ -18,7 +18,7 @@ from services.pb.swaa.v1 import replica_pb2 as pb
 from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.facts import ModelFacts
 from services.replica.job import Event, Job, SessionUse
-from services.replica.wire import RUN_OPTIONS, event_from, facts_from, run_request
+from services.replica.wire import RUN_OPTIONS, TOKENIZER_FILES, event_from, facts_from, run_request
 from services.wire_errors import error_from
 from swaa_runtime.errors import DeadlineExceeded
 
@@ -100,6 +100,17 @@ class RemoteReplicas:
             await healthz(b"", timeout=PING_TIMEOUT_S)
         except grpc.aio.AioRpcError as exc:
             raise ReplicaLost(f"Serve's proxy: {exc.code().name}: {exc.details()}") from exc
+
+    async def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer of the replicas' model: file names and contents. Raises ReplicaLost."""
+        async with self.lease(None) as replica:
+            assert isinstance(replica, _Remote)  # noqa: S101 - we have just made it
+            stub: Any = pb_grpc.ReplicaStub(replica.channel)  # type: ignore[no-untyped-call]
+            try:
+                files = {file.name: file.data async for file in stub.Tokenizer(pb.TokenizerRequest())}
+            except grpc.aio.AioRpcError as exc:
+                raise error_from(_metadata(exc), f"{replica.replica_id}: {exc.code().name} {exc.details()}") from exc
+        return {name: data for name, data in files.items() if name in TOKENIZER_FILES}
 
     @contextlib.asynccontextmanager
     async def lease(self, session: SessionUse | None) -> AsyncIterator[LeasedReplica]:

@@ -122,7 +122,7 @@ class RayReplica:
         async with contextlib.AsyncExitStack() as stack:
             parts = await stack.enter_async_context(running_parts(config, self.runner))
             cost = await cost_profile(config, parts, None, _log_calibration)
-            server = ReplicaServer(parts.replica, config.replica_host, config.replica_port)
+            server = ReplicaServer(parts.replica, parts.model_folder, config.replica_host, config.replica_port)
             await server.start()
             stack.push_async_callback(server.stop, LAST_MESSAGE_S)
             self._stack = stack.pop_all()

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,7 +18,7 @@ import grpc
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.replica import Replica
-from services.replica.wire import RUN_OPTIONS, job_from, run_event
+from services.replica.wire import RUN_OPTIONS, TOKENIZER_FILES, job_from, run_event
 from services.wire_errors import error_metadata
 from swaa_runtime.errors import InvalidRequest, SwaaError
 
@@ -27,10 +28,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ReplicaServicer(pb_grpc.ReplicaServicer):
-    """swaa.v1.Replica for one replica."""
+    """swaa.v1.Replica for one replica, whose model and tokenizer are in `model_folder`."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, model_folder: Path) -> None:
         self._replica = replica
+        self._model_folder = model_folder
 
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunEvent]:
         """See the proto."""
@@ -48,14 +50,21 @@ class ReplicaServicer(pb_grpc.ReplicaServicer):
             error = SwaaError(f"unexpected {type(exc).__name__}; see the replica's log")
             await context.abort(grpc.StatusCode.INTERNAL, str(error), error_metadata(error))
 
+    async def Tokenizer(self, request: pb.TokenizerRequest, context: Context) -> AsyncIterator[pb.TokenizerFile]:
+        """See the proto."""
+        for name in TOKENIZER_FILES:
+            path = self._model_folder / name
+            if path.is_file():
+                yield pb.TokenizerFile(name=name, data=await asyncio.to_thread(path.read_bytes))
+
 
 class ReplicaServer:
     """A listening replica."""
 
-    def __init__(self, replica: Replica, host: str, port: int) -> None:
+    def __init__(self, replica: Replica, model_folder: Path, host: str, port: int) -> None:
         """Port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
         self._server = grpc.aio.server(options=(*RUN_OPTIONS, ("grpc.so_reuseport", 0)))
-        pb_grpc.add_ReplicaServicer_to_server(ReplicaServicer(replica), self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_ReplicaServicer_to_server(ReplicaServicer(replica, model_folder), self._server)  # type: ignore[no-untyped-call]
         listen = f"{host}:{port}"
         try:
             self.address = f"{host}:{self._server.add_insecure_port(listen)}"

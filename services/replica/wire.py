@@ -19,6 +19,19 @@ from swaa_runtime.shape import ModelShape
 MAX_RUN_BYTES = 64 << 20
 """Of one message between gateway and replica: prompts come as token ids, so this is ten million of them."""
 
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""What a tokenizer may consist of. A gateway writes files of these names, and of no others."""
+
 RUN_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_RUN_BYTES),
     ("grpc.max_send_message_length", MAX_RUN_BYTES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -22,6 +23,7 @@ import pytest
 from benchmarks.workload import make_tiny_model
 from services.client import Headers, LongContextClient
 from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import is_running, processes_with, until
 
@@ -42,17 +44,19 @@ class Running:
     gateways: tuple[str, ...]
     folder: Path
     process: subprocess.Popen[bytes]
+    redis: EmbeddedRedis
 
     def replicas(self) -> list[int]:
         """Processes of replicas that are up."""
+        return self.named("ray::ServeReplica:")
+
+    def named(self, part: str) -> list[int]:
+        """Processes of the cluster that have this in their command line."""
         pids = []
         for pid in processes_with(str(self.folder)):
-            try:
-                title = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"ray::ServeReplica:" in title:
-                pids.append(pid)
+            with contextlib.suppress(OSError):
+                if os.fsencode(part) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    pids.append(pid)
         return pids
 
 
@@ -61,12 +65,15 @@ def running(default_model_folder: Path) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         ready, log_path = folder / "ready", folder / "log"
+        redis = EmbeddedRedis(folder / "redis")
+        redis.start()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_")},
             "SWAA_MODEL": str(make_tiny_model(folder, default_model_folder)),
             "SWAA_DTYPE": "float32",
             "SWAA_KV_MEMORY_MIB": "64",
             "SWAA_CHECKPOINT_TOKENS": "128",
+            "SWAA_REDIS_URL": redis.url,
             "SWAA_CACHE_DIR": str(folder / "cache"),
             "SWAA_STATE_DIR": str(folder / "state"),
             "SWAA_LISTEN": "127.0.0.1:0",
@@ -84,10 +91,11 @@ def running(default_model_folder: Path) -> Iterator[Running]:
                 time.sleep(0.2)
             gateways = tuple(ready.read_text(encoding="utf-8").split())
             assert len(gateways) == 2
-            yield Running(gateways, folder, process)
+            yield Running(gateways, folder, process, redis)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            redis.stop()
         until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 20)
 
 
@@ -186,6 +194,58 @@ def test_a_session_goes_on_at_any_gateway(running: Running) -> None:
     asyncio.run(check())
 
 
+def test_serves_controller_may_be_killed(running: Running) -> None:
+    """Turns that run go on, and so do new ones: leases do not pass through the controller."""
+
+    async def check() -> None:
+        async with LongContextClient(running.gateways[0]) as client:
+            expected, finish = await answer(client, prompt_of(3))
+            [controller] = running.named("ray::ServeController")
+            os.kill(controller, signal.SIGKILL)
+            for _ in range(5):
+                tokens, again = await answer(client, prompt_of(3))
+                assert tokens == expected
+                assert again.session.saved
+            tokens, more = await answer(client, prompt_of(4), finish.session.session_id)
+            assert more.session.version == 2
+
+    asyncio.run(check())
+    until("there is a controller again", lambda: running.named("ray::ServeController"), REPLACED_TIMEOUT_S)
+
+
+def test_a_redis_that_restarts_loses_no_turn_it_acknowledged(running: Running) -> None:
+    """Killed and started again in mid-answer: the answer is whole; the session is at that turn or the one before."""
+
+    async def check() -> None:
+        async with LongContextClient(running.gateways[1]) as client:
+            _, first = await answer(client, prompt_of(5))
+            session = first.session.session_id
+            asking = asyncio.create_task(answer(client, prompt_of(6), session))
+            await asyncio.sleep(0.2)
+            running.redis.kill()
+            await asyncio.sleep(0.5)
+            running.redis.start()
+            tokens, second = await asking
+            assert len(tokens) == MAX_TOKENS
+            async with asyncio.timeout(45):
+                third = await when_free(client, prompt_of(7), session)
+            assert third.session.version == (3 if second.session.saved else 2)
+            assert third.session.saved
+
+    asyncio.run(check())
+
+
+async def when_free(client: LongContextClient, prompt: pb.Prompt, session: str) -> pb.Finish:
+    """A turn, as soon as nobody else holds the session, and the store is there."""
+    while True:
+        try:
+            return (await answer(client, prompt, session))[1]
+        except grpc.aio.AioRpcError as exc:
+            if exc.code() not in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE):
+                raise
+        await asyncio.sleep(0.1)
+
+
 def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -> None:
     """Its clients get UNAVAILABLE; the sessions it was serving go on at the other one."""
     victim, other = running.gateways
@@ -198,7 +258,7 @@ def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -
                     await killed_in_mid_answer(doomed, session)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             async with asyncio.timeout(30):
-                finish = await when_free(client, session)
+                finish = await when_free(client, prompt_of(2), session)
             assert finish.session.version == 2
 
     async def killed_in_mid_answer(doomed: LongContextClient, session: str) -> None:
@@ -206,16 +266,6 @@ def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -
         async for event in doomed.generate(prompt_of(2), SAMPLING, headers):
             if event.WhichOneof("event") == "token":
                 os.kill(gateway_process(running, victim), signal.SIGKILL)
-
-    async def when_free(client: LongContextClient, session: str) -> pb.Finish:
-        """The replica notices that nobody reads any more; until then the session is busy."""
-        while True:
-            try:
-                return (await answer(client, prompt_of(2), session))[1]
-            except grpc.aio.AioRpcError as exc:
-                if exc.code() is not grpc.StatusCode.ABORTED:
-                    raise
-            await asyncio.sleep(0.1)
 
     asyncio.run(check())
 

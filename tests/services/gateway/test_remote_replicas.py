@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -76,13 +77,15 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(num_nodes: int = 1, max_step_tokens: int = 32, application: str = "") -> AsyncIterator[Cluster]:
+async def running(
+    num_nodes: int = 1, max_step_tokens: int = 32, application: str = "", model_folder: Path = Path()
+) -> AsyncIterator[Cluster]:
     async with contextlib.AsyncExitStack() as stack:
         store, directory = FakeSessionStore(), Directory()
         for _ in range(num_nodes):
             rig = await stack.enter_async_context(running_engine(engine_config(max_step_tokens=max_step_tokens)))
             replica = make_replica(rig, store)
-            server = ReplicaServer(replica, "127.0.0.1", 0)
+            server = ReplicaServer(replica, model_folder, "127.0.0.1", 0)
             await server.start()
             stack.push_async_callback(server.stop, 0)
             directory.nodes.append(Node(rig, replica, server))
@@ -133,6 +136,17 @@ async def test_a_session_over_the_wire_is_hot_where_it_ran() -> None:
             assert not replica.is_hot
         assert {data["session_id"] for data in cluster.directory.metadata} == {NEW.session_id}
         assert {data["application"] for data in cluster.directory.metadata} == {"big"}
+
+
+@asynchronous
+async def test_the_tokenizer_comes_from_a_replica(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\x00")
+    (tmp_path / "model.safetensors").write_bytes(b"not for gateways")
+    async with running(model_folder=tmp_path) as cluster:
+        files = await cluster.replicas.tokenizer_files()
+        assert files == {"tokenizer.json": b"{}", "chat_template.jinja": b"\xff\x00"}
+        await until(lambda: cluster.directory.held == 0)
 
 
 @asynchronous

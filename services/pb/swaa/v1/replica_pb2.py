@@ -24,37 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!services/pb/swaa/v1/replica.proto\x12\x07swaa.v1\"C\n\x0cLeaseRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"|\n\nLeaseGrant\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x0e\n\x06is_hot\x18\x04 \x01(\x08\x12\"\n\x05model\x18\x05 \x01(\x0b\x32\x13.swaa.v1.ModelFacts\"\xa6\x02\n\nModelFacts\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x19\n\x11\x61ttention_backend\x18\x03 \x01(\t\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x11\n\tnum_heads\x18\x05 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\r\x12\x10\n\x08head_dim\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x18\n\x10max_model_tokens\x18\t \x01(\r\x12\r\n\x05\x64type\x18\n \x01(\t\x12\x1a\n\x12max_session_tokens\x18\x0b \x01(\r\x12\x19\n\x11\x63ost_profile_json\x18\x0c \x01(\t\x12\x15\n\reos_token_ids\x18\r \x03(\r\"\x91\x02\n\nRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x16\n\x0esent_token_ids\x18\x03 \x03(\r\x12\x13\n\x0brecipe_name\x18\x04 \x01(\t\x12\x13\n\x0brecipe_json\x18\x05 \x01(\t\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.swaa.v1.RunSampling\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x04\x12$\n\x07restore\x18\x0b \x01(\x0b\x32\x13.swaa.v1.RunRestore\"\xc5\x01\n\x0bRunSampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x15\n\x08logprobs\x18\t \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\x8d\x01\n\nRunRestore\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x11\n\tprefix_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63ompute_stop\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x14\n\x0cpredicted_ms\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x81\x01\n\x08RunEvent\x12&\n\x07prefill\x18\x01 \x01(\x0b\x32\x13.swaa.v1.RunPrefillH\x00\x12\"\n\x05token\x18\x02 \x01(\x0b\x32\x11.swaa.v1.RunTokenH\x00\x12 \n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.swaa.v1.RunDoneH\x00\x42\x07\n\x05\x65vent\"[\n\nRunPrefill\x12\x1b\n\x13num_computed_tokens\x18\x01 \x01(\r\x12\x13\n\x0bprompt_stop\x18\x02 \x01(\r\x12\x1b\n\x13num_restored_tokens\x18\x03 \x01(\r\"y\n\x08RunToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x01\x42\n\n\x08_logprob\"\x89\x02\n\x07RunDone\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\x12\x1b\n\x13num_restored_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\nrestore_ms\x18\x06 \x01(\x01\x12\x0f\n\x07save_ms\x18\x07 \x01(\x01\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x12\n\npeak_bytes\x18\t \x01(\x04\x12\x1c\n\x14\x66ull_attention_bytes\x18\n \x01(\x04\x12$\n\x07session\x18\x0b \x01(\x0b\x32\x13.swaa.v1.RunSession\"a\n\nRunSession\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05saved\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07history\x18\x04 \x01(\t\x12\x13\n\x0bsaved_bytes\x18\x05 \x01(\x04\x32I\n\x10ReplicaDirectory\x12\x35\n\x05Lease\x12\x15.swaa.v1.LeaseRequest\x1a\x13.swaa.v1.LeaseGrant0\x01\x32:\n\x07Replica\x12/\n\x03Run\x12\x13.swaa.v1.RunRequest\x1a\x11.swaa.v1.RunEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!services/pb/swaa/v1/replica.proto\x12\x07swaa.v1\"\x12\n\x10TokenizerRequest\"+\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x0cLeaseRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"|\n\nLeaseGrant\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x0e\n\x06is_hot\x18\x04 \x01(\x08\x12\"\n\x05model\x18\x05 \x01(\x0b\x32\x13.swaa.v1.ModelFacts\"\xa6\x02\n\nModelFacts\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x19\n\x11\x61ttention_backend\x18\x03 \x01(\t\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x11\n\tnum_heads\x18\x05 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\r\x12\x10\n\x08head_dim\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x18\n\x10max_model_tokens\x18\t \x01(\r\x12\r\n\x05\x64type\x18\n \x01(\t\x12\x1a\n\x12max_session_tokens\x18\x0b \x01(\r\x12\x19\n\x11\x63ost_profile_json\x18\x0c \x01(\t\x12\x15\n\reos_token_ids\x18\r \x03(\r\"\x91\x02\n\nRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x16\n\x0esent_token_ids\x18\x03 \x03(\r\x12\x13\n\x0brecipe_name\x18\x04 \x01(\t\x12\x13\n\x0brecipe_json\x18\x05 \x01(\t\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.swaa.v1.RunSampling\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x04\x12$\n\x07restore\x18\x0b \x01(\x0b\x32\x13.swaa.v1.RunRestore\"\xc5\x01\n\x0bRunSampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x15\n\x08logprobs\x18\t \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\x8d\x01\n\nRunRestore\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x11\n\tprefix_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63ompute_stop\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x14\n\x0cpredicted_ms\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x81\x01\n\x08RunEvent\x12&\n\x07prefill\x18\x01 \x01(\x0b\x32\x13.swaa.v1.RunPrefillH\x00\x12\"\n\x05token\x18\x02 \x01(\x0b\x32\x11.swaa.v1.RunTokenH\x00\x12 \n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.swaa.v1.RunDoneH\x00\x42\x07\n\x05\x65vent\"[\n\nRunPrefill\x12\x1b\n\x13num_computed_tokens\x18\x01 \x01(\r\x12\x13\n\x0bprompt_stop\x18\x02 \x01(\r\x12\x1b\n\x13num_restored_tokens\x18\x03 \x01(\r\"y\n\x08RunToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x01\x42\n\n\x08_logprob\"\x89\x02\n\x07RunDone\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\x12\x1b\n\x13num_restored_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\nrestore_ms\x18\x06 \x01(\x01\x12\x0f\n\x07save_ms\x18\x07 \x01(\x01\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x12\n\npeak_bytes\x18\t \x01(\x04\x12\x1c\n\x14\x66ull_attention_bytes\x18\n \x01(\x04\x12$\n\x07session\x18\x0b \x01(\x0b\x32\x13.swaa.v1.RunSession\"a\n\nRunSession\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05saved\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07history\x18\x04 \x01(\t\x12\x13\n\x0bsaved_bytes\x18\x05 \x01(\x04\x32I\n\x10ReplicaDirectory\x12\x35\n\x05Lease\x12\x15.swaa.v1.LeaseRequest\x1a\x13.swaa.v1.LeaseGrant0\x01\x32|\n\x07Replica\x12/\n\x03Run\x12\x13.swaa.v1.RunRequest\x1a\x11.swaa.v1.RunEvent0\x01\x12@\n\tTokenizer\x12\x19.swaa.v1.TokenizerRequest\x1a\x16.swaa.v1.TokenizerFile0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'services.pb.swaa.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEASEREQUEST']._serialized_start=46
-  _globals['_LEASEREQUEST']._serialized_end=113
-  _globals['_LEASEGRANT']._serialized_start=115
-  _globals['_LEASEGRANT']._serialized_end=239
-  _globals['_MODELFACTS']._serialized_start=242
-  _globals['_MODELFACTS']._serialized_end=536
-  _globals['_RUNREQUEST']._serialized_start=539
-  _globals['_RUNREQUEST']._serialized_end=812
-  _globals['_RUNSAMPLING']._serialized_start=815
-  _globals['_RUNSAMPLING']._serialized_end=1012
-  _globals['_RUNRESTORE']._serialized_start=1015
-  _globals['_RUNRESTORE']._serialized_end=1156
-  _globals['_RUNEVENT']._serialized_start=1159
-  _globals['_RUNEVENT']._serialized_end=1288
-  _globals['_RUNPREFILL']._serialized_start=1290
-  _globals['_RUNPREFILL']._serialized_end=1381
-  _globals['_RUNTOKEN']._serialized_start=1383
-  _globals['_RUNTOKEN']._serialized_end=1504
-  _globals['_RUNDONE']._serialized_start=1507
-  _globals['_RUNDONE']._serialized_end=1772
-  _globals['_RUNSESSION']._serialized_start=1774
-  _globals['_RUNSESSION']._serialized_end=1871
-  _globals['_REPLICADIRECTORY']._serialized_start=1873
-  _globals['_REPLICADIRECTORY']._serialized_end=1946
-  _globals['_REPLICA']._serialized_start=1948
-  _globals['_REPLICA']._serialized_end=2006
+  _globals['_TOKENIZERREQUEST']._serialized_start=46
+  _globals['_TOKENIZERREQUEST']._serialized_end=64
+  _globals['_TOKENIZERFILE']._serialized_start=66
+  _globals['_TOKENIZERFILE']._serialized_end=109
+  _globals['_LEASEREQUEST']._serialized_start=111
+  _globals['_LEASEREQUEST']._serialized_end=178
+  _globals['_LEASEGRANT']._serialized_start=180
+  _globals['_LEASEGRANT']._serialized_end=304
+  _globals['_MODELFACTS']._serialized_start=307
+  _globals['_MODELFACTS']._serialized_end=601
+  _globals['_RUNREQUEST']._serialized_start=604
+  _globals['_RUNREQUEST']._serialized_end=877
+  _globals['_RUNSAMPLING']._serialized_start=880
+  _globals['_RUNSAMPLING']._serialized_end=1077
+  _globals['_RUNRESTORE']._serialized_start=1080
+  _globals['_RUNRESTORE']._serialized_end=1221
+  _globals['_RUNEVENT']._serialized_start=1224
+  _globals['_RUNEVENT']._serialized_end=1353
+  _globals['_RUNPREFILL']._serialized_start=1355
+  _globals['_RUNPREFILL']._serialized_end=1446
+  _globals['_RUNTOKEN']._serialized_start=1448
+  _globals['_RUNTOKEN']._serialized_end=1569
+  _globals['_RUNDONE']._serialized_start=1572
+  _globals['_RUNDONE']._serialized_end=1837
+  _globals['_RUNSESSION']._serialized_start=1839
+  _globals['_RUNSESSION']._serialized_end=1936
+  _globals['_REPLICADIRECTORY']._serialized_start=1938
+  _globals['_REPLICADIRECTORY']._serialized_end=2011
+  _globals['_REPLICA']._serialized_start=2013
+  _globals['_REPLICA']._serialized_end=2137
 # @@protoc_insertion_point(module_scope)

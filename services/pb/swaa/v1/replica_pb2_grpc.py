@@ -117,6 +117,11 @@ class ReplicaStub:
                 request_serializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunRequest.SerializeToString,
                 response_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunEvent.FromString,
                 _registered_method=True)
+        self.Tokenizer = channel.unary_stream(
+                '/swaa.v1.Replica/Tokenizer',
+                request_serializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerRequest.SerializeToString,
+                response_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerFile.FromString,
+                _registered_method=True)
 
 
 class ReplicaServicer:
@@ -131,6 +136,13 @@ class ReplicaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenizer(self, request, context):
+        """The model's tokenizer, a file a message: gateways have no model folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -138,6 +150,11 @@ def add_ReplicaServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunRequest.FromString,
                     response_serializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunEvent.SerializeToString,
+            ),
+            'Tokenizer': grpc.unary_stream_rpc_method_handler(
+                    servicer.Tokenizer,
+                    request_deserializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerRequest.FromString,
+                    response_serializer=services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerFile.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -168,6 +185,33 @@ class Replica:
             '/swaa.v1.Replica/Run',
             services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunRequest.SerializeToString,
             services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.RunEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/swaa.v1.Replica/Tokenizer',
+            services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerRequest.SerializeToString,
+            services_dot_pb_dot_swaa_dot_v1_dot_replica__pb2.TokenizerFile.FromString,
             options,
             channel_credentials,
             insecure,
