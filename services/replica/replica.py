@@ -149,9 +149,10 @@ class Replica:
         plan = job.restore
         if plan is None or job.session is None:
             return None
-        if plan.source == "session" and manifest is not None and manifest.num_kv_tokens:
-            return SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
-        if plan.source == "prefix":
+        if plan.source == "session" and manifest is not None and manifest.recipe == job.recipe:
+            if manifest.num_kv_tokens:
+                return SavedState("session", manifest.num_kv_tokens, manifest.segments, manifest.kv_format)
+        elif plan.source == "prefix":
             found = await self._store.find_prefix(job.session.tenant, [plan.prefix_id])
             if found is not None:
                 return SavedState("prefix", found.num_tokens, found.segments, self._policy.kv_format, found.prefix_id)

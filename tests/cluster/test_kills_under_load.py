@@ -27,7 +27,7 @@ from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import is_running, processes_with, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(600)]
 
 NUM_KILLS = 20
 NUM_CLIENTS = 8

@@ -367,3 +367,14 @@ async def test_of_a_state_above_the_bound_only_tokens_are_kept(open_store: OpenS
         ran = await run_turn(replica, make_job(9, await next_use(store)))
         assert history_of(ran) == "recomputed: only its tokens are saved"
         assert_greedy(await store.get(TENANT, SESSION), "tail")
+
+
+@asynchronous
+async def test_a_state_of_another_recipe_is_not_used_whatever_the_plan_says(open_store: OpenStore) -> None:
+    async with running_engine() as rig, open_store() as store:
+        replica = make_replica(rig, store)
+        await run_turn(replica, make_job(70, NEW, "tail"))
+        plan = RestorePlan("load", "session", "", 0, 75, 0.0, "a mistake")
+        ran = await run_turn(replica, make_job(9, await next_use(store), "sliding", restore=plan))
+        assert history_of(ran) == "recomputed: it was saved under recipe tail"
+        assert_greedy(await store.get(TENANT, SESSION), "sliding", first_turn=1)
