@@ -18,14 +18,14 @@ from .harness import processes_with, until
 OPTIONS = {"num_cpus": "0.1", "max_leases": "2", "max_waiting_leases": "1"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder() -> Iterator[Path]:
     """With a path short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="swaa-cl-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def config(folder: Path, default_model_folder: Path) -> ServeConfig:
     """Of a cluster whose model is tiny and whose measurements are quick."""
     return load_config(
@@ -39,7 +39,7 @@ def config(folder: Path, default_model_folder: Path) -> ServeConfig:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(config: ServeConfig, folder: Path) -> Iterator[Cluster]:
     """Running; when it has stopped, nothing that belongs to it runs any more."""
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def cluster(config: ServeConfig, folder: Path) -> Iterator[Cluster]:
         with running_cluster(config, 2, 1, OPTIONS) as cluster:
             assert processes_with(str(folder))
             yield cluster
-    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 10)
+    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)
 
 
 @pytest.fixture

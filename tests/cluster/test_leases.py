@@ -9,6 +9,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.workload import TINY_LAYERS
 from services.cluster import Cluster, deploy, explicit_settings
 from services.config import ServeConfig
 from services.cost import CostProfile
+from services.pb.swaa.v1 import replica_pb2 as pb
 
 from .conftest import OPTIONS
 from .harness import Lease, held, is_running, pid_of, until
@@ -32,6 +34,18 @@ def two_replicas(channel: grpc.Channel) -> set[str]:
     with held(channel) as first, held(channel) as second:
         ids = {first.replica_id, second.replica_id}
     return ids if len(ids) == 2 else set()
+
+
+@contextlib.contextmanager
+def two_held(channel: grpc.Channel) -> Iterator[tuple[pb.LeaseGrant, pb.LeaseGrant]]:
+    """Leases on two replicas. Serve learns of a lease that was given back a moment later, so it may take some tries."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        with held(channel) as first, held(channel) as second:
+            if first.replica_id != second.replica_id:
+                yield first, second
+                return
+    raise AssertionError("two leases at a time are always on one replica")
 
 
 def all_places_are_free(channel: grpc.Channel) -> bool:
@@ -121,10 +135,8 @@ def test_a_killed_replica_is_avoided_at_once_and_replaced(channel: grpc.Channel)
 def test_a_replica_that_is_replaced_by_another_version_waits_for_its_leases(
     channel: grpc.Channel, cluster: Cluster, config: ServeConfig
 ) -> None:
-    until("there are two replicas", lambda: two_replicas(channel), 30)
-    with held(channel) as first, held(channel) as second:
+    with two_held(channel) as (first, second):
         ids, pids = {first.replica_id, second.replica_id}, [pid_of(first), pid_of(second)]
-        assert len(ids) == 2
         args = {**explicit_settings(config), **OPTIONS, "redis_url": cluster.redis_url, "min_replicas": "2"}
         deployment = threading.Thread(target=deploy, args=(args, cluster.replicas))
         deployment.start()  # Serve replaces one after the other

@@ -13,7 +13,7 @@ from services.gateway.errors import STATUS_CODES, status_code
 from swaa_runtime.errors import IntegrityError, InvalidRecipe, InvalidRequest, SwaaError
 
 # What is not one of ours to explain to a client: bugs, and errors that no RPC can raise.
-INTERNAL = {"IntegrityError", "DemoFailed"}
+INTERNAL = {"IntegrityError", "DemoFailed", "ClusterFailed"}
 
 
 def subclasses(cls: type[SwaaError]) -> Iterator[type[SwaaError]]:
