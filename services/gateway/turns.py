@@ -73,7 +73,6 @@ class TurnPlanner:
     Args:
         max_session_tokens: longest session that replicas take.
         tenant: whose sessions these are.
-        new_session_id: makes ids.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ class Replica:
                 manifest = await self._current(job.session)
             state = await self._saved_state(job, manifest)
             turn = _Turn(job, self._request(job, manifest), manifest, state)
-            saver = await stack.enter_async_context(self._saver(turn))
+            saver = await stack.enter_async_context(await self._saver(turn))
             self._remaining_tokens[job.request_id] = turn.request.num_remaining_tokens
             stack.callback(self._remaining_tokens.pop, job.request_id, None)
             unsaved = stack.enter_context(contextlib.ExitStack())
@@ -174,14 +174,16 @@ class Replica:
             sent_token_ids=job.sent_token_ids,
         )
 
-    def _saver(self, turn: _Turn) -> TurnSaver:
+    async def _saver(self, turn: _Turn) -> TurnSaver:
         request, session, policy = turn.request, turn.job.session, self._policy
         ids: dict[int, str] = {}
         tenant = "" if session is None else session.tenant
         if session is not None:
             scope = prefix_scope(tenant, session.session_id, policy)
             fingerprint = self.model_fingerprint
-            ids = dict(prefix_ids(scope, fingerprint, policy, request.recipe, request.token_ids, request.turns))
+            tokens, turns = request.token_ids, request.turns
+            # In a thread: hashing a million tokens would hold up everybody else's.
+            ids = dict(await asyncio.to_thread(prefix_ids, scope, fingerprint, policy, request.recipe, tokens, turns))
         state = turn.state
         stored = () if state is None or state.kv_format != policy.kv_format else state.segments
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from services.replica.engine_loop import EngineLoop
+from services.sessions.batching import batched_by_bytes
 from services.sessions.slice_codec import decode_slice
 from services.sessions.store import KVFormat, SegmentRef, SessionStore
 from swaa_runtime.kv_cache.slices import KVSlice
@@ -31,7 +32,7 @@ class Restorer:
             SessionCorrupt: if one is missing or is not what was saved.
             StoreUnavailable: if the store does not answer. Some may have been placed by then.
         """
-        batches = iter(_batches(segments))
+        batches = batched_by_bytes(((ref, ref.num_bytes) for ref in segments), BATCH_BYTES)
         batch = next(batches, None)
         fetching: asyncio.Task[list[bytes]] | None = None
         try:
@@ -53,17 +54,3 @@ class Restorer:
             decode_slice(ref, blob, shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype), kv_format)
             for ref, blob in zip(refs, blobs, strict=True)
         ]
-
-
-def _batches(refs: Sequence[SegmentRef]) -> Iterator[list[SegmentRef]]:
-    """Consecutive segments of about BATCH_BYTES together, at least one."""
-    batch: list[SegmentRef] = []
-    total = 0
-    for ref in refs:
-        if batch and total + ref.num_bytes > BATCH_BYTES:
-            yield batch
-            batch, total = [], 0
-        batch.append(ref)
-        total += ref.num_bytes
-    if batch:
-        yield batch

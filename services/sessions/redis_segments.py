@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.errors import QuotaExceeded, SessionCorrupt, StoreUnavailable
 from services.sessions import redis_scripts
+from services.sessions.batching import batched_by_bytes
 from services.sessions.codec import segment_id
 from services.sessions.redis_connection import RedisConnection, Script
 from services.sessions.redis_keys import TenantKeys
@@ -65,7 +66,7 @@ class RedisSegments:
         """Read segments, checked against their digests. Raises SessionCorrupt if one is missing or wrong."""
         sizes = {ref.segment_id: ref.num_bytes for ref in refs}
         found: dict[str, bytes] = {}
-        for batch in _batches(sizes):
+        for batch in batched_by_bytes(sizes.items(), BATCH_BYTES):
             async with self.connection.round_trip(), self.connection.client.pipeline(transaction=False) as pipe:
                 for digest in batch:
                     pipe.get(keys.segment(digest))
@@ -133,7 +134,7 @@ class RedisSegments:
     async def upload(self, keys: TenantKeys, segments: Mapping[str, memoryview | bytes], use_s: float) -> None:
         """Store segments until a commit names them. Raises StoreUnavailable."""
         ttl_ms = int(min(UPLOAD_TTL_S, use_s + MARGIN_S) * 1000)
-        for batch in _batches({digest: len(data) for digest, data in segments.items()}):
+        for batch in batched_by_bytes(((digest, len(data)) for digest, data in segments.items()), BATCH_BYTES):
             async with self.connection.round_trip(), self.connection.client.pipeline(transaction=False) as pipe:
                 for digest in batch:
                     # nx: another writer may have saved the same meanwhile, to live longer
@@ -153,17 +154,3 @@ def _first_wrong(sizes: Mapping[str, int], blobs: Mapping[str, bytes | None]) ->
         if blob is None or len(blob) != sizes[digest] or segment_id(blob) != digest:
             return digest
     return None
-
-
-def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Consecutive segments of about BATCH_BYTES together, at least one."""
-    batch: list[str] = []
-    total = 0
-    for digest, size in sizes.items():
-        if batch and total + size > BATCH_BYTES:
-            yield batch
-            batch, total = [], 0
-        batch.append(digest)
-        total += size
-    if batch:
-        yield batch
