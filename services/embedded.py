@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from services.config import ServeConfig
+from services.gateway.answers import Answers
 from services.gateway.catalog import load_catalog
+from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
+from services.gateway.turns import TurnPlanner
 from services.replica.calibrate import Progress
 from services.replica.engine_loop import EngineLoop
 from services.replica.parts import cost_profile, model_facts, running_parts
@@ -33,10 +36,10 @@ async def running_service(
         facts = model_facts(parts, await cost_profile(config, parts, None, progress))
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
-        replicas = LocalReplicas(parts.replica, facts)
-        service = LongContextService(
-            config.model, facts, catalog, encoder, replicas, parts.store, config.session_policy
-        )
+        policy = config.session_policy
+        turns = TurnPlanner(catalog, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
+        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store)
+        service = LongContextService(config.model, facts, answers, parts.store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = asyncio.create_task(_watch(parts.engine, server))

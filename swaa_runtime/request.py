@@ -108,6 +108,8 @@ class Request:
         compute_limit: tokens from here on may not be computed yet, because their state is on its way in, or the state
             up to here on its way out; None: all may.
         deadline_s: on the clock of time.monotonic, or None.
+        ttft_due_s: when its first token is due, on the same clock; None: at no particular time.
+        tpot_ms: time per token after it that is aimed at; None: none.
         block_tables: per layer the block id of each logical block; 0 where freed.
         num_held_blocks, peak_blocks: blocks it holds over all layers, now and at most.
     """
@@ -121,6 +123,8 @@ class Request:
     continues: bool = False
     priority: int = 0
     deadline_s: float | None = None
+    ttft_due_s: float | None = None
+    tpot_ms: float | None = None
     checkpoint_tokens: int = 0
     forced_token_id: int | None = None
     compute_limit: int | None = None
@@ -192,6 +196,8 @@ def new_request(
     continues: bool = False,
     priority: int = 0,
     deadline_s: float | None = None,
+    ttft_due_s: float | None = None,
+    tpot_ms: float | None = None,
     checkpoint_tokens: int = 0,
     sent_token_ids: Sequence[int] = (),
 ) -> Request:
@@ -222,6 +228,8 @@ def new_request(
         continues=continues,
         priority=priority,
         deadline_s=deadline_s,
+        ttft_due_s=ttft_due_s,
+        tpot_ms=tpot_ms,
         checkpoint_tokens=checkpoint_tokens,
         forced_token_id=sent_token_ids[-1] if sent_token_ids else None,
     )

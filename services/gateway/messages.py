@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
-from services.gateway.turns import Planned
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from services.replica.job import Done, Job
+from services.replica.job import Done
 from services.sessions.store import Manifest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe, select_layers
@@ -117,8 +117,9 @@ def plan_message(plan: Plan, objective: Objective, work: Work) -> pb.PlanRespons
     )
 
 
-def accepted_message(job: Job, planned: Planned) -> pb.GenerateResponse:
+def accepted_message(event: Accepted) -> pb.GenerateResponse:
     """The first message of a stream."""
+    job, planned = event.job, event.planned
     plan, work, objective = planned.plan, planned.work, planned.request.objective
     accepted = pb.Accepted(
         request_id=job.request_id,
@@ -166,25 +167,36 @@ def usage_message(done: Done, work: Work) -> pb.Usage:
     )
 
 
-def finish_message(
-    done: Done, work: Work, session_id: str, timings: pb.Timings, missed: tuple[str, ...]
-) -> pb.GenerateResponse:
+def timings_message(timings: Timings) -> pb.Timings:
+    """When things happened."""
+    return pb.Timings(
+        queue_ms=timings.queue_ms,
+        restore_ms=timings.restore_ms,
+        ttft_ms=timings.ttft_ms,
+        tpot_ms=timings.tpot_ms,
+        save_ms=timings.save_ms,
+        total_ms=timings.total_ms,
+    )
+
+
+def finish_message(event: Answered) -> pb.GenerateResponse:
     """The last message of a stream that ended well."""
+    done, session = event.done, event.job.session
     finish = pb.Finish(
         reason=FINISH_REASONS[done.reason],
         text=done.text,
-        usage=usage_message(done, work),
-        timings=timings,
+        usage=usage_message(done, event.planned.work),
+        timings=timings_message(event.timings),
         kv_memory=pb.KvMemory(
             resident_bytes=done.resident_bytes,
             peak_bytes=done.peak_bytes,
             full_attention_bytes=done.full_attention_bytes,
         ),
-        sla_met=not missed,
-        sla_misses=missed,
+        sla_met=not event.misses,
+        sla_misses=event.misses,
     )
-    if done.session is not None:
-        finish.session.session_id = session_id
+    if session is not None and done.session is not None:
+        finish.session.session_id = session.session_id
         finish.session.version = done.session.version
         finish.session.saved = done.session.saved
         finish.session.error = done.session.error

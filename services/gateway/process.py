@@ -11,11 +11,14 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.errors import ReplicaLost
+from services.gateway.answers import Answers
 from services.gateway.catalog import load_catalog
+from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
+from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
 from swaa_runtime.errors import InvalidRequest
@@ -46,7 +49,9 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
-        service = LongContextService(config.model, facts, catalog, encoder, replicas, store, config.session_policy)
+        policy = config.session_policy
+        turns = TurnPlanner(catalog, encoder, store, policy, facts.max_session_tokens, TENANT)
+        service = LongContextService(config.model, facts, Answers(turns, replicas, store), store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = asyncio.create_task(_watch(replicas, server))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from typing import Self
@@ -14,6 +13,7 @@ from typing import Self
 from services.errors import SessionCorrupt, SessionNotFound, StaleSession
 from services.gateway import messages
 from services.gateway.errors import Context, aborting
+from services.gateway.identity import TENANT, new_session_id
 from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
@@ -25,7 +25,6 @@ from services.sessions.prefix import prefix_ids, prefix_scope
 from services.sessions.store import Manifest, SegmentRef, Store
 from swaa_runtime.errors import InvalidRequest
 
-TENANT = "default"  # authentication, and with it more tenants, is not part of this service yet
 MAX_SESSIONS_LISTED = 1000
 
 
@@ -157,8 +156,3 @@ class SegmentSpool(Mapping[str, bytes]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
-
-
-def new_session_id() -> str:
-    """An id nobody can guess."""
-    return uuid.uuid4().hex

@@ -182,6 +182,8 @@ class TurnPlanner:
             sampling=sampling,
             priority=planned.request.objective.priority,
             deadline_s=deadline_s,
+            ttft_due_s=planned.request.arrival_s + planned.request.objective.ttft_ms / 1e3,
+            tpot_ms=planned.request.objective.tpot_ms,
             session=planned.request.session,
             restore=planned.plan.chosen.prediction.restore,
         )

@@ -25,6 +25,8 @@ class Job:
 
     Attributes:
         deadline_s: on the clock of time.monotonic.
+        ttft_due_s: when the first token is due, on the same clock; None: at no particular time.
+        tpot_ms: time per token after it that is aimed at.
         restore: how its history gets its KV back.
         sent_token_ids: tokens of the turn that the client has already, as it was cut off elsewhere. The turn goes on
             after them; the last of them comes out once more, as the first token.
@@ -37,6 +39,8 @@ class Job:
     sampling: SamplingParams
     priority: int = 0
     deadline_s: float | None = None
+    ttft_due_s: float | None = None
+    tpot_ms: float | None = None
     session: SessionUse | None = None
     restore: RestorePlan | None = None
     sent_token_ids: tuple[int, ...] = ()

@@ -170,6 +170,8 @@ class Replica:
             continues=job.session is not None,
             priority=job.priority,
             deadline_s=job.deadline_s,
+            ttft_due_s=job.ttft_due_s,
+            tpot_ms=job.tpot_ms,
             checkpoint_tokens=0 if job.session is None else self._policy.checkpoint_tokens,
             sent_token_ids=job.sent_token_ids,
         )

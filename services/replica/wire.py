@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, cast, get_args
 
 from services.cost import CostProfile
@@ -56,7 +57,10 @@ def run_request(job: Job) -> pb.RunRequest:
         recipe_json=json.dumps(job.recipe.to_mapping()),
         sampling=_sampling_message(job.sampling),
         priority=job.priority,
+        tpot_ms=job.tpot_ms,
     )
+    if job.ttft_due_s is not None:
+        request.ttft_due_in_ms = (job.ttft_due_s - time.monotonic()) * 1e3
     if job.session is not None:
         request.tenant, request.session_id = job.session.tenant, job.session.session_id
         request.version = job.session.version
@@ -67,7 +71,9 @@ def run_request(job: Job) -> pb.RunRequest:
 
 def job_from(request: pb.RunRequest, deadline_s: float | None) -> Job:
     """The job of a message. Raises InvalidRequest, InvalidRecipe."""
-    session = None
+    session = ttft_due_s = None
+    if request.HasField("ttft_due_in_ms"):
+        ttft_due_s = time.monotonic() + request.ttft_due_in_ms / 1e3
     if request.session_id:
         session = SessionUse(request.tenant, request.session_id, request.version)
     return Job(
@@ -78,6 +84,8 @@ def job_from(request: pb.RunRequest, deadline_s: float | None) -> Job:
         sampling=_sampling_from(request.sampling),
         priority=request.priority,
         deadline_s=deadline_s,
+        ttft_due_s=ttft_due_s,
+        tpot_ms=request.tpot_ms if request.HasField("tpot_ms") else None,
         session=session,
         restore=_restore_from(request.restore) if request.HasField("restore") else None,
         sent_token_ids=tuple(request.sent_token_ids),

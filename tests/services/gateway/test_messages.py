@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.gateway import messages
+from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import NamedRecipe
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
@@ -112,13 +113,18 @@ def test_a_recipe_is_told_in_the_layers_of_the_model() -> None:
     assert (full.window, list(full.full_layers), list(full.lookback_layers)) == (0, [], [0, 1, 2, 3])
 
 
-def test_the_first_message_tells_plan_and_objective() -> None:
+def planned_turn() -> tuple[Job, Planned]:
+    """A turn of 30 tokens after 2,000 in session "s"."""
     work = make_work(30, history=make_manifest(num_tokens=2000))
     session = SessionUse("acme", "s", 3)
     request = Understood(PromptInput("?"), 10, OBJECTIVE, session, work.history, (1,) * 30)
     named = make_catalog().recipes["tail"]
     job = Job("r", request.token_ids, named.name, named.recipe, SamplingParams(), session=session)
-    accepted = messages.accepted_message(job, Planned(request, work, make_plan())).accepted
+    return job, Planned(request, work, make_plan())
+
+
+def test_the_first_message_tells_plan_and_objective() -> None:
+    accepted = messages.accepted_message(Accepted(*planned_turn())).accepted
     assert (accepted.request_id, accepted.session_id, accepted.reason) == ("r", "s", "because")
     assert (accepted.prompt_tokens, accepted.history_tokens) == (30, 2000)
     assert accepted.predicted_to_meet
@@ -155,10 +161,12 @@ def test_progress_and_tokens() -> None:
 
 
 def test_the_last_message_adds_up() -> None:
-    work = make_work(30, history=make_manifest(num_tokens=2000))
-    timings = pb.Timings(ttft_ms=9.0)
-    finish = messages.finish_message(DONE, work, "s", timings, ("ttft is late",)).finish
-    assert (finish.reason, finish.text, finish.timings) == (pb.FINISH_REASON_LENGTH, "rest", timings)
+    timings = Timings(queue_ms=1.0, restore_ms=2.0, ttft_ms=9.0, tpot_ms=4.0, save_ms=3.0, total_ms=20.0)
+    finish = messages.finish_message(Answered(DONE, *planned_turn(), timings, ("ttft is late",))).finish
+    assert (finish.reason, finish.text) == (pb.FINISH_REASON_LENGTH, "rest")
+    assert finish.timings == pb.Timings(
+        queue_ms=1.0, restore_ms=2.0, ttft_ms=9.0, tpot_ms=4.0, save_ms=3.0, total_ms=20.0
+    )
     assert finish.usage == pb.Usage(
         prompt_tokens=30, history_tokens=2000, restored_tokens=1999, computed_tokens=31, generated_tokens=7
     )
@@ -170,8 +178,8 @@ def test_the_last_message_adds_up() -> None:
 
 def test_the_last_message_tells_what_became_of_the_session() -> None:
     outcome = SessionOutcome(version=4, saved=False, error="store is down", history="restored", saved_bytes=5)
-    work = make_work(30, history=make_manifest(num_tokens=2000))
-    finish = messages.finish_message(replace(DONE, session=outcome), work, "s", pb.Timings(), ()).finish
+    timings = Timings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    finish = messages.finish_message(Answered(replace(DONE, session=outcome), *planned_turn(), timings, ())).finish
     assert finish.sla_met
     assert finish.session == pb.SessionResult(
         session_id="s", version=4, saved=False, error="store is down", history="restored", saved_bytes=5

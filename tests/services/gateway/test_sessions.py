@@ -13,8 +13,9 @@ import pytest
 
 from services.errors import SessionNotFound
 from services.gateway import sessions
+from services.gateway.identity import TENANT
 from services.gateway.server import SERVICE_NAME, GatewayServer
-from services.gateway.sessions import TENANT, SegmentSpool, SessionRpcs
+from services.gateway.sessions import SegmentSpool, SessionRpcs
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat, Manifest, SessionStore

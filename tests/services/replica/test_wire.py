@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,13 @@ def test_facts() -> None:
 
 
 JOB = Job("r", (1, 2), "full", Recipe(), SamplingParams())
+
+
+def test_what_a_turn_aims_at() -> None:
+    job = replace(JOB, ttft_due_s=time.monotonic() - 3.0, tpot_ms=20.0)
+    there = job_from(pb.RunRequest.FromString(run_request(job).SerializeToString()), None)
+    assert there.ttft_due_s == pytest.approx(job.ttft_due_s, abs=0.5)
+    assert replace(there, ttft_due_s=job.ttft_due_s) == job
 
 
 def test_what_makes_no_sense_is_refused() -> None:

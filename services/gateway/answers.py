@@ -1,0 +1,165 @@
+"""Turns as the gateway runs them, whatever wire they came by: understand, lease, plan, run, judge.
+
+    prompt, headers ──▶ Accepted ──▶ PrefillProgress … ──▶ TokenOutput … ──▶ Answered
+
+gRPC and HTTP translate at both ends; nothing else is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass, field
+
+from services.gateway import planner
+from services.gateway.failover import run_turn
+from services.gateway.identity import new_session_id
+from services.gateway.prompt import PromptInput
+from services.gateway.replicas import LeasedReplica, Replicas
+from services.gateway.sla import Objective
+from services.gateway.turns import Planned, TurnPlanner
+from services.replica.job import Done, Job
+from services.sessions.store import Store
+from swaa_runtime.outputs import PrefillProgress, TokenOutput
+from swaa_runtime.request import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Headers = Iterable[tuple[str, str | bytes]]
+"""A request's headers, names in lower case; those that are not ours are ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A turn has been planned and is about to run."""
+
+    job: Job
+    planned: Planned
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What happened when, in ms, as a client of this gateway sees it; `tpot_ms` is the mean after the first token."""
+
+    queue_ms: float
+    restore_ms: float
+    ttft_ms: float
+    tpot_ms: float
+    save_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A turn has ended well. `misses`: what of its objective was missed, in words; empty if it was met."""
+
+    done: Done
+    job: Job
+    planned: Planned
+    timings: Timings
+    misses: tuple[str, ...]
+
+
+AnswerEvent = Accepted | PrefillProgress | TokenOutput | Answered
+
+
+@dataclass(slots=True)
+class _Clock:
+    """When things happened; on the clock of time.monotonic."""
+
+    arrival_s: float = field(default_factory=time.monotonic)
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+    def token(self) -> None:
+        """A token came."""
+        self.last_token_s = time.monotonic()
+        self.first_token_s = self.first_token_s or self.last_token_s
+
+    def timings(self, done: Done) -> Timings:
+        """Of a turn that ended now."""
+        after_first = done.num_generated_tokens - 1
+        decode_ms = (self.last_token_s - self.first_token_s) * 1e3
+        return Timings(
+            queue_ms=done.queue_ms,
+            restore_ms=done.restore_ms,
+            ttft_ms=(self.first_token_s - self.arrival_s) * 1e3,
+            tpot_ms=decode_ms / after_first if after_first > 0 else 0.0,
+            save_ms=done.save_ms,
+            total_ms=(time.monotonic() - self.arrival_s) * 1e3,
+        )
+
+
+class Answers:
+    """Stateless: all it knows is how turns are planned, and where replicas and sessions are."""
+
+    def __init__(self, turns: TurnPlanner, replicas: Replicas, store: Store) -> None:
+        self.turns = turns
+        self._replicas = replicas
+        self._store = store
+
+    async def answer(
+        self, prompt: PromptInput, params: SamplingParams, headers: Headers, deadline_s: float | None = None
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Run one turn. Close the iterator to end it early; everything it holds is freed.
+
+        Args:
+            deadline_s: on the clock of time.monotonic.
+
+        Raises:
+            Whatever `TurnPlanner.understand`, `TurnPlanner.plan` and `failover.run_turn` raise.
+        """
+        clock = _Clock()
+        request = await self.turns.understand(prompt, params.max_tokens, headers, new_session_id())
+        async with self._replicas.lease(request.session) as replica:
+            planned = await self.turns.plan(request, replica)
+            job = self.turns.job(planned, uuid.uuid4().hex, params, deadline_s)
+            yield Accepted(job, planned)
+
+            async def replan(cut_off: Job, other: LeasedReplica) -> Job:
+                return await self.turns.replan(planned, cut_off, other)
+
+            running = run_turn(self._replicas, replica, job, replan, self._store, self.turns.encoder.decoder)
+            async with contextlib.aclosing(running) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        yield _answered(event, job, planned, clock.timings(event))
+                        continue
+                    if isinstance(event, TokenOutput):
+                        clock.token()
+                    yield event
+
+    async def plan(self, prompt: PromptInput, max_tokens: int, headers: Headers) -> Planned:
+        """What `answer` would do, without running anything."""
+        request = await self.turns.understand(prompt, max_tokens, headers, new_session_id())
+        async with self._replicas.lease(request.session) as replica:
+            return await self.turns.plan(request, replica)
+
+    async def plan_length(
+        self, prompt_tokens: int, max_tokens: int, headers: Headers
+    ) -> tuple[Objective, planner.Work, planner.Plan]:
+        """The same for a prompt of which only the length is known."""
+        objective, history = await self.turns.objective(headers)
+        async with self._replicas.lease(None) as replica:
+            work = self.turns.work(prompt_tokens, max_tokens, history, objective, replica)
+            return objective, work, self.turns.choose(objective, work, replica)
+
+
+def _answered(done: Done, job: Job, planned: Planned, timings: Timings) -> Answered:
+    missed = planner.misses(planned.request.objective, timings.ttft_ms, timings.tpot_ms)
+    logger.info(
+        "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
+        job.request_id,
+        job.session.session_id if job.session else "-",
+        job.recipe_name,
+        planned.work.prompt_tokens,
+        done.num_restored_tokens,
+        done.num_generated_tokens,
+        timings.ttft_ms,
+        timings.tpot_ms,
+        "missed" if missed else "met",
+    )
+    return Answered(done, job, planned, timings, missed)
