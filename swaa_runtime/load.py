@@ -1,4 +1,4 @@
-"""What an engine has to do yet, as plain data that any thread may read: planners predict waits from it. Needs no torch."""
+"""What an engine has to do yet, as plain data that any thread may read: planners predict waits from it. No torch."""
 
 from __future__ import annotations
 

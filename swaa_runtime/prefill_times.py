@@ -1,4 +1,4 @@
-"""What is left to do until a request's first token, in ms. Remembers: the scheduler asks for all requests every step."""
+"""How long it is until requests' first tokens, in ms. Remembered, as the scheduler asks for all of them every step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PrefillTimes:
         self._predictions: dict[str, _Prediction] = {}
 
     def ms(self, request: Request) -> float:
-        """Time until the request's first new token if it had the engine for itself; what is restored is not computed."""
+        """Time until the first new token if the request had the engine for itself. What is restored is not computed."""
         now_s, known = self._clock(), self._predictions.get(request.request_id)
         if (
             known is None
