@@ -32,6 +32,7 @@ class AsyncAnswerStream:
         self._tell = tell
         self._tokens: list[Token] = []
         self._answer: Answer | None = None
+        self._closed = False
 
     def __aiter__(self) -> Self:
         return self
@@ -56,6 +57,7 @@ class AsyncAnswerStream:
 
     async def close(self) -> None:
         """End the turn if it runs still; the service frees what it holds."""
+        self._closed = True
         await self._events.aclose()
 
     async def __aenter__(self) -> Self:
@@ -79,7 +81,7 @@ class AsyncAnswerStream:
                     return self._add(read(Token, event.token))
                 case "finish":
                     return await self._finish(event.finish)
-        if self._answer is None and self._tokens:
+        if self._answer is None and not self._closed:
             raise ServerError("the stream ended without its last message")
         return None
 

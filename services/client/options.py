@@ -114,8 +114,12 @@ def check_names(options: Mapping[str, Any], known: type[PlanOptions]) -> None:
 
 def headers(options: Mapping[str, Any]) -> Metadata:
     """The request headers. Raises InvalidRequest for what no header can carry."""
-    given = [(header, options[name]) for name, header in HEADERS.items() if options.get(name) not in (None, False)]
-    metadata = [(header, "true" if value is True else str(value)) for header, value in given]
+    given = {header: options.get(name) for name, header in HEADERS.items()}
+    metadata = [
+        (header, "true" if value is True else str(value))
+        for header, value in given.items()
+        if value is not None and value is not False
+    ]
     for header, text in metadata:
         if not (text.isascii() and text.isprintable()):
             raise InvalidRequest(f"{header} is {text!r}: must be printable ASCII")
