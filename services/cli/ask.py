@@ -21,7 +21,8 @@ async def generate(server: str, prompt: str, session: str | None, options: TurnO
     async with AsyncClient(server) as client:
 
         def start(**listeners: Unpack[TurnOptions]) -> AsyncAnswerStream:
-            return client.stream(prompt, session=session, **{**options, **listeners})
+            given: TurnOptions = {**options, **listeners}
+            return client.stream(prompt, session=session, **given)
 
         answer = await show_turn(start, console)
     print_figures(answer, console)

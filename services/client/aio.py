@@ -102,9 +102,9 @@ class AsyncClient:
         Args:
             session: "new", or the id of one to continue; None: without. See `session` for one that takes care of ids.
         """
-        return self.open_stream(prompt, session, options, lambda news: None)
+        return self._open_stream(prompt, session, options, lambda news: None)
 
-    def open_stream(
+    def _open_stream(
         self, prompt: Prompt, session: str | None, options: TurnOptions, tell: Callable[[News], None]
     ) -> AsyncAnswerStream:
         """As `stream`, with the options as a mapping; `tell` is told whatever their listeners are, and the answer."""
@@ -211,7 +211,7 @@ class AsyncChat:
     def stream(self, prompt: Prompt, **options: Unpack[TurnOptions]) -> AsyncAnswerStream:
         """Run the next turn, token by token."""
         given: TurnOptions = {**self._options, **options}
-        return self._client.open_stream(prompt, self._id or NEW_SESSION, given, self._note)
+        return self._client._open_stream(prompt, self._id or NEW_SESSION, given, self._note)
 
     async def fork(self, *, keep: bool = True) -> AsyncChat:
         """A copy of the conversation so far, as a session of its own. Raises InvalidRequest before its first turn."""

@@ -111,9 +111,8 @@ def connect(address: str) -> AsyncClient:
 async def answer(client: AsyncClient, prompt: list[int], session: str = "new") -> tuple[list[int], SessionResult]:
     """A whole turn, whose events must come in the order that is promised."""
     progress: list[int] = []
-    turn = await client.generate(
-        prompt, session=session, on_progress=lambda step: progress.append(step.done_tokens), **OPTIONS
-    )
+    options: TurnOptions = {**OPTIONS, "on_progress": lambda step: progress.append(step.done_tokens)}
+    turn = await client.generate(prompt, session=session, **options)
     assert progress == sorted(set(progress)), "progress went back"
     assert turn.session is not None
     return list(turn.token_ids), turn.session

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,32 +90,40 @@ async def tiny_service(**policy: Any) -> AsyncIterator[TinyService]:
 @contextmanager
 def tiny_service_thread() -> Iterator[TinyService]:
     """The same in a thread of its own, for what blocks."""
-    started: asyncio.Future[TinyService] | Any = None
-    ready, stopping = threading.Event(), asyncio.Event()
+    started: Future[TinyService] = Future()
+    stopping = asyncio.Event()
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
-        nonlocal started
         async with tiny_service() as service:
-            started = service
-            ready.set()
+            started.set_result(service)
             await stopping.wait()
 
     def run() -> None:
         try:
             loop.run_until_complete(serve())
+        except BaseException as exc:
+            if started.done():
+                raise
+            started.set_exception(exc)
         finally:
-            ready.set()
             loop.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    ready.wait()
+    service = started.result()
     try:
-        yield started
+        yield service
     finally:
         loop.call_soon_threadsafe(stopping.set)
         thread.join()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody tells. Raises TimeoutError after 20 s."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the service under test tells nobody
+            await asyncio.sleep(0.005)
 
 
 def tiny_catalog() -> Catalog:

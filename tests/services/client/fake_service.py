@@ -60,7 +60,8 @@ class FakeService(pb_grpc.LongContextServicer):
         for event in self._next(request, context):
             if isinstance(event, Refusal):
                 await context.abort(event.code, event.details, event.trailing)
-            yield event
+            else:
+                yield event
 
     async def _refuse(self, request: Any, context: Any) -> None:
         for event in self._next(request, context):

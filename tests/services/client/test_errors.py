@@ -41,7 +41,7 @@ TREE = {
 
 
 def failure(code: grpc.StatusCode, *trailing: tuple[str, str]) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, Metadata(), Metadata(*trailing), "why")
+    return grpc.aio.AioRpcError(code, Metadata(), Metadata(*trailing), "why", None)
 
 
 @pytest.mark.parametrize("code", grpc.StatusCode)

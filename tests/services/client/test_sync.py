@@ -1,4 +1,4 @@
-"""The blocking client: the same calls from a program without an event loop. That they are the same is test_surface's."""
+"""The blocking client: the same calls from a program without an event loop."""
 
 from __future__ import annotations
 
