@@ -48,11 +48,11 @@ def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _field(hint: Any, message: Message, name: str) -> Any:
+def _field(hint: Any, message: Any, name: str) -> Any:
     value = getattr(message, name)
     if get_origin(hint) is tuple:
         return tuple(_value(get_args(hint)[0], item) for item in value)
-    choices = [choice for choice in get_args(hint) if choice is not NoneType]
+    choices = list(set(get_args(hint)) - {NoneType})
     if choices and message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
         return None
     return _value(choices[0] if choices else hint, value)

@@ -175,3 +175,11 @@ def test_the_examples_of_the_asynchronous_client_run(service: TinyService) -> No
                 assert (await scope["example"](client)).text
 
     asyncio.run(run())
+
+
+def test_the_example_of_the_readme_runs(service: TinyService, capsys: pytest.CaptureFixture[str]) -> None:
+    source = (Path(__file__).parent / "readme_example.py").read_text(encoding="utf-8")
+    exec(source.replace("127.0.0.1:50051", service.address), {})  # noqa: S102 - it is the file next to this one
+    out = capsys.readouterr().out
+    assert "Progress(done_tokens=" in out
+    assert "strict" in out, "the last call is refused"
