@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.server import GatewayServer
+from services.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ async def serve_until_stopped(
     config: ServeConfig, running: AbstractAsyncContextManager[GatewayServer], ready_file: Path | None
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and stop."""
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(config.log_level, config.log_format)
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
