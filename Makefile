@@ -98,7 +98,7 @@ bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second re
 
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json
+	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.answers import Answers
-from services.gateway.catalog import load_catalog
+from services.gateway.catalog_file import ServedModel, catalog_path
+from services.gateway.catalog_source import CatalogSource
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
@@ -34,19 +34,21 @@ async def running_service(
     """The whole service, serving; drained and stopped on leaving. `progress` follows the first start's calibration."""
     async with running_parts(config) as parts:
         facts = model_facts(parts, await cost_profile(config, parts, None, progress))
-        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         policy = config.session_policy
-        turns = TurnPlanner(catalog, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
+        turns = TurnPlanner(catalogs, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
         answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store)
         service = LongContextService(config.model, facts, answers, parts.store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
-        watching = asyncio.create_task(_watch(parts.engine, server))
+        watching = [asyncio.create_task(task) for task in (_watch(parts.engine, server), catalogs.watch())]
         try:
             yield server
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await server.stop(config.drain_s)
 
 

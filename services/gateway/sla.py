@@ -28,6 +28,8 @@ HEADERS = (
 )
 NEW_SESSION = "new"
 DEFAULT_SLA_CLASS = "balanced"
+DEFAULT_TENANT = "default"
+MAX_PRIORITY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,23 @@ class SlaClass:
     tpot_ms: float
     min_quality: float
     priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """What a tenant may ask for.
+
+    Attributes:
+        max_priority: the highest priority its requests run at, whatever their class has.
+        sla_classes: names of the classes it may name; None: all.
+    """
+
+    max_priority: int = MAX_PRIORITY
+    sla_classes: frozenset[str] | None = None
+
+    def allows(self, sla_class: str) -> bool:
+        """Whether the tenant may ask for this class."""
+        return self.sla_classes is None or sla_class in self.sla_classes
 
 
 @dataclass(frozen=True, slots=True)
