@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import InvalidRequest, OutOfCapacity
 from swaa_runtime.kv_cache.slices import SLICE_TOKENS
 from swaa_runtime.outputs import Finished, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, SamplingParams, Status
+from swaa_runtime.step_cost import UnknownCost
 from tests.swaa_runtime.builders import (
     VOCAB_SIZE,
     LetterDecoder,
@@ -115,6 +117,38 @@ def test_an_idle_engine_does_nothing() -> None:
     rig = build_rig()
     assert not rig.engine.has_work
     assert rig.step() == []
+
+
+class ObservingCost(UnknownCost):
+    """Keeps what it was told of each step: (request, first position, tokens) of its chunks, and how long it took."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[str, int, int]]] = []
+        self.took_ms: list[float] = []
+
+    def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
+        self.steps.append([(c.request.request_id, c.request.num_computed_tokens, c.num_tokens) for c in chunks])
+        self.took_ms.append(took_ms)
+
+
+def test_the_cost_is_told_what_each_step_ran_and_how_long_it_took() -> None:
+    rig, cost = build_rig(config=engine_config(max_step_tokens=16)), ObservingCost()
+    rig.engine.set_cost(cost)
+    rig.add(build_request("long", 30, sampling=SamplingParams(max_tokens=3)))
+    rig.step()
+    rig.add(build_request("short", 2, sampling=SamplingParams(max_tokens=1)))
+    started_s = time.monotonic()
+    rig.run()
+    elapsed_ms = (time.monotonic() - started_s) * 1e3
+    by_step = [sorted(step) for step in cost.steps]
+    assert by_step == [
+        [("long", 0, 16)],
+        [("long", 16, 14), ("short", 0, 2)],
+        [("long", 30, 1)],
+        [("long", 31, 1)],
+    ]
+    assert all(took_ms > 0.0 for took_ms in cost.took_ms)
+    assert sum(cost.took_ms[1:]) <= elapsed_ms
 
 
 # What a query sees, through the whole engine.
