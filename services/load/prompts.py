@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
-MEASURED_CHARACTERS = 20_000
+MEASURED_CHARACTERS = 4_000
 """Of the document, whose tokens the server is asked to count."""
 
 INSTRUCTION = "\n\nGo on with this text.\n"

@@ -20,7 +20,7 @@ PROMPTS = TokenPrompts(list(range(100)))
 SLA = {"x-swaa-sla": "quality"}
 
 
-class Server(pb_grpc.LongContextServicer):  # type: ignore[misc]
+class Server(pb_grpc.LongContextServicer):
     """Answers at once, unless a gate is shut; refuses prompts of one token."""
 
     def __init__(self) -> None:
