@@ -53,7 +53,8 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         policy = config.session_policy
         turns = TurnPlanner(catalogs, encoder, store, policy, facts.max_session_tokens, TENANT)
-        service = LongContextService(config.model, facts, Answers(turns, replicas, store), store, policy)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids)
+        service = LongContextService(config.model, facts, answers, store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
