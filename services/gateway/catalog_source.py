@@ -9,8 +9,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from swaa_runtime.errors import SwaaError
 
@@ -21,8 +24,8 @@ WATCH_INTERVAL_S = 1.0
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-class CatalogSource:
-    """A catalogue file, and the last good catalogue that was read from it. Belongs to one event loop.
+class Catalogs(Protocol):
+    """The catalogue as it is now, and where it comes from.
 
     Attributes:
         path: the file.
@@ -30,6 +33,32 @@ class CatalogSource:
         loaded_at_s: when it was read, in seconds since 1970.
         error: why what is in the file now is not used; empty if it is.
     """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def current(self) -> Catalog: ...
+
+    @property
+    def loaded_at_s(self) -> float: ...
+
+    @property
+    def error(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCatalog:
+    """A catalogue that never changes, from no file: for tests."""
+
+    current: Catalog
+    path: Path = Path("none")
+    loaded_at_s: float = 0.0
+    error: str = ""
+
+
+class CatalogSource:
+    """A catalogue file, and the last good catalogue read from it; see `Catalogs`. Belongs to one event loop."""
 
     def __init__(self, path: Path, model: ServedModel) -> None:
         """Raises what `load_catalog` raises: a service does not start with a bad catalogue."""

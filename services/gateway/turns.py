@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from services.errors import SessionNotFound, StaleSession
 from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
-from services.gateway.catalog_source import CatalogSource
+from services.gateway.catalog_source import Catalogs
 from services.gateway.history import saved_states, session_state
 from services.gateway.identity import keyed_session_id
 from services.gateway.planner import Work
@@ -85,7 +85,7 @@ class TurnPlanner:
 
     def __init__(
         self,
-        catalogs: CatalogSource,
+        catalogs: Catalogs,
         encoder: PromptEncoder,
         store: Store,
         policy: SessionPolicy,
