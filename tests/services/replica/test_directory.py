@@ -40,7 +40,7 @@ class FakeReplica:
 
 
 def directory_of(replica: FakeReplica) -> Directory:
-    return Directory(cast(Replica, replica), "r#1", "127.0.0.1:1", pb.ModelFacts(fingerprint="f"))
+    return Directory(cast(Replica, replica), "r#1", "127.0.0.1:1", lambda: pb.ModelFacts(fingerprint="f"))
 
 
 class Held:
