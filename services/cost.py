@@ -27,7 +27,7 @@ from typing import Any
 
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.recipe import LayerRule
-from swaa_runtime.visibility import Turn, attended_keys, keeps_everything, query_runs
+from swaa_runtime.visibility import Turn, keeps_everything, query_runs
 
 PROFILE_VERSION = 2
 
@@ -154,7 +154,7 @@ class CostProfile:
         return replace(self, **prompt, **decode)
 
     def _ms(self, work: StepWork, prices: Mapping[str, str]) -> float:
-        return sum(getattr(work, count) * getattr(self, name) * ms_per(name) for count, name in prices.items())
+        return sum(float(getattr(work, count) * getattr(self, name)) * ms_per(name) for count, name in prices.items())
 
 
 def ms_per(price: str) -> float:
@@ -236,8 +236,7 @@ def prefill_work_of(layers: LayerCounts, turns: Sequence[Turn], start: int, stop
 def chunk_work(layers: LayerCounts, turns: Sequence[Turn], start: int, num_tokens: int) -> StepWork:
     """Work of one request's chunk in a step, beside what the step takes for all (see `step_work`)."""
     if num_tokens == 1 and start >= turns[-1].generated_start:
-        keys = sum(count * attended_keys(rule, turns, start, start + 1) for rule, count in layers.items())
-        return StepWork(decode_rows=1.0, decode_keys=keys)
+        return StepWork(decode_rows=1.0, decode_keys=_keys_of_answer(layers, start))
     work = StepWork(prompt_tokens=num_tokens)
     for span in _spans(layers, turns, start, start + num_tokens):
         work += span.in_chunks(start, num_tokens)
@@ -252,9 +251,7 @@ def step_work(chunks: Iterable[StepWork]) -> StepWork:
 
 def decode_keys(rules: Sequence[LayerRule], position: int) -> int:
     """Keys that a generated token at `position` attends to, summed over layers."""
-    turns = (Turn(0, position),)
-    layers = count_layers(rules)
-    return sum(count * attended_keys(rule, turns, position, position + 1) for rule, count in layers.items())
+    return _keys_of_answer(count_layers(rules), position)
 
 
 def kv_tokens(rules: Sequence[LayerRule], num_tokens: int, continues: bool) -> int:
@@ -274,6 +271,17 @@ def count_layers(rules: Sequence[LayerRule]) -> dict[LayerRule, int]:
     for rule in rules:
         counts[rule] = counts.get(rule, 0) + 1
     return counts
+
+
+def _keys_of_answer(layers: LayerCounts, position: int) -> int:
+    """`attended_keys` of one generated token; it is asked for every answer in every step."""
+    total = 0
+    for rule, count in layers.items():
+        if rule.window is None or rule.full_decode:
+            total += count * (position + 1)
+        else:
+            total += count * min(position + 1, rule.sink_tokens + rule.window)
+    return total
 
 
 def _spans(layers: LayerCounts, turns: Sequence[Turn], start: int, stop: int) -> Iterator[_Span]:

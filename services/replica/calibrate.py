@@ -12,9 +12,10 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -179,7 +180,8 @@ def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
     return sorted([*alone, *mixed, *batches], key=lambda run: sum(prompt.num_tokens for prompt in run))
 
 
-def _fitted(fastest_ms: dict[StepWork, float]) -> dict[str, float]:
+def _fitted(fastest_ms: Mapping[StepWork, float]) -> dict[str, Any]:
+    """The prices, as a profile takes them."""
     return fit_prices(list(fastest_ms), list(fastest_ms.values()), PROMPT_PRICES | DECODE_PRICES)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,10 @@ RECIPES = (
     Recipe(window=256, sink_tokens=4),
 )
 NAMES = PROMPT_PRICES | DECODE_PRICES
+
+
+def profile_of(prices: dict[str, Any]) -> CostProfile:
+    return CostProfile("m", "h", "t", 1024, restore_ms_per_mib=0.0, **prices)
 
 
 def steps() -> list[StepWork]:
@@ -51,10 +57,10 @@ def steps() -> list[StepWork]:
 def test_the_fit_finds_the_prices_that_made_the_times(truth: dict[str, float], absent: str | None) -> None:
     if absent is not None:
         truth[absent] = 0.0
-    profile = CostProfile("m", "h", "t", 1024, restore_ms_per_mib=0.0, **truth)
+    profile = profile_of(truth)
     work = steps()
     times_ms = [profile.step_ms(step) for step in work]
-    found = CostProfile("m", "h", "t", 1024, restore_ms_per_mib=0.0, **fit_prices(work, times_ms, NAMES))
+    found = profile_of(fit_prices(work, times_ms, NAMES))
     assert [found.step_ms(step) for step in work] == pytest.approx(times_ms, rel=1e-3)
 
 
