@@ -83,6 +83,16 @@ async def test_a_grant_says_who_and_where_what_is_queued_and_whether_that_versio
 
 
 @asynchronous
+async def test_a_grant_carries_the_model_facts_of_its_moment() -> None:
+    facts = [pb.ModelFacts(cost_profile_json="later"), pb.ModelFacts(cost_profile_json="sooner")]
+    directory = Directory(cast(Replica, FakeReplica()), "r#1", "127.0.0.1:1", facts.pop)
+    for profile in ("sooner", "later"):
+        lease = Held(directory)
+        assert (await lease.start()).model.cost_profile_json == profile
+        lease.rest.cancel()
+
+
+@asynchronous
 async def test_a_lease_is_held_until_it_is_cancelled() -> None:
     directory = directory_of(FakeReplica())
     first, second = await hold(directory, 2)
