@@ -75,7 +75,8 @@ class Effort:
 
     Attributes:
         lengths_tokens: prompt lengths, ascending; repeats: how often each is run.
-        budget_s: no run is started after so long, but for the shortest prompts, which are always run.
+        budget_s: no run is started after so long, but for prompts of the two shortest lengths: with one length, what a
+            step takes and what a token takes could not be told apart.
         held_out_tokens: prompt lengths that the profile is checked on.
     """
 
@@ -133,7 +134,8 @@ async def calibrate(
     if not lengths:
         needed = min(effort.lengths_tokens) + DECODE_TOKENS
         raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
-    runs, recorder = _runs(lengths) * effort.repeats, _Recorder()
+    once, recorder = _runs(lengths), _Recorder()
+    runs, num_needed = once * effort.repeats, len(RECIPES) * len(lengths[:2])
     held_out = [
         _Prompt(recipe, length)
         for length in effort.held_out_tokens
@@ -145,7 +147,7 @@ async def calibrate(
     await _set_cost(engine, recorder)
     try:
         for index, prompts in enumerate(runs):
-            if index < len(RECIPES) or time.monotonic() - started_s < effort.budget_s:
+            if index < num_needed or time.monotonic() - started_s < effort.budget_s:
                 await _run(loaded, engine, prompts)
             progress(index + 1, total)
     finally:
