@@ -76,12 +76,17 @@ class FakeService(pb_grpc.LongContextServicer):
 
 
 @asynccontextmanager
-async def fake_service(*scripts: Script) -> AsyncIterator[FakeService]:
-    """It, listening on `address`."""
+async def fake_service(
+    *scripts: Script, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[FakeService]:
+    """It, listening on `address`; with TLS, if there are credentials."""
     service = FakeService(list(scripts))
     server = grpc.aio.server(options=GRPC_OPTIONS)
     pb_grpc.add_LongContextServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    service.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if credentials is None:
+        service.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    else:
+        service.address = f"localhost:{server.add_secure_port('localhost:0', credentials)}"
     await server.start()
     try:
         yield service

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 from services.client import (
     NO_RETRY,
@@ -305,6 +306,22 @@ async def test_nobody_there() -> None:
             await client.recipes()
         with pytest.raises(DeadlineExceeded):
             await client.wait_until_serving(0.3)
+
+
+@asynchronous
+async def test_tls_with_an_authority_of_ones_own() -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    server = grpc.ssl_server_credentials([(issued.private_key_pem.bytes(), chain)])
+    trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with fake_service(GOOD, credentials=server) as service:
+        async with connect(service, credentials=trusting) as client:
+            assert (await client.generate("a")).text == "a"
+        for credentials in (None, grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())):
+            async with connect(service, credentials=credentials, retry=NO_RETRY) as stranger:
+                with pytest.raises(Unavailable):
+                    await stranger.generate("a")
 
 
 @asynchronous
