@@ -102,7 +102,7 @@ bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json
+	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.answers import Answers
-from services.gateway.catalog import load_catalog
+from services.gateway.catalog_file import ServedModel, catalog_path
+from services.gateway.catalog_source import CatalogSource
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
@@ -35,21 +35,23 @@ async def running_service(
     async with running_parts(config) as parts:
         cost = await learning_cost(config, parts, progress)
         facts = model_facts(parts, cost.profile)
-        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         policy = config.session_policy
-        turns = TurnPlanner(catalog, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
+        turns = TurnPlanner(catalogs, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
         answers = Answers(
             turns, LocalReplicas(parts.replica, facts, lambda: cost.profile), parts.store, facts.eos_token_ids
         )
         service = LongContextService(config.model, facts, answers, parts.store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
-        watching = asyncio.create_task(_watch(parts.engine, server))
+        watching = [asyncio.create_task(task) for task in (_watch(parts.engine, server), catalogs.watch())]
         try:
             yield server
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await server.stop(config.drain_s)
 
 
