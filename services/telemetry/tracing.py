@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -111,10 +111,13 @@ class Tracing:
 
     def span(self, name: str, headers: Headers = (), kind: Kind = "server", **attributes: Attribute) -> Span:
         """A span from now; the caller's child if `headers` say who that is. Damaged ones say nothing (W3C)."""
-        return self.span_in(W3C.extract(dict(trace_headers(headers)), Context()), name, kind, **attributes)
+        return self._started(W3C.extract(dict(trace_headers(headers)), Context()), name, kind, attributes)
 
-    def span_in(self, context: Context, name: str, kind: Kind = "internal", **attributes: Attribute) -> Span:
-        """A child of the span in an OpenTelemetry context, if there is one."""
+    def span_here(self, name: str, kind: Kind = "client", **attributes: Attribute) -> Span:
+        """A child of the program's own current span, if it traces with OpenTelemetry: for libraries in it."""
+        return self._started(get_current(), name, kind, attributes)
+
+    def _started(self, context: Context, name: str, kind: Kind, attributes: Mapping[str, Attribute]) -> Span:
         return Span(self._tracer, _start(self._tracer, name, context, kind, attributes))
 
 
