@@ -9,6 +9,7 @@ from typing import Literal
 
 LogFormat = Literal["text", "json"]
 
+OURS = "services"
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 FIELDS = (
@@ -51,13 +52,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def handler(log_format: LogFormat) -> logging.Handler:
-    """Writes lines to standard error."""
-    found = logging.StreamHandler()
-    found.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
-    return found
-
-
 def configure(level: str, log_format: LogFormat) -> None:
-    """How this process logs. For programs, once, at their start."""
-    logging.basicConfig(level=level, handlers=[handler(log_format)])
+    """How this process logs, to standard error. For programs, once, at their start."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def configure_hosted(level: str, log_format: LogFormat) -> None:
+    """The same in a process whose host has said how it logs: only our lines, and as the host likes unless in JSON."""
+    ours = logging.getLogger(OURS)
+    ours.setLevel(level)
+    if log_format == "json":
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        ours.addHandler(handler)
+        ours.propagate = False

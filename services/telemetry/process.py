@@ -1,10 +1,13 @@
-"""Sends spans to an OpenTelemetry collector. All that needs its SDK, which is an extra."""
+"""What one process tells of itself. Traces go out from here: all that needs OpenTelemetry's SDK, which is an extra."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from services.telemetry.tracing import Tracing
 from swaa_runtime.errors import InvalidRequest
@@ -13,13 +16,33 @@ FLUSH_MS = 2000
 """How long a process that stops waits for its last spans to go out."""
 
 
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Passed to whatever has something to tell. As it is made without arguments, nobody listens."""
+
+    tracing: Tracing = field(default_factory=Tracing)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+
 @contextlib.asynccontextmanager
-async def exporting(endpoint: str, service_name: str) -> AsyncIterator[Tracing]:
-    """Traces of this process, sent to `endpoint` (OTLP over gRPC, http://host:port); empty: nowhere.
+async def running_telemetry(otlp_endpoint: str, service_name: str) -> AsyncIterator[Telemetry]:
+    """Of this process, until the end of the context.
+
+    Args:
+        otlp_endpoint: where traces go, by OTLP over gRPC: http://host:port; empty: nowhere.
+        service_name: what this process is called there.
 
     Raises:
-        InvalidRequest: if it is set, and the SDK is not installed.
+        InvalidRequest: if traces are to go somewhere, and the SDK is not installed.
     """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    async with _exporting(otlp_endpoint, service_name) as tracing:
+        yield Telemetry(tracing, registry)
+
+
+@contextlib.asynccontextmanager
+async def _exporting(endpoint: str, service_name: str) -> AsyncIterator[Tracing]:
     if not endpoint:
         yield Tracing()
         return
