@@ -59,7 +59,7 @@ def ask(client: openai.OpenAI, **changes: Any) -> Any:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["smollm2"]
     assert client.models.retrieve("smollm2").object == "model"
-    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served"):
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
         client.models.retrieve("gpt-4")
 
 
@@ -160,6 +160,19 @@ def test_a_session_goes_on(client: openai.OpenAI) -> None:
     assert again.usage.prompt_tokens == history + again.swaa["accepted"]["prompt_tokens"]
 
 
+def test_tools_and_what_became_of_them_reach_the_template(client: openai.OpenAI) -> None:
+    def prompt_tokens(messages: list[Any], **options: Any) -> int:
+        return int(ask(client, messages=messages, max_tokens=1, **options).usage.prompt_tokens)
+
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "the ship"}'}}
+    called = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answered = [*called, {"role": "tool", "tool_call_id": "c1", "content": "it left"}]
+    plain = prompt_tokens(CHAT)
+    assert prompt_tokens(CHAT, tools=[TOOL]) > plain + 10
+    assert prompt_tokens(CHAT, tools=[TOOL], tool_choice="none") == plain
+    assert plain < prompt_tokens(called) < prompt_tokens(answered) < prompt_tokens(answered, tools=[TOOL])
+
+
 def test_the_asynchronous_client(tiny: Service, chat: Turn) -> None:
     async def run() -> tuple[str, str]:
         async with openai.AsyncOpenAI(base_url=f"http://{tiny.http_address}/v1", api_key="none") as client:
@@ -179,7 +192,8 @@ def test_the_asynchronous_client(tiny: Service, chat: Turn) -> None:
         ({"model": "gpt-4"}, openai.NotFoundError, "is not served here"),
         ({"n": 2}, openai.BadRequestError, "one answer a request"),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
-        ({"tools": [TOOL]}, openai.BadRequestError, "template does not know tools"),
+        ({"tools": [TOOL], "tool_choice": "required"}, openai.BadRequestError, "only 'auto' and 'none'"),
+        ({"tools": [{"type": "retrieval"}]}, openai.BadRequestError, "tools\\[0\\].function"),
         ({"messages": []}, openai.BadRequestError, "messages is \\[\\]: must not be empty"),
         ({"temperature": -1}, openai.BadRequestError, "temperature is -1.0: must be in 0..100"),
         ({"extra_body": {"mirostat": 2}}, openai.BadRequestError, "mirostat is 2: unknown field"),

@@ -89,12 +89,17 @@ def error_body(error: BaseException) -> dict[str, Any]:
 
 def retry_headers(error: BaseException) -> dict[str, str]:
     """When to try again, as OpenAI's clients understand it: `x-should-retry` keeps them from trying in vain."""
-    told = http_error(error)
-    if not told.retry:
-        return {"x-should-retry": "false"}
-    if told.status != 429:
-        return {"x-should-retry": "true"}
-    return {"retry-after": str(math.ceil(FULL_RETRY_MS / 1e3)), "retry-after-ms": f"{FULL_RETRY_MS:.0f}"}
+    retry_ms = _retry_ms(error)
+    if retry_ms is not None:
+        return {"retry-after": str(math.ceil(retry_ms / 1e3)), "retry-after-ms": str(math.ceil(retry_ms))}
+    return {"x-should-retry": "true" if http_error(error).retry else "false"}
+
+
+def _retry_ms(error: BaseException) -> float | None:
+    """After how many ms to ask again; None if that is not known, or in vain."""
+    if isinstance(error, SlaUnattainable):
+        return error.retry_after_ms
+    return FULL_RETRY_MS if isinstance(error, OutOfCapacity) else None
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
