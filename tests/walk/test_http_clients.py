@@ -83,7 +83,8 @@ def test_probes_and_info(http: httpx.Client) -> None:
     assert http.get("/healthz").json() == {"status": "alive"}
     assert http.get("/readyz").json() == {"status": "serving"}
     info = http.get("/api/info").json()
-    assert (info["model"], info["device"]) == ("smollm2", "cpu")
+    assert info["model"] == "smollm2"
+    assert info["device"]
     assert info["limits"]["prompt_bytes"] == 64 << 20
 
 

@@ -15,6 +15,7 @@ from services.gateway.http.running import Running
 from swaa_runtime.errors import InvalidRequest
 
 BACKLOG = 2048
+MAX_PORT = 65535
 MAX_HEADER_BYTES = 32 << 10
 STOP_S = 5.0
 """Beyond the time that running requests have: to write what is left to write."""
@@ -84,10 +85,10 @@ def _bind(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:
-        if not host or not port.isdecimal():
+        if not host or not port.isdecimal() or int(port) > MAX_PORT:
             raise OSError
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as exc:
+    except OSError as exc:
         bound = "cannot be listened on; it must be host:port, and the port free; or empty for no HTTP"
         raise InvalidRequest("http_listen", listen, bound) from exc
