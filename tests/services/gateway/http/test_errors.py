@@ -27,7 +27,7 @@ BY_CODE = {
 
 @pytest.mark.parametrize("cls", STATUS_CODES)
 def test_both_tables_agree(cls: type[SwaaError]) -> None:
-    error = cls("field", 0, "bound") if issubclass(cls, InvalidRequest) else cls("message")  # type: ignore[call-arg]
+    error = cls("field", 0, "bound") if issubclass(cls, InvalidRequest) else cls("message")
     told = http_error(error)
     expected = 429 if cls.__name__ == "SlaUnattainable" else BY_CODE[status_code(error)]
     assert told.status == expected

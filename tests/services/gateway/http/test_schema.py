@@ -168,15 +168,25 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))
 def test_any_fields_are_understood_or_refused(fields: dict[str, Any]) -> None:
-    for kind in (ChatFields, CompletionFields):
+    given_fields = {"model": "m", "messages": [USER], "prompt": "x", **fields}
+    for understand in (chat_of, completion_of):
         try:
-            asked = parse({"model": "m", "messages": [USER], "prompt": "x", **fields}, kind)
-            params = asked.params()
-            (asked.prompt() if isinstance(asked, ChatFields) else asked.as_prompt()).check()
+            prompt, params = understand(given_fields)
+            prompt.check()
         except InvalidRequest:
             continue
         assert isinstance(params, SamplingParams)
-        assert not fields.keys() & {"other"} or fields["other"] is None
+        assert fields.get("other") is None
+
+
+def chat_of(fields: dict[str, Any]) -> tuple[PromptInput, SamplingParams]:
+    asked = parse({name: value for name, value in fields.items() if name != "prompt"}, ChatFields)
+    return asked.prompt(), asked.params()
+
+
+def completion_of(fields: dict[str, Any]) -> tuple[PromptInput, SamplingParams]:
+    asked = parse({name: value for name, value in fields.items() if name != "messages"}, CompletionFields)
+    return asked.as_prompt(), asked.params()
 
 
 @given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))

@@ -108,8 +108,8 @@ async def test_when_to_come_back_is_what_was_predicted() -> None:
 
 @asynchronous
 async def test_an_error_in_mid_stream_is_an_event_and_the_end() -> None:
-    turn = [accepted(), token("a"), ReplicaLost("gone")]
-    answer = await post(FakeAnswers(turn), "/v1/completions", **COMPLETION, stream=True)
+    turn = FakeAnswers([accepted(), token("a"), ReplicaLost("gone")])
+    answer = await post(turn, "/v1/completions", **COMPLETION, stream=True)
     assert answer.status_code == 200
     assert answer.text.endswith("\n\n")
     last = answer.text.strip().split("\n\n")[-1]
