@@ -31,7 +31,7 @@ from benchmarks.bench_cluster import (
     settings,
     through_grpc,
 )
-from services.client import LongContextClient
+from services.client import NO_RETRY, AsyncClient
 from services.embedded import running_service
 
 
@@ -68,7 +68,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str,
     config = settings(folder, model).model_copy(update={"http_listen": "127.0.0.1:0"})
     async with (
         running_service(config) as server,
-        LongContextClient(f"127.0.0.1:{server.port}") as grpc_client,
+        AsyncClient(f"127.0.0.1:{server.port}", retry=NO_RETRY) as grpc_client,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.http_port}", timeout=60) as http_client,
     ):
         asks: Mapping[str, Ask] = {

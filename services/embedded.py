@@ -36,7 +36,7 @@ async def running_service(
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         turns = TurnPlanner(catalog, encoder, parts.store, config.session_policy, facts.max_session_tokens, TENANT)
-        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store)
+        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store, facts.eos_token_ids)
         server = FrontDoors(config, facts, answers, parts.store)
         await server.start()
         watching = asyncio.create_task(_watch(parts.engine, server))

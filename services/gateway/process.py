@@ -49,7 +49,8 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
         encoder = await _encoder(replicas, facts)
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
         turns = TurnPlanner(catalog, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
-        server = FrontDoors(config, facts, Answers(turns, replicas, store), store)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids)
+        server = FrontDoors(config, facts, answers, store)
         await server.start()
         watching = asyncio.create_task(_watch(replicas, server))
         try:
