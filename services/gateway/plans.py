@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.gateway import messages
 from services.gateway.answers import Answers, Headers
-from services.gateway.catalog import Catalog
+from services.gateway.catalog_source import Catalogs
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
 from swaa_runtime.errors import InvalidRequest
@@ -31,7 +31,7 @@ async def plan_response(answers: Answers, request: pb.PlanRequest, headers: Head
     return messages.plan_message(planned.plan, planned.request.objective, planned.work)
 
 
-def recipes_response(model_name: str, facts: ModelFacts, catalog: Catalog) -> pb.ListRecipesResponse:
+def recipes_response(model_name: str, facts: ModelFacts, catalogs: Catalogs) -> pb.ListRecipesResponse:
     """The model, what it runs on, its recipes and SLA classes."""
     response = pb.ListRecipesResponse(
         model=model_name,
@@ -40,6 +40,9 @@ def recipes_response(model_name: str, facts: ModelFacts, catalog: Catalog) -> pb
         attention_backend=facts.attention_backend,
         device=facts.device,
         cost_source=f"{facts.cost.hardware}, {facts.cost.measured_at}",
+        catalog_source=str(catalogs.path),
+        catalog_error=catalogs.error,
+        catalog_loaded_at_s=catalogs.loaded_at_s,
     )
-    messages.catalog_message(catalog, response)
+    messages.catalog_message(catalogs.current, response)
     return response

@@ -78,7 +78,7 @@ class LongContextService(SessionRpcs):
 
     async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
         """See the proto."""
-        return recipes_response(self._model_name, self._facts, self._answers.turns.catalog)
+        return recipes_response(self._model_name, self._facts, self._answers.turns.catalogs)
 
 
 def _deadline_s(context: Context) -> float | None:

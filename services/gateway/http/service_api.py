@@ -116,7 +116,7 @@ class ServiceApi:
         return _verdict(self._health.serving, "serving")
 
     def _recipes(self) -> pb.ListRecipesResponse:
-        return recipes_response(self._model_name, self._facts, self._answers.turns.catalog)
+        return recipes_response(self._model_name, self._facts, self._answers.turns.catalogs)
 
 
 def _verdict(well: bool, name: str) -> JSONResponse:

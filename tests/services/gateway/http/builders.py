@@ -10,6 +10,7 @@ import httpx
 from starlette.applications import Starlette
 
 from services.gateway.answers import Accepted, Answered, AnswerEvent, Timings
+from services.gateway.catalog_source import FixedCatalog
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health
@@ -65,7 +66,9 @@ class FakeAnswers:
         self.asked: list[tuple[Any, Any, Any]] = []
         self.given = 0
         self.closed = 0
-        self.turns = SimpleNamespace(encoder=SimpleNamespace(token_bytes=Letters), catalog=make_catalog())
+        self.turns = SimpleNamespace(
+            encoder=SimpleNamespace(token_bytes=Letters), catalogs=FixedCatalog(make_catalog())
+        )
 
     async def answer(
         self, prompt: Any, params: Any, headers: Any, deadline_s: float | None = None
