@@ -35,6 +35,9 @@ class ServeConfig(BaseSettings):
     max_running: int = Field(64, ge=1)
     max_waiting: int = Field(256, ge=0)
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
+    http_listen: str = Field(
+        "127.0.0.1:8080", description="host:port of the gateway's HTTP; port 0 picks a free one; empty: no HTTP"
+    )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")

@@ -9,10 +9,13 @@ from typing import Self
 
 from services.errors import QuotaExceeded, ReplicaLost, SlaUnattainable
 from services.gateway.answers import Accepted, Answered
+from services.gateway.catalog_metrics import CatalogMetrics
+from services.gateway.catalog_source import Catalogs
 from services.gateway.errors import status_name
 from services.gateway.observer import AnswerWatch
 from services.gateway.turns import Understood
 from services.telemetry.metrics import AnswerMetrics, restore_kind
+from services.telemetry.process import Telemetry
 from services.telemetry.tracing import Headers, Span, TraceHeaders, Tracing
 from swaa_runtime.errors import OutOfCapacity
 
@@ -34,6 +37,12 @@ class AnswerTelemetry:
     def answer(self, headers: Headers) -> AbstractContextManager[AnswerWatch]:
         """See `Observer`."""
         return _Watch(self._metrics, self._tracing.span("gateway.answer", headers))
+
+
+def observer_of(telemetry: Telemetry, catalogs: Catalogs) -> AnswerTelemetry:
+    """A gateway's part of what its process tells: of answers, and of the catalogue."""
+    CatalogMetrics(telemetry.registry, catalogs)
+    return AnswerTelemetry(AnswerMetrics(telemetry.registry), telemetry.tracing)
 
 
 class _Watch:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from services.config import ServeConfig, load_config
+from services.http_server import serving
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.directory import Directory
 from services.replica.parts import learning_cost, model_facts, running_parts
