@@ -21,6 +21,9 @@ class Spans:
     def ended(self) -> Sequence[ReadableSpan]:
         return self._exporter.get_finished_spans()
 
+    def clear(self) -> None:
+        self._exporter.clear()
+
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.ended if span.name == name]
 
