@@ -52,6 +52,11 @@ class ModelRunner:
         logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
 
+    def wait(self) -> None:
+        """Return when the device has done all it was asked to: only then is it known what a step has taken."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 def make_backend(name: AttentionBackendName) -> AttentionBackend:
     """The attention backend of that name."""

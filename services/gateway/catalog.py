@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from services.gateway.sla import DEFAULT_SLA_CLASS, SlaClass
+from services.gateway.sla import DEFAULT_SLA_CLASS, DEFAULT_TENANT, SlaClass, TenantPolicy
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 from swaa_runtime.recipe import LayerRule, Recipe
 
@@ -52,11 +52,19 @@ class QualityTable:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What the planner may choose from, and what it knows of its quality."""
+    """What the planner may choose from, what it knows of its quality, and what tenants may ask for.
+
+    `tenants`: by name; "default" is always there and holds for those that are not named.
+    """
 
     recipes: Mapping[str, NamedRecipe]
     sla_classes: Mapping[str, SlaClass]
     quality: QualityTable
+    tenants: Mapping[str, TenantPolicy] = field(default_factory=lambda: {DEFAULT_TENANT: TenantPolicy()})
+
+    def tenant(self, name: str) -> TenantPolicy:
+        """What a tenant may ask for."""
+        return self.tenants.get(name, self.tenants[DEFAULT_TENANT])
 
     def recipe(self, field: str, name: str) -> NamedRecipe:
         """A recipe by name. Raises InvalidRequest naming `field`."""

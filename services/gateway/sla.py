@@ -28,6 +28,8 @@ HEADERS = (
 )
 NEW_SESSION = "new"
 DEFAULT_SLA_CLASS = "balanced"
+DEFAULT_TENANT = "default"
+MAX_PRIORITY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,23 @@ class SlaClass:
     tpot_ms: float
     min_quality: float
     priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """What a tenant may ask for.
+
+    Attributes:
+        max_priority: the highest priority its requests run at, whatever their class has.
+        sla_classes: names of the classes it may name; None: all.
+    """
+
+    max_priority: int = MAX_PRIORITY
+    sla_classes: frozenset[str] | None = None
+
+    def allows(self, sla_class: str) -> bool:
+        """Whether the tenant may ask for this class."""
+        return self.sla_classes is None or sla_class in self.sla_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +75,14 @@ class Objective:
     session_id: str | None = None
 
 
-def parse_headers(metadata: Iterable[tuple[str, str | bytes]], classes: Mapping[str, SlaClass]) -> Objective:
-    """The objective that a request's headers state.
+def parse_headers(
+    metadata: Iterable[tuple[str, str | bytes]], classes: Mapping[str, SlaClass], tenant: TenantPolicy
+) -> Objective:
+    """The objective that a request's headers state, within what its tenant may ask for.
 
     Raises:
-        InvalidRequest: naming the header, for a value out of bounds, an unknown class, or a header of ours that is
-            unknown or given twice.
+        InvalidRequest: naming the header, for a value out of bounds, a class that is unknown or not the tenant's to
+            use, or a header of ours that is unknown or given twice.
     """
     given: dict[str, str] = {}
     for name, value in metadata:
@@ -72,22 +93,25 @@ def parse_headers(metadata: Iterable[tuple[str, str | bytes]], classes: Mapping[
         if name in given:
             raise InvalidRequest(name, value, "is given twice")
         given[name] = value if isinstance(value, str) else value.decode("utf-8", "replace")
-    sla = _sla_class(given.get(SLA_HEADER, DEFAULT_SLA_CLASS), classes)
+    sla = _sla_class(given.get(SLA_HEADER, DEFAULT_SLA_CLASS), classes, tenant)
     return Objective(
         sla_class=sla.name,
         ttft_ms=_number(given, TTFT_HEADER, sla.ttft_ms),
         tpot_ms=_number(given, TPOT_HEADER, sla.tpot_ms),
         min_quality=_quality(given, sla.min_quality),
-        priority=min(sla.priority, _integer(given, PRIORITY_HEADER, sla.priority)),
+        priority=min(tenant.max_priority, sla.priority, _integer(given, PRIORITY_HEADER, sla.priority)),
         strict=_boolean(given, STRICT_HEADER),
         recipe_name=given.get(RECIPE_HEADER),
         session_id=given.get(SESSION_HEADER),
     )
 
 
-def _sla_class(name: str, classes: Mapping[str, SlaClass]) -> SlaClass:
+def _sla_class(name: str, classes: Mapping[str, SlaClass], tenant: TenantPolicy) -> SlaClass:
+    allowed = ", ".join(sorted(filter(tenant.allows, classes)))
     if name not in classes:
-        raise InvalidRequest(SLA_HEADER, name, f"unknown SLA class; known are {', '.join(sorted(classes))}")
+        raise InvalidRequest(SLA_HEADER, name, f"unknown SLA class; known are {allowed}")
+    if not tenant.allows(name):
+        raise InvalidRequest(SLA_HEADER, name, f"not open to this tenant, which may use {allowed}")
     return classes[name]
 
 

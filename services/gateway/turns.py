@@ -93,7 +93,7 @@ class TurnPlanner:
 
     async def objective(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Objective, Manifest | None]:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
-        objective = parse_headers(metadata, self.catalog.sla_classes)
+        objective = parse_headers(metadata, self.catalog.sla_classes, self.catalog.tenant(self._tenant))
         if objective.recipe_name is not None:
             self.catalog.recipe(RECIPE_HEADER, objective.recipe_name)
         if objective.session_id in (None, NEW_SESSION):

@@ -9,7 +9,7 @@ import pytest
 
 from services import client
 from services.client import Headers, LongContextClient
-from services.gateway.sla import HEADERS, parse_headers
+from services.gateway.sla import HEADERS, TenantPolicy, parse_headers
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from swaa_runtime.errors import InvalidRequest
@@ -25,7 +25,7 @@ def test_every_header_can_be_given_and_arrives() -> None:
     headers = Headers("quality", 1.5, 2.5, 0.0, "new", -1, "full", True)
     sent = headers.to_metadata()
     assert {name for name, _ in sent} == set(HEADERS)
-    objective = parse_headers(sent, CLASSES)
+    objective = parse_headers(sent, CLASSES, TenantPolicy())
     assert (objective.sla_class, objective.ttft_ms, objective.tpot_ms) == ("quality", 1.5, 2.5)
     assert (objective.min_quality, objective.priority, objective.strict) == (0.0, -1, True)
     assert (objective.session_id, objective.recipe_name) == ("new", "full")

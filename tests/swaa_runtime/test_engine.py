@@ -9,14 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import InvalidRequest, OutOfCapacity
 from swaa_runtime.kv_cache.slices import SLICE_TOKENS
 from swaa_runtime.outputs import Finished, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, Request, SamplingParams, Status
+from swaa_runtime.step_cost import UnknownCost
 from tests.swaa_runtime.builders import (
     VOCAB_SIZE,
     LetterDecoder,
+    LinearCost,
     Rig,
     assert_equals_oracle,
     build_request,
@@ -115,6 +118,75 @@ def test_an_idle_engine_does_nothing() -> None:
     rig = build_rig()
     assert not rig.engine.has_work
     assert rig.step() == []
+
+
+class ObservingCost(UnknownCost):
+    """Keeps what it was told of each step: (request, first position, tokens) of its chunks, and how long it took."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[str, int, int]]] = []
+        self.took_ms: list[float] = []
+
+    def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
+        self.steps.append([(c.request.request_id, c.request.num_computed_tokens, c.num_tokens) for c in chunks])
+        self.took_ms.append(took_ms)
+
+
+def test_the_cost_is_told_what_each_step_ran_and_how_long_it_took() -> None:
+    rig, cost = build_rig(config=engine_config(max_step_tokens=16)), ObservingCost()
+    rig.engine.set_cost(cost)
+    rig.add(build_request("long", 30, sampling=SamplingParams(max_tokens=3)))
+    rig.step()
+    rig.add(build_request("short", 2, sampling=SamplingParams(max_tokens=1)))
+    started_s = time.monotonic()
+    rig.run()
+    elapsed_ms = (time.monotonic() - started_s) * 1e3
+    by_step = [sorted(step) for step in cost.steps]
+    assert by_step == [
+        [("long", 0, 16)],
+        [("long", 16, 14), ("short", 0, 2)],
+        [("long", 30, 1)],
+        [("long", 31, 1)],
+    ]
+    assert all(took_ms > 0.0 for took_ms in cost.took_ms)
+    assert sum(cost.took_ms[1:]) <= elapsed_ms
+
+
+def loads(rig: Rig) -> tuple[list[str], list[str]]:
+    """Who is prefilled or waits, and who decodes, as the engine tells it."""
+    load = rig.engine.load
+    return [prefill.request_id for prefill in load.prefills], [decode.request_id for decode in load.decodes]
+
+
+def test_the_load_is_told_when_a_request_comes_when_it_moves_on_and_when_it_goes() -> None:
+    rig = build_rig(config=engine_config(max_step_tokens=16))
+    assert loads(rig) == ([], [])
+    rig.engine.set_cost(LinearCost())
+    rig.add(build_request("a", 20))
+    rig.add(build_request("b", 30))
+    assert (loads(rig), rig.engine.load.prefill_ms) == ((["a", "b"], []), 50.0)
+    rig.step()
+    assert rig.engine.load.prefill_ms == 50.0 - 16.0
+    rig.engine.cancel("b")
+    assert loads(rig) == (["a"], [])
+    while not rig.tokens("a"):
+        rig.step()
+    assert loads(rig) == ([], ["a"])
+    rig.run()
+    assert loads(rig) == ([], [])
+
+
+def test_what_is_restored_is_not_predicted_as_work_until_it_is_given_up() -> None:
+    rig = build_rig()
+    first = rig.add(build_request("one", 40, SLIDING, continues=True))
+    rig.run()
+    rig.engine.set_cost(LinearCost())
+    rig.add(next_turn("two", first, random_tokens(10)), rig.state("one"), place=False)
+    assert rig.engine.load.prefill_ms == 44 + 10 - 43
+    rig.engine.abandon_restore("two")
+    rig.step()
+    assert rig.engine.load.prefill_ms == 54 - 32
+    rig.run()
 
 
 # What a query sees, through the whole engine.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.gateway.sla import HEADERS, Objective, parse_headers
+from services.gateway.sla import HEADERS, Objective, TenantPolicy, parse_headers
 from swaa_runtime.errors import InvalidRequest
 
 from .builders import CLASSES
@@ -16,8 +16,8 @@ MS_BOUND = "must be a number of milliseconds above 0"
 QUALITY_BOUND = "must be a number in 0..1"
 
 
-def parse(*metadata: tuple[str, str | bytes]) -> Objective:
-    return parse_headers(metadata, CLASSES)
+def parse(*metadata: tuple[str, str | bytes], tenant: TenantPolicy = TenantPolicy()) -> Objective:  # noqa: B008
+    return parse_headers(metadata, CLASSES, tenant)
 
 
 def test_without_headers_the_balanced_class_holds() -> None:
@@ -78,6 +78,25 @@ def test_priority_is_only_lowered(value: str, expected: int) -> None:
     assert parse(("x-swaa-priority", value)).priority == expected
 
 
+def test_a_tenants_priority_is_capped() -> None:
+    capped = TenantPolicy(max_priority=5)
+    assert parse(("x-swaa-sla", "interactive"), tenant=capped).priority == 5
+    assert parse(("x-swaa-sla", "quality"), tenant=capped).priority == 0
+    assert parse(("x-swaa-priority", "3"), tenant=capped).priority == 3
+    assert parse(("x-swaa-priority", "9"), tenant=capped).priority == 5
+
+
+def test_a_class_that_is_not_the_tenants_is_refused_and_its_own_are_named() -> None:
+    tenant = TenantPolicy(sla_classes=frozenset({"quality", "interactive"}))
+    assert parse(("x-swaa-sla", "quality"), tenant=tenant).sla_class == "quality"
+    with pytest.raises(InvalidRequest) as caught:
+        parse(tenant=tenant)  # the class that holds without a header is a class as well
+    assert (caught.value.field, caught.value.value) == ("x-swaa-sla", "balanced")
+    assert caught.value.bound == "not open to this tenant, which may use interactive, quality"
+    with pytest.raises(InvalidRequest, match=r"known are interactive, quality$"):
+        parse(("x-swaa-sla", "gold"), tenant=tenant)
+
+
 @pytest.mark.parametrize("value", ["", "True", "TRUE", "1", "yes", "strict", " true"])
 def test_strict_is_true_or_false(value: str) -> None:
     with pytest.raises(InvalidRequest, match=r"x-swaa-strict is '.*': must be 'true' or 'false'"):
@@ -117,13 +136,22 @@ anything = st.one_of(
 names = st.one_of(st.sampled_from([*HEADERS, "x-swaa-nope", "user-agent"]), st.text(max_size=12))
 
 
-@given(st.lists(st.tuples(names, anything), max_size=6))
-@example([("x-swaa-priority", "1" * 5000)])
-@example([("x-slo-ttft-ms", b"\xff\xfe")])
-def test_any_headers_give_an_objective_within_bounds_or_a_refusal(metadata: list[tuple[str, str | bytes]]) -> None:
+tenants = st.builds(
+    TenantPolicy,
+    max_priority=st.integers(-100, 100),
+    sla_classes=st.none() | st.frozensets(st.sampled_from(sorted(CLASSES))),
+)
+
+
+@given(st.lists(st.tuples(names, anything), max_size=6), tenants)
+@example([("x-swaa-priority", "1" * 5000)], TenantPolicy())
+@example([("x-slo-ttft-ms", b"\xff\xfe")], TenantPolicy())
+def test_any_headers_give_an_objective_within_bounds_or_a_refusal(
+    metadata: list[tuple[str, str | bytes]], tenant: TenantPolicy
+) -> None:
     refusal = None
     try:
-        objective = parse_headers(metadata, CLASSES)
+        objective = parse_headers(metadata, CLASSES, tenant)
     except InvalidRequest as exc:
         refusal = exc
     if refusal is not None:
@@ -133,4 +161,5 @@ def test_any_headers_give_an_objective_within_bounds_or_a_refusal(metadata: list
     assert 0 < objective.ttft_ms < float("inf")
     assert 0 < objective.tpot_ms < float("inf")
     assert 0 <= objective.min_quality <= 1
-    assert -(2**31) < objective.priority <= sla.priority
+    assert -(2**31) < objective.priority <= min(sla.priority, tenant.max_priority)
+    assert tenant.allows(objective.sla_class)
