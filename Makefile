@@ -96,9 +96,9 @@ bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Re
 bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
 	$(BIN)/python -m benchmarks.bench_cluster
 
-.PHONY: quality
-quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json
+.PHONY: eval
+eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)
+	$(BIN)/swaa eval run --timing-repeats 2 --perplexity-samples 12
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

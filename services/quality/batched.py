@@ -1,9 +1,10 @@
 """A faster way to the same answers on a GPU: many prompts of one recipe at once, in one padded batch, greedy.
 
-The engine serves requests that come and go; an evaluation knows all of them beforehand and may run those of one recipe and about
-one length together, with one attention call a layer. Same rule (DESIGN §3), other code: tests hold it to the engine.
+The engine serves requests that come and go; an evaluation knows all of them beforehand and may run those of one
+recipe and about one length together, with one attention call a layer. Same rule (DESIGN §3), other code: tests hold
+it to the engine.
 
-    rows   | prompt 0 .......... pad | prompt 1 ............. |     [batch, longest prompt], then one column a generated token
+    rows   | prompt 0 .......... pad | prompt 1 ............. |   [batch, longest prompt], then a column per new token
 
 Padding follows the prompt, so no query of a prompt sees it; what is generated overwrites it.
 """
@@ -20,14 +21,14 @@ from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.recipe import LayerRule
 
 FAR_BELOW = -1e30
-"""A score that softmax turns to 0, finite, so that a row which sees nothing of a range has weight 0 there and not NaN."""
+"""A score that softmax turns to 0; finite, so that a row which sees nothing of a range has weight 0 there, not NaN."""
 
 Partial = tuple[torch.Tensor, torch.Tensor]
-"""Attention over some keys, [batch, num_heads, queries, head_dim], and its log-sum-exp, float32 [batch, num_heads, queries]."""
+"""Attention over some keys [batch, num_heads, queries, head_dim], and its log-sum-exp (float32, no head_dim)."""
 
 
 class BatchKernel(Protocol):
-    """Attention of the last `queries` positions of each sequence over its first `stops` keys, causal, perhaps windowed."""
+    """Causal attention of the last positions of each sequence over its keys, all of them or a window."""
 
     def attend(
         self,
@@ -112,7 +113,7 @@ class BatchState:
     """Where a batch stands, and its keys and values: per layer [batch, capacity, num_kv_heads, head_dim].
 
     Attributes:
-        prompt_stops, stops: int32 [batch], ends of the prompts, and of what is computed once the present forward is done.
+        prompt_stops, stops: int32 [batch], ends of the prompts, and of what the present forward computes.
         count: positions per sequence in the present forward.
     """
 
@@ -278,7 +279,7 @@ def _with_sinks(
 def _masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scale: float
 ) -> Partial:
-    """query [batch, queries, num_heads, head_dim] over key, value [batch, keys, num_kv_heads, head_dim]; seen [batch, q, k]."""
+    """Shapes as in BatchKernel.attend; `seen` is bool [batch, queries, keys]."""
     batch, count, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[2]
     grouped = query.reshape(batch, count, num_kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)

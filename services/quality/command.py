@@ -12,7 +12,7 @@ from pathlib import Path
 from services.quality.progress import ProgressBar
 from services.quality.recipes import Row, read_recipes
 from services.quality.report import Results, markdown, quality_table, tasks_of_mean
-from services.quality.results import Record, ResultsFile, Scored, Setting, read_records
+from services.quality.results import Key, Record, ResultsFile, Scored, Setting, read_records
 from services.quality.tasks.registry import DEFAULT_TASKS, find_task
 from swaa_runtime.errors import SwaaError
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(
-    args: argparse.Namespace, rows: list[Row], done: set[object], file: ResultsFile, shard: int, num_shards: int
+    args: argparse.Namespace, rows: list[Row], done: set[Key], file: ResultsFile, shard: int, num_shards: int
 ) -> None:
     import torch  # here and below: reports need no model
 

@@ -1,4 +1,4 @@
-"""Runs samples under recipes through the engine, all sharing its steps by continuous batching, as requests of a replica do.
+"""Runs samples under recipes through the engine; they share its steps by continuous batching, as served requests do.
 
 Samples come index by index over all tasks, lengths and recipes, so that a run that is cut off has measured every
 cell about equally often. What is done already is skipped.
@@ -34,7 +34,7 @@ class Plan:
     Attributes:
         lengths_tokens: of prompts.
         num_samples: of each task at each length; a file may have fewer.
-        shard, num_shards: of the samples' indices only every `num_shards`th, from `shard` on: for processes side by side.
+        shard, num_shards: only every `num_shards`th sample, from `shard` on: for processes side by side.
     """
 
     rows: Sequence[Row]
@@ -97,13 +97,13 @@ def jobs(plan: Plan, prompts: PromptBuilder, done: Collection[Key]) -> Iterator[
 
 
 def _has(task: Task | FileTask, index: int) -> bool:
-    return not hasattr(task, "sample_at") or index < len(task)  # type: ignore[arg-type]
+    return isinstance(task, Task) or index < len(task)
 
 
 def _make(plan: Plan, task: Task | FileTask, prompts: PromptBuilder, length: int, index: int) -> Sample:
-    if hasattr(task, "sample_at"):
-        return task.sample_at(prompts, length, index)  # type: ignore[union-attr, no-any-return]
-    return task.sample(prompts, length, plan.rng(task.name, length, index))  # type: ignore[union-attr]
+    if isinstance(task, Task):
+        return task.sample(prompts, length, plan.rng(task.name, length, index))
+    return task.sample_at(prompts, length, index)
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class _Running:
 
 
 class Evaluation:
-    """Runs jobs on one engine. An answer ends early once it contains all that is wanted: nothing after can change its score."""
+    """Runs jobs on one engine. An answer that contains all that is wanted ends: nothing after changes its score."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -161,7 +161,7 @@ class Evaluation:
 
 
 class BatchedEvaluation:
-    """Runs jobs in padded batches of one recipe and one length, on `BatchGenerator`. Ends answers early as `Evaluation` does."""
+    """Runs jobs in padded batches of one recipe and one length. Ends answers early as `Evaluation` does."""
 
     def __init__(self, loaded: LoadedModel, generator: BatchGenerator, tokenizer: Any, batch_tokens: int) -> None:
         """`batch_tokens`: prompt tokens of a batch, padding included."""

@@ -1,10 +1,11 @@
 """Samples from files of published benchmarks, given as local paths; nothing is downloaded.
 
-RULER: the JSON lines that its `prepare.py` writes (`input`, `outputs`, optionally `answer_prefix`). LongBench v2: `data.json`
-(`question`, `choice_A` to `choice_D`, `answer`, `context`). LongMemEval: `longmemeval_*.json` (`question`, `answer`,
-`haystack_sessions`, `haystack_dates`). A context that is too long is cut in the middle, as LongBench's own code does.
+RULER: the JSON lines that its `prepare.py` writes (`input`, `outputs`, optionally `answer_prefix`). LongBench v2:
+`data.json` (`question`, `choice_A` to `choice_D`, `answer`, `context`). LongMemEval: `longmemeval_*.json` (`question`,
+`answer`, `haystack_sessions`, `haystack_dates`). A context that is too long is cut in the middle, as LongBench does.
 
-LongMemEval is judged by a language model in its paper; here by whether the answer appears in the output, which is stricter.
+LongMemEval is judged by a language model in its paper; here by whether the answer appears in the output, which is
+stricter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Perplexity by position: how well the last tokens of a text are predicted, by how much of the text comes before them.
 
-The text is Python's language reference (see tasks/passages.py). The scored tokens count as generated, so that the recipe's
-decode rule applies to them; they are computed in one pass, as their ids are known.
+The text is Python's language reference (see tasks/passages.py). The scored tokens count as generated, so that the
+recipe's decode rule applies to them; they are computed in one pass, as their ids are known.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class TextSamples:
         return cls(tokenizer(reference_text(), add_special_tokens=False, verbose=False)["input_ids"])
 
     def sample(self, num_tokens: int, longest_tokens: int, rng: random.Random) -> list[int]:
-        """`num_tokens` tokens that end where a sample of `longest_tokens` would; raises ValueError if the text is shorter."""
+        """`num_tokens` tokens that end where a sample of `longest_tokens` would.
+
+        Raises:
+            ValueError: if the text has fewer than `longest_tokens`.
+        """
         if longest_tokens > len(self.token_ids):
             raise ValueError(f"the text has {len(self.token_ids)} tokens, fewer than {longest_tokens}")
         stop = rng.randint(longest_tokens, len(self.token_ids))

@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, quality) that no other beats: none is as cheap and better, or as good and cheaper."""
+    """Indices of the points (cost, quality) that no other beats, by rising cost."""
     front: list[int] = []
     for at in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
         if not front or points[at][1] > points[front[-1]][1]:

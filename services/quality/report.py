@@ -1,4 +1,4 @@
-"""From results to tables: quality by recipe and length with intervals, as data for the planner and as Markdown for people."""
+"""From results to tables: quality by recipe and length with intervals, as data for the planner and as Markdown."""
 
 from __future__ import annotations
 
@@ -87,7 +87,10 @@ class Results:
         return [score for task in tasks for score in self.cells.get((recipe, task, length), {}).values()]
 
     def mean(self, recipe: str, tasks: Sequence[str], length: int) -> Interval | None:
-        """Mean over tasks, each counting the same, with Wilson's interval of all their samples; None if one was not measured."""
+        """Mean over tasks, each counting the same, with Wilson's interval of all their samples.
+
+        None if some task was not measured.
+        """
         cells = [list(self.cells.get((recipe, task, length), {}).values()) for task in tasks]
         if not cells or not all(cells):
             return None
@@ -209,8 +212,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     """The table for people: means and intervals by length, then by task, then perplexity."""
     measured, lengths = table["measured"], table["lengths_tokens"]
     parts = [
-        f"{table['model']}: {table['task']}. At least {measured['samples']} samples a cell, 95 % intervals (Wilson); difference "
-        f"from full attention on the same samples in points (paired bootstrap). {measured['hardware']}, {measured['date']}.",
+        f"{table['model']}: {table['task']}. At least {measured['samples']} samples a cell, 95 % intervals (Wilson); "
+        "difference from full attention on the same samples in points (paired bootstrap). "
+        f"{measured['hardware']}, {measured['date']}.",
         _by_length(table, lengths),
         _by_task(table),
     ]

@@ -21,7 +21,7 @@ def time_prefills(
     hardware: str,
     on_timed: Callable[[Timed], None],
 ) -> None:
-    """Prefill the first tokens of a text under every recipe, rounds interleaved, after one round that is not counted."""
+    """Prefill the first tokens of a text under every recipe, rounds interleaved; one round before is not counted."""
     for repeat in range(-1, repeats):
         for length in lengths_tokens:
             for row in rows:

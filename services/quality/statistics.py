@@ -42,8 +42,8 @@ def wilson(scores: Sequence[float]) -> Interval:
 def paired_difference(cells: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Interval:
     """Mean over cells of the mean difference, second minus first, of scores on the same samples.
 
-    The samples of each cell are drawn again with replacement, pairs kept, `RESAMPLES` times; the interval is the 2.5th to the
-    97.5th percentile.
+    The samples of each cell are drawn again with replacement, pairs kept, `RESAMPLES` times; the interval is the
+    2.5th to the 97.5th percentile.
 
     Args:
         cells: per cell (a task, a length) two equally long lists of scores.

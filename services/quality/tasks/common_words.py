@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from services.quality.tasks.sample import Order, PromptBuilder, Sample
 
 WORDS = (
-    "anchor", "apple", "arrow", "autumn", "badge", "basket", "beacon", "bell", "blanket", "bottle", "branch", "bridge",
-    "bucket", "button", "cabin", "camera", "candle", "canvas", "carpet", "castle", "cherry", "circle", "clock", "cloud",
-    "coffee", "copper", "corner", "cotton", "cradle", "crystal", "curtain", "desert", "diamond", "dinner", "dragon",
-    "drawer", "eagle", "engine", "fabric", "feather", "fiddle", "finger", "forest", "fountain", "garden", "garlic",
-    "glove", "granite", "hammer", "harbor", "helmet", "honey", "island", "ivory", "jungle", "kettle", "kitchen",
-    "ladder", "lantern", "leather", "lemon", "letter", "lizard", "magnet", "marble", "market", "meadow", "mirror",
-    "monkey", "morning", "mountain", "museum", "needle", "nickel", "ocean", "olive", "onion", "orange", "orchard", "paper",
-    "parcel", "pencil", "pepper", "pillow", "pirate", "planet", "pocket", "potato", "puzzle", "rabbit",
-    "ribbon", "river", "rocket", "saddle", "salmon", "school", "shadow", "silver", "singer", "spider", "spring", "stable",
-    "station", "summer", "sunset", "table", "temple", "thunder", "ticket", "tiger", "timber", "tomato", "tower", "tractor",
-    "trumpet", "tunnel", "turtle", "velvet", "village", "violin", "wagon", "walnut", "weather", "whistle", "willow",
-    "window", "winter", "wizard",
+    "anchor", "apple", "arrow", "autumn", "badge", "basket", "beacon", "bell", "blanket", "bottle", "branch",
+    "bridge", "bucket", "button", "cabin", "camera", "candle", "canvas", "carpet", "castle", "cherry", "circle",
+    "clock", "cloud", "coffee", "copper", "corner", "cotton", "cradle", "crystal", "curtain", "desert",
+    "diamond", "dinner", "dragon", "drawer", "eagle", "engine", "fabric", "feather", "fiddle", "finger",
+    "forest", "fountain", "garden", "garlic", "glove", "granite", "hammer", "harbor", "helmet", "honey",
+    "island", "ivory", "jungle", "kettle", "kitchen", "ladder", "lantern", "leather", "lemon", "letter",
+    "lizard", "magnet", "marble", "market", "meadow", "mirror", "monkey", "morning", "mountain", "museum",
+    "needle", "nickel", "ocean", "olive", "onion", "orange", "orchard", "paper", "parcel", "pencil", "pepper",
+    "pillow", "pirate", "planet", "pocket", "potato", "puzzle", "rabbit", "ribbon", "river", "rocket", "saddle",
+    "salmon", "school", "shadow", "silver", "singer", "spider", "spring", "stable", "station", "summer",
+    "sunset", "table", "temple", "thunder", "ticket", "tiger", "timber", "tomato", "tower", "tractor",
+    "trumpet", "tunnel", "turtle", "velvet", "village", "violin", "wagon", "walnut", "weather", "whistle",
+    "willow", "window", "winter", "wizard",
 )  # fmt: skip
 MOST_WORD_TOKENS = 10
-"""No numbered word takes more. A list of so many is counted, and what a longer one takes, estimated from that and counted again."""
+"""No numbered word takes more; what the others take is estimated from a list of so few, then counted."""
 
 EXAMPLE_WORDS = ("uncle", "yellow", "kingdom", "guitar", "ostrich", "jacket")
 
@@ -31,8 +32,8 @@ EXAMPLE_WORDS = ("uncle", "yellow", "kingdom", "guitar", "ostrich", "jacket")
 class CommonWords:
     """A list in which `num_common` words appear `common_weight` times as often as each of the others.
 
-    RULER: 10 common words, 30 times each beside 3 of each other word, from thousands of words. Scaled for a model of 135M
-    parameters: 3 common words of `num_words`, so that words recur at every length.
+    RULER: 10 common words, 30 times each beside 3 of each other word, from thousands of words. Scaled for a model of
+    135M parameters: fewer of both, so that words recur at every length.
 
     Attributes:
         num_words: different words in the list.

@@ -1,7 +1,7 @@
 """Needles in a haystack, RULER's four kinds: each a statement of a magic number, asked for by its key.
 
-single: one needle. multi-key: four needles of different keys, one is asked for. multi-value: one key with several numbers, all
-are wanted. multi-query: several keys, one number each, all are wanted.
+single: one needle. multi-key: several needles of different keys, one is asked for. multi-value: one key with several
+numbers, all are wanted. multi-query: several keys, one number each, all are wanted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Needles:
     Attributes:
         name: of the task, without the question's place.
         num_keys: keys in the text; num_asked: keys that are asked for; num_values: numbers of each key.
-        value_digits: RULER has 7; a model of 135M parameters spells 4 more surely, so that attention is what is measured.
+        value_digits: RULER has 7; a small model spells 4 more surely, so that attention is what is measured.
         order: where the question stands.
     """
 

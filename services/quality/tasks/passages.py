@@ -1,7 +1,8 @@
 """Questions on real text, after RULER's QA: the passage that answers lies among others that do not.
 
-The text is what ships with the project and with Python: entries of the demo's harbour log, whose answers are known, and, as
-further passages, Python's language reference as `pydoc_data` has it. The latter depends on the Python version; results name it.
+The text is what ships with the project and with Python: entries of the demo's harbour log, whose answers are known,
+and, as further passages, Python's language reference as `pydoc_data` has it. That depends on the Python version, which
+results name.
 """
 
 from __future__ import annotations

@@ -48,5 +48,5 @@ def find_task(text: str) -> Task | FileTask:
         raise UnknownTask(f"task {text!r}: the question stands at {', '.join(get_args(Order))}, not {order!r}")
     for task in TASKS:
         if task.name == name:
-            return replace(task, name=text, order=order) if at and order != "end" else task  # type: ignore[return-value, arg-type]
+            return replace(task, name=text, order=order) if at and order != "end" else task  # type: ignore[arg-type]
     raise UnknownTask(f"task {text!r}: known are {', '.join(DEFAULT_TASKS)}, and files as {', '.join(LOADERS)}:PATH")

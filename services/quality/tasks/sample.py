@@ -1,7 +1,7 @@
 """A sample: a prompt of known length, what a right answer contains, and how an answer is scored.
 
-The score is RULER's string match: the share of the references that appear in the answer, letter case aside; for questions with
-alternative answers, whether one of them appears.
+The score is RULER's string match: the share of the references that appear in the answer, letter case aside; for
+questions with alternative answers, whether one of them appears.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Order = Literal["end", "start", "both"]
 """Where the question stands: after the text, before it, or on either side of it."""
@@ -36,6 +36,7 @@ class Sample:
         return float(any(found)) if self.match == "any" else sum(found) / len(found)
 
 
+@runtime_checkable
 class Task(Protocol):
     """Makes samples. The same `rng` state makes the same sample."""
 
@@ -76,7 +77,7 @@ class PromptBuilder:
 
     Args:
         tokenizer: a transformers tokenizer.
-        thinking: ask for chain of thought: by the template where it has a switch for it, else by a sentence after the question.
+        thinking: ask for chain of thought, by the template if it has a switch for it, else by a sentence at the end.
     """
 
     tokenizer: Any

@@ -17,7 +17,7 @@ class VariableTracking:
     """One chain of `num_hops` assignments after the first, and `num_chains - 1` others that distract.
 
     Attributes:
-        num_hops: RULER has 4; with 1 (two variables) SmolLM2-135M under full attention scores well above nothing and below all.
+        num_hops: RULER has 4; a model of 135M parameters follows hardly one.
         name_letters: letters of a variable's name, RULER has 5; 3 are one or two tokens each.
     """
 
