@@ -96,6 +96,10 @@ bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Re
 bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
 	$(BIN)/python -m benchmarks.bench_cluster
 
+.PHONY: bench-prediction
+bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
+	$(BIN)/python -m benchmarks.bench_prediction
+
 .PHONY: eval
 eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)
 	$(BIN)/swaa eval run --timing-repeats 2 --perplexity-samples 12
