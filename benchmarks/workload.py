@@ -13,9 +13,19 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.quality import environment
-from services.quality.environment import REPO, build_engine, hardware, load_tokenizer, model_folder, today, versions
+from services.quality.environment import (
+    BLOCK_SIZE_TOKENS,
+    REPO,
+    build_engine,
+    hardware,
+    load_tokenizer,
+    model_folder,
+    today,
+    versions,
+)
 
 __all__ = [
+    "BLOCK_SIZE_TOKENS",
     "REPO",
     "build_engine",
     "command",

@@ -105,7 +105,7 @@ def report(args: argparse.Namespace) -> None:
     """Write quality table, Markdown and plot of a results folder; print the Markdown."""
     results = Results.collect(read_records(args.output))
     tasks = args.mean_tasks or tasks_of_mean(results)
-    table = quality_table(results, tasks, args.note)
+    table = quality_table(results, tasks, args.note, args.table_lengths)
     (args.output / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     text = markdown(table)
     (args.output / MARKDOWN).write_text(text, encoding="utf-8")
@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (measure, show):
         command.add_argument("--output", type=Path, default=Path(".cache/eval"), help="folder of results")
         command.add_argument("--mean-tasks", nargs="+", help="tasks that count in the mean (default: generated, @end)")
+        command.add_argument(
+            "--table-lengths", type=int, nargs="+", help="lengths in the table (default: all measured)"
+        )
         command.add_argument("--note", default="", help="kept in the table: how this was measured")
     show.set_defaults(command=report)
     measure.set_defaults(command=run)

@@ -27,6 +27,10 @@ FEED_AHEAD = 2
 """Requests that wait beside those that run: enough to never leave the engine idle, few enough to make samples late."""
 
 
+MAX_BATCH = 35
+"""Prompts of a padded batch: enough to fill a GPU while decoding, few enough to fill often when time is limited."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to measure: every recipe on the same samples of every task at every length.
@@ -178,7 +182,8 @@ class BatchedEvaluation:
                 return
             group = waiting.setdefault((job.key.recipe, job.key.length_tokens), [])
             group.append(job)
-            if (len(group) + 1) * job.key.length_tokens > self._batch_tokens:
+            room = self._batch_tokens - (len(group) + 1) * job.key.length_tokens
+            if room < 0 or len(group) >= MAX_BATCH:
                 self._run(waiting.pop((job.key.recipe, job.key.length_tokens)), on_scored)
         for group in waiting.values():
             if stop_s is None or time.monotonic() < stop_s:

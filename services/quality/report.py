@@ -126,13 +126,15 @@ def tasks_of_mean(results: Results) -> list[str]:
     return [task for task in results.tasks if "@" not in task and ":" not in task]
 
 
-def quality_table(results: Results, tasks: Sequence[str], note: str = "") -> dict[str, Any]:
-    """The table that the planner reads: `recall` per recipe is the mean over `tasks` at each length.
+def quality_table(
+    results: Results, tasks: Sequence[str], note: str = "", lengths: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The table that the planner reads: `recall` per recipe is the mean over `tasks` at each of `lengths`, or of all.
 
     A superset of what version 1 had: `recipes.<name>.recall`, `lengths_tokens`, `task`, `measured`.
     """
     setting = results.settings[0]
-    lengths = [length for length in results.lengths if results.scores(BASELINE, tasks, length)]
+    lengths = [length for length in lengths or results.lengths if results.scores(BASELINE, tasks, length)]
     counts = [len(results.scores(name, tasks, at)) for name in results.recipes for at in lengths]
     hardware = sorted({item.hardware for item in results.settings})
     return {

@@ -41,8 +41,8 @@ class CommonWords:
     """
 
     name: str = "common_words"
-    num_common: int = 3
-    num_words: int = 30
+    num_common: int = 1
+    num_words: int = 10
     common_weight: int = 10
     order: Order = "end"
 
@@ -50,7 +50,7 @@ class CommonWords:
         """See Task.sample."""
         chosen = rng.sample(WORDS, self.num_words)
         common, others = chosen[: self.num_common], chosen[self.num_common :]
-        question = f"What are the {self.num_common} most common words in the list?"
+        question = self._question()
         example = f"Example list: {self._example(rng)}\n\nList:\n"
         draw_seed = rng.random()
         budget = prompts.fit(num_tokens, example, question, self.order)
@@ -70,7 +70,12 @@ class CommonWords:
         common = words[: self.num_common]
         listed = common * 3 + words[self.num_common :]
         rng.shuffle(listed)
-        return f"{numbered(listed)}\nThe {self.num_common} most common words in the list are: {', '.join(common)}."
+        return f"{numbered(listed)}\n{self._question()}\n{', '.join(common)}"
+
+    def _question(self) -> str:
+        if self.num_common == 1:
+            return "What is the most common word in the list?"
+        return f"What are the {self.num_common} most common words in the list?"
 
     def _words(self, common: list[str], others: list[str], size: int, rng: random.Random) -> list[str]:
         weight = self.num_common * self.common_weight

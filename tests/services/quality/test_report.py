@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def records() -> list[Record]:
     return out
 
 
-def table_of(items: list[Record]) -> dict[str, object]:
+def table_of(items: list[Record]) -> dict[str, Any]:
     results = Results.collect(items)
     return quality_table(results, tasks_of_mean(results))
 
@@ -36,13 +37,13 @@ def test_table_has_means_intervals_and_differences() -> None:
     table = table_of(records())
     assert table["lengths_tokens"] == [100, 200]
     assert table["tasks"] == ["single", "multi_value"]
-    entry = table["recipes"]["slides"]  # type: ignore[index]
+    entry = table["recipes"]["slides"]
     assert entry["recall"] == [0.875, 0.875]
     assert entry["samples"] == [8, 8]
     assert entry["tasks"]["single"]["recall"] == [0.75, 0.75]
     assert entry["difference_from_full"]["overall"]["mean"] == -0.125
     assert (entry["ttft_ms"], entry["kv_bytes"]) == ([10.0, 10.0], [2 << 20, 2 << 20])
-    full = table["recipes"]["full"]  # type: ignore[index]
+    full = table["recipes"]["full"]
     assert full["nats_per_token"] == [2.5, 2.5]
     assert full["tasks"]["single@both"]["recall"] == [0.0, 0.0]
 
@@ -53,13 +54,13 @@ def test_a_sample_measured_twice_counts_once() -> None:
 
 def test_a_recipe_that_is_not_measured_everywhere_is_left_out() -> None:
     table = table_of([item for item in records() if item != scored("slides", "single", 200, 1, 1.0)][:-1])
-    assert set(table["recipes"]) == {"full", "slides"}  # type: ignore[call-overload]
-    few = [
+    assert set(table["recipes"]) == {"full", "slides"}
+    few: list[Record] = [
         setting(),
         *(scored("full", "single", length, 0, 1.0) for length in (100, 200)),
         scored("slides", "single", 100, 0, 1.0),
     ]
-    assert set(table_of(few)["recipes"]) == {"full"}  # type: ignore[call-overload]
+    assert set(table_of(few)["recipes"]) == {"full"}
 
 
 @pytest.mark.parametrize(

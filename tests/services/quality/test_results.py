@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.quality.results import DamagedResults, ResultsFile, read_records
+from services.quality.results import DamagedResults, Record, ResultsFile, read_records
 from tests.services.quality.builders import scored, setting, timed
 
-RECORDS = [setting(), scored("full", "single", 100, 0, 0.5), timed("slides", 100, 3.5)]
+RECORDS: list[Record] = [setting(), scored("full", "single", 100, 0, 0.5), timed("slides", 100, 3.5)]
 
 
 def write(folder: Path, name: str = "samples") -> Path:

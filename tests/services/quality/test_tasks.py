@@ -125,7 +125,7 @@ def test_unknown_names_are_errors(name: str) -> None:
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4), st.text(), st.text())
 def test_score_never_falls_as_the_answer_grows(references: list[str], answer: str, more: str) -> None:
     for match in ("all", "any"):
-        sample = Sample((1,), tuple(references), 5, match)  # type: ignore[arg-type]
+        sample = Sample((1,), tuple(references), 5, match)
         assert 0.0 <= sample.score(answer) <= sample.score(answer + more) <= 1.0
 
 
