@@ -137,7 +137,12 @@ def test_whoever_waits_longest_is_next_in_the_end() -> None:
 def test_room_is_made_for_one_that_does_not_fit_and_no_more_than_needed() -> None:
     scheduler, _, _ = waiting_behind_a_big_one()
     asked: list[int] = []
-    assert names(scheduler.admit(lambda blocks: bool(asked.append(blocks)))) == "ac"
+
+    def no_room(blocks: int) -> bool:
+        asked.append(blocks)
+        return False
+
+    assert names(scheduler.admit(no_room)) == "ac"
     assert asked == [2]
 
 

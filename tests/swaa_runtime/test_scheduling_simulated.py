@@ -151,14 +151,14 @@ KINDS = (
     Kind(0.3, (1000, 3000), 40, ttft_s=6.0, tpot_ms=100.0, priority=10),
     Kind(0.1, (8000, 12000), 20, ttft_s=60.0, tpot_ms=400.0, priority=0),
 )
-COST = {"fixed_ms": 8.0, "token_ms": 0.5}
+FIXED_MS, TOKEN_MS = 8.0, 0.5
 
 
 def mixed_trace(load: float, count: int = 300, seed: int = 1) -> list[Request]:
     """Poisson arrivals whose prefill alone is `load` of what the simulated machine can do."""
     rng = random.Random(seed)
     mean_tokens = sum(kind.weight * sum(kind.prompt_tokens) / 2 for kind in KINDS)
-    rate = load / (mean_tokens * (COST["token_ms"] + COST["fixed_ms"] / 1024) / 1e3)
+    rate = load / (mean_tokens * (TOKEN_MS + FIXED_MS / 1024) / 1e3)
     at_s, trace = 0.0, []
     for index in range(count):
         at_s += rng.expovariate(rate)
@@ -187,7 +187,7 @@ def num_met(load: float, policy: SchedulingPolicy) -> tuple[int, Simulation]:
         max_model_tokens=20_000,
         policy=policy,
     )
-    simulation, trace = Simulation(config, LinearCost(**COST)), mixed_trace(load)
+    simulation, trace = Simulation(config, LinearCost(FIXED_MS, TOKEN_MS)), mixed_trace(load)
     simulation.run(trace)
     met = 0
     for request in trace:

@@ -154,7 +154,12 @@ def test_linear_steps_are_solved_exactly() -> None:
 
 def test_no_more_is_predicted_than_needed() -> None:
     asked: list[int] = []
-    assert most_tokens_within(10.0, 5, 5, lambda tokens: 99.0 + bool(asked.append(tokens))) == 5
+
+    def step_ms(tokens: int) -> float:
+        asked.append(tokens)
+        return float(tokens)
+
+    assert most_tokens_within(10.0, 50, 50, step_ms) == 50
     assert asked == []
-    assert most_tokens_within(10.0, 5, 50, lambda tokens: 0.0 + bool(asked.append(tokens))) == 50
-    assert asked == [50]
+    assert most_tokens_within(10.0, 2, 9, step_ms) == 9
+    assert asked == [9]
