@@ -23,6 +23,9 @@ class ServeConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field("smollm2", description="'smollm2' (shipped as a package) or a Hugging Face model folder")
+    catalog: Path | None = Field(
+        None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
+    )
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention_backend: Literal["windowed", "reference"] = "windowed"
@@ -37,6 +40,9 @@ class ServeConfig(BaseSettings):
     swap_memory_mib: int = Field(1024, ge=0, description="host memory for preempted requests; 0: none is preempted")
     scheduling_policy: SchedulingPolicy = Field("slack", description="slack (least slack first) or fcfs, to compare")
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
+    http_listen: str = Field(
+        "127.0.0.1:8080", description="host:port of the gateway's HTTP; port 0 picks a free one; empty: no HTTP"
+    )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
