@@ -96,6 +96,10 @@ bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Re
 bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
 	$(BIN)/python -m benchmarks.bench_cluster
 
+.PHONY: bench-http
+bench-http: $(STAMP) ## First token over HTTP, over gRPC, and of the engine alone
+	$(BIN)/python -m benchmarks.bench_http
+
 .PHONY: bench-prediction
 bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 	$(BIN)/python -m benchmarks.bench_prediction

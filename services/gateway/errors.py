@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from services.errors import (
+    GatewayStopping,
     QuotaExceeded,
     ReplicaLost,
     SessionBusy,
@@ -49,6 +50,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,
+    GatewayStopping: grpc.StatusCode.UNAVAILABLE,
 }
 
 

@@ -125,6 +125,9 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
+        max_queued_ms=config.max_queued_ms,
+        max_swapped_bytes=config.swap_memory_mib << 20,
+        policy=config.scheduling_policy,
     )
 
 
