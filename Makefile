@@ -104,6 +104,10 @@ bench-http: $(STAMP) ## First token over HTTP, over gRPC, and of the engine alon
 bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 	$(BIN)/python -m benchmarks.bench_prediction
 
+.PHONY: bench-sla
+bench-sla: $(STAMP) ## SLAs met and quality kept under load: fixed recipes, first come first served, the planner
+	$(BIN)/python -m benchmarks.bench_sla
+
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
 	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
