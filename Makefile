@@ -104,6 +104,10 @@ bench-http: $(STAMP) ## First token over HTTP, over gRPC, and of the engine alon
 bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 	$(BIN)/python -m benchmarks.bench_prediction
 
+.PHONY: bench-sla
+bench-sla: $(STAMP) ## SLAs met and quality kept under load: fixed recipes, first come first served, the planner
+	$(BIN)/python -m benchmarks.bench_sla
+
 .PHONY: eval
 eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)
 	$(BIN)/swaa eval run --timing-repeats 2 --perplexity-samples 12

@@ -27,7 +27,9 @@ class ServeConfig(BaseSettings):
         None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
     )
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
+    )
     attention_backend: Literal["windowed", "reference"] = "windowed"
     kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
     block_size_tokens: int = Field(32, ge=1)
