@@ -31,9 +31,9 @@ class EngineUsage:
     num_waiting: int
     num_blocks: Mapping[BlockUse, int]
     block_bytes: int
-    prefill_ms: float = 0.0
-    num_preemptions: int = 0
-    swapped_bytes: int = 0
+    prefill_ms: float
+    num_preemptions: int
+    swapped_bytes: int
 
 
 def count_blocks(pool: BlockPool, requests: Iterable[Request], parked: Iterable[Request]) -> dict[BlockUse, int]:
@@ -49,7 +49,7 @@ def count_blocks(pool: BlockPool, requests: Iterable[Request], parked: Iterable[
 
 
 def count_running(requests: Iterable[Request]) -> tuple[int, int]:
-    """Requests that run, and that wait."""
+    """Requests that run, and that wait or make room."""
     running = [request.status is Status.RUNNING for request in requests]
     return sum(running), len(running) - sum(running)
 

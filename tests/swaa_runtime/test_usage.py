@@ -6,6 +6,7 @@ from swaa_runtime.recipe import LayerRule, Recipe
 from swaa_runtime.usage import layer_kind
 
 from .builders import build_request, build_rig, engine_config
+from .test_preempted_engine import add_urgent, one_at_a_time, step_until_computed
 
 RECIPES = (
     Recipe(),
@@ -52,3 +53,17 @@ def test_kinds_of_layers() -> None:
     assert layer_kind(LayerRule(window=4)) == "window"
     assert layer_kind(LayerRule(window=4, full_tail=1)) == "lookback"
     assert layer_kind(LayerRule(window=4, full_decode=True)) == "lookback"
+
+
+def test_states_that_made_room_are_counted() -> None:
+    rig, clock = one_at_a_time()
+    victim = rig.add(build_request("victim", 60))
+    step_until_computed(rig, victim, 16)
+    add_urgent(rig, clock, "urgent")
+    assert rig.engine.usage().num_preemptions == 0
+    rig.step()
+    usage = rig.engine.usage()
+    assert (usage.num_preemptions, usage.num_running, usage.num_waiting) == (1, 1, 1)
+    assert usage.swapped_bytes > 0
+    rig.run()
+    assert (rig.engine.usage().num_preemptions, rig.engine.usage().swapped_bytes) == (1, 0)

@@ -107,7 +107,7 @@ async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Ri
         await asyncio.to_thread(loop.close)
 
 
-def make_replica(rig: Rig, store: Store, tracing: Tracing | None = None, **policy: Any) -> Replica:
+def make_replica(rig: Rig, store: Store, tracing: Tracing | None = None, /, **policy: Any) -> Replica:
     storage = rig.runner.storage
     kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
     bytes_per_block, per_token_layer = storage.bytes_per_block, storage.bytes_per_token_layer
