@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
@@ -29,16 +29,34 @@ from swaa_runtime.visibility import Turn
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request's headers ask for, and the session they name. One catalogue holds from here to the end."""
+
+    catalog: Catalog
+    objective: Objective
+    history: Manifest | None
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Understood:
     """A request whose headers, session and prompt are known. `session` is None without one."""
 
     prompt: PromptInput
     max_tokens: int
-    objective: Objective
+    asked: Asked
     session: SessionUse | None
-    history: Manifest | None
     token_ids: tuple[int, ...]
-    arrival_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def objective(self) -> Objective:
+        """What it asks for."""
+        return self.asked.objective
+
+    @property
+    def history(self) -> Manifest | None:
+        """The session it continues."""
+        return self.asked.history
 
     @property
     def history_token_ids(self) -> tuple[int, ...]:
@@ -91,15 +109,16 @@ class TurnPlanner:
         self._max_session_tokens = max_session_tokens
         self._tenant = tenant
 
-    async def objective(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Objective, Manifest | None]:
+    async def ask(self, metadata: Iterable[tuple[str, str | bytes]]) -> Asked:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
-        objective = parse_headers(metadata, self.catalog.sla_classes, self.catalog.tenant(self._tenant))
+        arrival_s, catalog, history = time.monotonic(), self.catalog, None
+        objective = parse_headers(metadata, catalog.sla_classes, catalog.tenant(self._tenant))
         if objective.recipe_name is not None:
-            self.catalog.recipe(RECIPE_HEADER, objective.recipe_name)
-        if objective.session_id in (None, NEW_SESSION):
-            return objective, None
-        assert objective.session_id is not None  # noqa: S101 - for the type checker
-        return objective, await self._store.get(self._tenant, objective.session_id)
+            catalog.recipe(RECIPE_HEADER, objective.recipe_name)
+        if objective.session_id not in (None, NEW_SESSION):
+            assert objective.session_id is not None  # noqa: S101 - for the type checker
+            history = await self._store.get(self._tenant, objective.session_id)
+        return Asked(catalog, objective, history, arrival_s)
 
     async def understand(
         self,
@@ -115,61 +134,43 @@ class TurnPlanner:
         Raises:
             InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session.
         """
-        objective, history = await self.objective(metadata)
-        session = None
+        asked = await self.ask(metadata)
+        session, history = None, asked.history
         if history is not None:
             session = SessionUse(self._tenant, history.session_id, history.version)
-        elif objective.session_id is not None:
+        elif asked.objective.session_id is not None:
             session = SessionUse(self._tenant, new_session_id, 0)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
-        understood = Understood(prompt, max_tokens, objective, session, history, tuple(token_ids))
-        self._check_length(understood)
-        return understood
+        self._check_length(asked, len(token_ids), max_tokens)
+        return Understood(prompt, max_tokens, asked, session, tuple(token_ids))
 
     async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""
         planned = await self._plan(request, replica)
         if planned.plan.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
             token_ids = await asyncio.to_thread(self.encoder.encode, request.prompt, request.history_token_ids, True)
+            self._check_length(request.asked, len(token_ids), request.max_tokens)
             request = replace(request, token_ids=tuple(token_ids))
-            self._check_length(request)
             planned = await self._plan(request, replica)
         return planned
 
     async def _plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         states: dict[str, SavedState] = {}
         if request.session is not None:
-            states = await self._states(request, request.session, self.catalog.recipes.values(), replica)
-        work = self.work(len(request.token_ids), request.max_tokens, request.history, request.objective, replica)
-        work = replace(work, states=states)
-        return Planned(request, work, self.choose(request.objective, work, replica))
+            recipes = request.asked.catalog.recipes.values()
+            states = await self._states(request, request.session, recipes, replica)
+        work, plan = _choose(request.asked, len(request.token_ids), request.max_tokens, states, replica)
+        return Planned(request, work, plan)
 
-    def work(
-        self,
-        prompt_tokens: int,
-        max_tokens: int,
-        history: Manifest | None,
-        objective: Objective,
-        replica: LeasedReplica,
-    ) -> Work:
-        """What is to be served, as far as it is known without the prompt's tokens. Raises InvalidRequest."""
-        self._check_tokens(prompt_tokens, max_tokens, history)
-        own = {name: session_state(history, named) for name, named in self.catalog.recipes.items()}
-        return Work(
-            prompt_tokens,
-            max_tokens,
-            history,
-            continues=objective.session_id is not None,
-            queue_ms=replica.queued_tokens * replica.facts.cost.token_ms,
-            states={name: state for name, state in own.items() if state is not None},
-            is_hot=replica.is_hot,
-        )
-
-    def choose(self, objective: Objective, work: Work, replica: LeasedReplica) -> planner.Plan:
-        """Pick the recipe for work. Raises SlaUnattainable, InvalidRequest."""
-        facts = replica.facts
-        return planner.plan(objective, work, self.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+    def plan_length(
+        self, asked: Asked, prompt_tokens: int, max_tokens: int, replica: LeasedReplica
+    ) -> tuple[Work, planner.Plan]:
+        """The same for a prompt of which only the length is known: no prefix can be. Raises as `plan` does."""
+        self._check_length(asked, prompt_tokens, max_tokens)
+        own = {name: session_state(asked.history, named) for name, named in asked.catalog.recipes.items()}
+        states = {name: state for name, state in own.items() if state is not None}
+        return _choose(asked, prompt_tokens, max_tokens, states, replica)
 
     def job(self, planned: Planned, request_id: str, sampling: SamplingParams, deadline_s: float | None) -> Job:
         """The turn, for a replica."""
@@ -182,7 +183,7 @@ class TurnPlanner:
             sampling=sampling,
             priority=planned.request.objective.priority,
             deadline_s=deadline_s,
-            ttft_due_s=planned.request.arrival_s + planned.request.objective.ttft_ms / 1e3,
+            ttft_due_s=planned.request.asked.arrival_s + planned.request.objective.ttft_ms / 1e3,
             tpot_ms=planned.request.objective.tpot_ms,
             session=planned.request.session,
             restore=planned.plan.chosen.prediction.restore,
@@ -214,14 +215,30 @@ class TurnPlanner:
             request.turns,
         )
 
-    def _check_length(self, request: Understood) -> None:
-        self._check_tokens(len(request.token_ids), request.max_tokens, request.history)
-
-    def _check_tokens(self, prompt_tokens: int, max_tokens: int, history: Manifest | None) -> None:
-        known = prompt_tokens + (0 if history is None else len(history.token_ids))
+    def _check_length(self, asked: Asked, prompt_tokens: int, max_tokens: int) -> None:
+        known = prompt_tokens + (0 if asked.history is None else len(asked.history.token_ids))
         if known + max_tokens > self._max_session_tokens:
             raise InvalidRequest(
                 "prompt",
                 f"{known} tokens with history, and max_tokens {max_tokens}",
                 f"together they must be at most {self._max_session_tokens}",
             )
+
+
+def _choose(
+    asked: Asked, prompt_tokens: int, max_tokens: int, states: Mapping[str, SavedState], replica: LeasedReplica
+) -> tuple[Work, planner.Plan]:
+    """Nothing is awaited between the look at the backlog and the choice, nor before it is promised (`Answers`)."""
+    work = Work(
+        prompt_tokens,
+        max_tokens,
+        asked.history,
+        continues=asked.objective.session_id is not None,
+        backlog=replica.backlog,
+        spent_ms=(time.monotonic() - asked.arrival_s) * 1e3,
+        states=states,
+        is_hot=replica.is_hot,
+    )
+    facts = replica.facts
+    plan = planner.plan(asked.objective, work, asked.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+    return work, plan
