@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from swaa_runtime.load import EngineLoad
+
 FAIR_SHARE = 0.25
 """Of each step's prefill, what all prompts divide evenly."""
 
@@ -20,9 +22,10 @@ COARSE = 0.1
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
 
 LEAST_PREFILL = 0.125
-"""Of a full step's prefill, what is done in every step however close the next token of an answer is due."""
+"""Of a full step's tokens, how many are prefilled in every step, however close the next token of an answer is due."""
 
-ROUNDING_MS = 1e-6
+SHORTEST_STEP_MS = 0.01
+ROUNDING_TOKENS = ROUNDING_MS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,14 @@ class PendingTurn:
     """A turn without a token yet.
 
     Attributes:
-        work_ms: predicted time the engine needs until its first token, had the turn the engine for itself.
+        num_tokens: to compute until its first token.
+        work_ms: predicted time that takes, had the turn the engine for itself.
         due_in_ms: when that token is due, negative if that is past; None: at no particular time.
         ready_in_ms: when it can run: later than now if its state is on its way in, negative if it could already.
     """
 
     request_id: str
+    num_tokens: float
     work_ms: float
     due_in_ms: float | None
     priority: int
@@ -69,7 +74,7 @@ class Backlog:
     @property
     def request_ids(self) -> frozenset[str]:
         """Of all its turns."""
-        return frozenset(turn.request_id for turn in (*self.pending, *self.decoding))
+        return frozenset([turn.request_id for turn in self.pending] + [turn.request_id for turn in self.decoding])
 
     def aged(self, elapsed_ms: float) -> Backlog:
         """The same figures when so much time has passed since."""
@@ -88,6 +93,24 @@ class Backlog:
         return replace(self, pending=(*self.pending, turn))
 
 
+def backlog_of(load: EngineLoad, now_s: float) -> Backlog:
+    """What an engine told of itself, as it looks now (on the engine's clock)."""
+    age_ms = max(0.0, (now_s - load.taken_s) * 1e3)
+    pending = tuple(
+        PendingTurn(
+            turn.request_id,
+            turn.remaining_tokens,
+            turn.remaining_ms,
+            None if turn.ttft_due_s is None else (turn.ttft_due_s - now_s) * 1e3,
+            turn.priority,
+            ready_in_ms=-age_ms,
+        )
+        for turn in load.prefills
+    )
+    decoding = tuple(DecodingTurn(turn.request_id, turn.tpot_ms, turn.priority) for turn in load.decodes)
+    return Backlog(pending, decoding, load.decode_step_ms, age_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What would become of a newcomer, and of the others if it came.
@@ -104,25 +127,21 @@ class Outcome:
 
 
 class Forecast:
-    """Foresees newcomers to one backlog.
+    """Foresees newcomers to one backlog."""
 
-    Args:
-        full_step_ms: predicted prefill in a step that is full of it.
-    """
-
-    def __init__(self, backlog: Backlog, full_step_ms: float) -> None:
+    def __init__(self, backlog: Backlog, max_step_tokens: int) -> None:
         self.backlog = backlog
-        self._full_step_ms = max(full_step_ms, 1.0)
+        self._max_step_tokens = max_step_tokens
 
     @cached_property
     def first_tokens_ms(self) -> tuple[float, ...]:
         """When the first token of each pending turn comes if nobody else does, from now."""
-        return first_tokens_ms(self.backlog, self._full_step_ms)
+        return first_tokens_ms(self.backlog, self._max_step_tokens)
 
     def outcome(self, newcomer: PendingTurn, token_ms: float = 0.0) -> Outcome:
         """What becomes of a newcomer. `token_ms`: what its own decoding adds to a step."""
         backlog = self.backlog
-        with_it = first_tokens_ms(backlog.with_turn(newcomer), self._full_step_ms)
+        with_it = first_tokens_ms(backlog.with_turn(newcomer), self._max_step_tokens)
         prefills = tuple(
             turn
             for turn, before_ms, after_ms in zip(backlog.pending, self.first_tokens_ms, with_it[:-1], strict=True)
@@ -143,49 +162,33 @@ class Forecast:
 
     def later(self, in_ms: float) -> Forecast:
         """The forecast for newcomers that come so much later, if nobody else does until then."""
-        left = left_ms(self.backlog, self._full_step_ms, in_ms)
+        left = left_tokens(self.backlog, self._max_step_tokens, in_ms)
         pending = tuple(
-            replace(turn, work_ms=work_ms)
-            for turn, work_ms in zip(self.backlog.aged(in_ms).pending, left, strict=True)
-            if work_ms > 0.0
+            replace(turn, num_tokens=tokens, work_ms=turn.work_ms * tokens / turn.num_tokens)
+            for turn, tokens in zip(self.backlog.aged(in_ms).pending, left, strict=True)
+            if tokens > 0.0
         )
-        return Forecast(replace(self.backlog, pending=pending, age_ms=0.0), self._full_step_ms)
+        return Forecast(replace(self.backlog, pending=pending, age_ms=0.0), self._max_step_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How much prefill a step does, and how much longer it takes than that because of decoding."""
-
-    prefill_ms: float
-    stretch: float
-
-
-def pace(backlog: Backlog, full_step_ms: float) -> Pace:
-    """A step is as full of prefill as the tightest time per token allows, but never without any."""
-    decode_ms = backlog.decode_step_ms
-    room_ms = min((turn.tpot_ms for turn in backlog.decoding if turn.tpot_ms is not None), default=math.inf) - decode_ms
-    prefill_ms = min(full_step_ms, max(room_ms, LEAST_PREFILL * full_step_ms))
-    return Pace(prefill_ms, 1.0 + decode_ms / prefill_ms)
-
-
-def first_tokens_ms(backlog: Backlog, full_step_ms: float) -> tuple[float, ...]:
+def first_tokens_ms(backlog: Backlog, max_step_tokens: int) -> tuple[float, ...]:
     """When the first token of each pending turn comes, in ms from now, in the order of `backlog.pending`."""
-    return _play(backlog, full_step_ms, math.inf)[0]
+    return _play(backlog, max_step_tokens, math.inf)[0]
 
 
-def left_ms(backlog: Backlog, full_step_ms: float, in_ms: float) -> tuple[float, ...]:
-    """What each pending turn has to do yet after so long, in ms of its own."""
-    return _play(backlog, full_step_ms, in_ms)[1]
+def left_tokens(backlog: Backlog, max_step_tokens: int, in_ms: float) -> tuple[float, ...]:
+    """Tokens that each pending turn has to compute yet after so long."""
+    return _play(backlog, max_step_tokens, in_ms)[1]
 
 
-def _play(backlog: Backlog, full_step_ms: float, until_ms: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """First tokens, and what is left to do, when the rules have been followed from the last known step until then."""
-    turns, step = backlog.pending, pace(backlog, full_step_ms)
-    left = [max(turn.work_ms, ROUNDING_MS) for turn in turns]
+def _play(backlog: Backlog, max_step_tokens: int, until_ms: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """First tokens, and what is left to compute, when the rules are followed from the last known step until then."""
+    turns, left = backlog.pending, [turn.num_tokens for turn in backlog.pending]
+    prices = [turn.work_ms / turn.num_tokens for turn in turns]
     first_tokens = [math.inf] * len(turns)
     unfinished = list(range(len(turns)))
     now_ms = start_ms = -backlog.age_ms
-    while unfinished and now_ms < until_ms:
+    while unfinished and until_ms - now_ms > ROUNDING_MS:
         ready = [at for at in unfinished if turns[at].ready_in_ms <= now_ms]
         next_ready_ms = min(
             (turns[at].ready_in_ms for at in unfinished if turns[at].ready_in_ms > now_ms), default=math.inf
@@ -193,40 +196,53 @@ def _play(backlog: Backlog, full_step_ms: float, until_ms: float) -> tuple[tuple
         if not ready:
             now_ms = next_ready_ms
             continue
-        order = sorted(ready, key=lambda at: _rank(turns[at], at, left[at], now_ms))
-        longest_ms = max(step.prefill_ms, COARSE * (now_ms - start_ms))
-        longest_ms = min(longest_ms, max(step.prefill_ms, (next_ready_ms - now_ms) / step.stretch))
-        quantum_ms = min(max(step.prefill_ms, _until_next_is_done(order, left)), longest_ms)
-        quantum_ms = min(quantum_ms, (until_ms - now_ms) / step.stretch)
-        spent = share(order, left, quantum_ms)
-        now_ms += sum(spent.values()) * step.stretch
-        for at, spent_ms in spent.items():
-            left[at] -= spent_ms
-            if left[at] <= ROUNDING_MS:
+        order = sorted(ready, key=lambda at: _rank(turns[at], at, left[at] * prices[at], now_ms))
+        step_tokens, step_ms = _step(backlog, order, left, prices, max_step_tokens)
+        # As many steps as go alike: until one turn is done or another comes, but not too coarse, and at least one.
+        num_steps = min(_until_next_is_done(order, left) / step_tokens, (next_ready_ms - now_ms) / step_ms)
+        num_steps = max(1.0, min(num_steps, COARSE * (now_ms - start_ms) / step_ms) // 1.0)
+        num_steps = min(num_steps, (until_ms - now_ms) / step_ms)
+        spent = share(order, left, num_steps * step_tokens)
+        now_ms += sum(spent[at] * prices[at] for at in order) + num_steps * backlog.decode_step_ms
+        for at, spent_tokens in spent.items():
+            left[at] -= spent_tokens
+            if left[at] <= ROUNDING_TOKENS:
                 left[at], first_tokens[at] = 0.0, max(now_ms, 0.0)
         unfinished = [at for at in unfinished if left[at] > 0.0]
     return tuple(first_tokens), tuple(left)
 
 
-def share(order: Sequence[int], left_ms: Sequence[float], budget_ms: float) -> dict[int, float]:
-    """Divide prefill: FAIR_SHARE of it evenly among all (passing on what some do not need), the rest in order."""
-    fair_ms, spent = FAIR_SHARE * budget_ms, dict.fromkeys(order, 0.0)
-    for done, at in enumerate(sorted(order, key=lambda at: left_ms[at])):
-        spent[at] = min(left_ms[at], fair_ms / (len(order) - done))
-        fair_ms -= spent[at]
-    rest_ms = budget_ms - sum(spent.values())
+def _step(
+    backlog: Backlog, order: Sequence[int], left: Sequence[float], prices: Sequence[float], max_step_tokens: int
+) -> tuple[float, float]:
+    """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none."""
+    spent = share(order, left, max_step_tokens)
+    prefill_ms = sum(spent[at] * prices[at] for at in order)
+    tightest_ms = min((turn.tpot_ms for turn in backlog.decoding if turn.tpot_ms is not None), default=math.inf)
+    room_ms = tightest_ms - backlog.decode_step_ms
+    part = min(1.0, max(LEAST_PREFILL, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
+    return part * max_step_tokens, max(part * prefill_ms + backlog.decode_step_ms, SHORTEST_STEP_MS)
+
+
+def share(order: Sequence[int], left: Sequence[float], budget: float) -> dict[int, float]:
+    """Divide tokens: FAIR_SHARE of them evenly among all (passing on what some do not need), the rest in order."""
+    fair, spent = FAIR_SHARE * budget, dict.fromkeys(order, 0.0)
+    for done, at in enumerate(sorted(order, key=lambda at: left[at])):
+        spent[at] = min(left[at], fair / (len(order) - done))
+        fair -= spent[at]
+    rest = budget - sum(spent.values())
     for at in order:
-        more_ms = min(left_ms[at] - spent[at], rest_ms)
-        spent[at] += more_ms
-        rest_ms -= more_ms
+        more = min(left[at] - spent[at], rest)
+        spent[at] += more
+        rest -= more
     return spent
 
 
-def _until_next_is_done(order: Sequence[int], left_ms: Sequence[float]) -> float:
-    """Prefill until the first of these is done, if they went on as in this step."""
+def _until_next_is_done(order: Sequence[int], left: Sequence[float]) -> float:
+    """Tokens until the first of these is done, if they went on as in this step."""
     even = FAIR_SHARE / len(order)
     first, *others = order
-    return min(left_ms[first] / (1.0 - FAIR_SHARE + even), *(left_ms[at] / even for at in others), math.inf)
+    return min(left[first] / (1.0 - FAIR_SHARE + even), *(left[at] / even for at in others), math.inf)
 
 
 def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int]:

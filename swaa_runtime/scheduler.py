@@ -117,6 +117,7 @@ class Scheduler:
     def _prefill_load(self, request: Request) -> PrefillLoad:
         return PrefillLoad(
             request.request_id,
+            _tokens_to_compute(request),
             self._prefill_times.ms(request),
             request.ttft_due_s,
             request.priority,
@@ -144,6 +145,15 @@ def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[
                 shares.append((request, num_tokens))
                 budget_tokens -= num_tokens
     return shares
+
+
+def _tokens_to_compute(request: Request) -> int:
+    """Tokens of a prompt that are not computed yet, without those whose KV is on its way in."""
+    restored = 0
+    if request.restoring is not None:
+        start, stop = request.restoring
+        restored = max(0, stop - max(start, request.num_computed_tokens))
+    return max(1, request.num_remaining_tokens - restored)
 
 
 def _order(request: Request) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.backlog import Backlog, Forecast, PendingTurn
-from services.cost import CostProfile, PrefillWork, decode_keys, kv_tokens
+from services.cost import CostProfile, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.sla import RECIPE_HEADER, Objective
@@ -129,7 +129,9 @@ class Scene:
         alone_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
         token_ms = max(0.0, alone_ms - cost.tpot_ms(0))
         due_in_ms = self.objective.ttft_ms - work.spent_ms
-        newcomer = PendingTurn("", restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms)
+        newcomer = PendingTurn(
+            "", restore.work_tokens, restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms
+        )
         outcome = self.forecast.outcome(newcomer, token_ms)
         return Prediction(
             ttft_ms=work.spent_ms + outcome.first_token_ms,
@@ -146,11 +148,6 @@ class Scene:
     def at(self, backlog: Backlog, forecast: Forecast) -> Scene:
         """The same request, had it come just now to a replica with this backlog."""
         return replace(self, work=replace(self.work, backlog=backlog, spent_ms=0.0), forecast=forecast)
-
-
-def full_step_ms(cost: CostProfile) -> float:
-    """Predicted time of a step full of prefill, attention aside."""
-    return cost.prefill_ms(PrefillWork(cost.max_step_tokens, 0, 0))
 
 
 def misses(
@@ -176,7 +173,7 @@ def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, 
         SlaUnattainable: if the request is strict and nothing (or not the recipe it names) is predicted to meet it.
         InvalidRequest: if it names a recipe that does not exist.
     """
-    forecast = Forecast(work.backlog, full_step_ms(cost))
+    forecast = Forecast(work.backlog, cost.max_step_tokens)
     scene = Scene(objective, work, forecast, catalog, cost, bytes_per_token_layer)
     candidates = sorted(map(scene.weigh, catalog.recipes.values()), key=_preference)
     if objective.recipe_name is not None:
@@ -212,13 +209,14 @@ def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[Candidate]) ->
     """Why a strict request is refused, and when it would not be."""
     wait_ms, name = nearest.prediction.wait_ms, nearest.named.name
     nothing = Backlog()
-    idle = scene.at(nothing, Forecast(nothing, full_step_ms(scene.cost)))
+    idle = scene.at(nothing, Forecast(nothing, scene.cost.max_step_tokens))
     alone = {c.named.name: idle.weigh(c.named) for c in eligible}
     would = [c for c in alone.values() if c.meets]
     if not would:
         missed = "; ".join(alone[name].misses)
         return SlaUnattainable(
-            f"strict: no recipe ever meets it here; of {name!r}, the nearest, even idle {missed}", wait_ms
+            f"strict: no recipe ever meets it here; {name!r} is the nearest, but its predicted {missed}, even if idle",
+            wait_ms,
         )
     least = min(would, key=lambda c: c.prediction.work_ms)
     retry_after_ms = _retry_after_ms(scene, least.named)

@@ -37,11 +37,12 @@ class Promises:
 
 
 def _pending(job: Job, made_s: float, now_s: float) -> PendingTurn:
-    work_ms = fetch_ms = 0.0
+    num_tokens, work_ms, fetch_ms = len(job.prompt_token_ids), 0.0, 0.0
     if job.restore is not None:
-        work_ms, fetch_ms = job.restore.work_ms, job.restore.fetch_ms
+        num_tokens, work_ms, fetch_ms = job.restore.work_tokens, job.restore.work_ms, job.restore.fetch_ms
     return PendingTurn(
         job.request_id,
+        num_tokens,
         work_ms,
         None if job.ttft_due_s is None else (job.ttft_due_s - now_s) * 1e3,
         job.priority,

@@ -15,11 +15,13 @@ import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from services.backlog import Backlog, backlog_of
 from services.errors import SessionCorrupt, StaleSession, StoreUnavailable
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.hot_sessions import HotSessions
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
 from services.replica.lease import Leases
+from services.replica.promises import Promises
 from services.replica.restorer import Restorer
 from services.replica.saver import TurnSaver
 from services.restore_plan import RestorePlan, SavedState, segments_past
@@ -72,12 +74,18 @@ class Replica:
         self._leases = Leases(store)
         self._restorer = Restorer(engine, store, loaded.shape)
         self._remaining_tokens: dict[str, int] = {}
+        self._accepted = Promises()
         self._hot = HotSessions(engine)
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens of all requests here that have not been computed yet."""
         return sum(self._remaining_tokens.values())
+
+    @property
+    def backlog(self) -> Backlog:
+        """What there is to do, with the turns that have not reached the engine yet."""
+        return self._accepted.added_to(backlog_of(self.engine.load, time.monotonic()))
 
     @property
     def num_turns(self) -> int:
@@ -100,6 +108,8 @@ class Replica:
             OutOfCapacity, InvalidRequest, DeadlineExceeded, EngineFailed: the turn ends, nothing is saved.
         """
         async with contextlib.AsyncExitStack() as stack:
+            self._accepted.add(job)
+            stack.callback(self._accepted.end, job.request_id)
             manifest, fence = None, 0
             if job.session is not None:
                 fence = await stack.enter_async_context(self._leases.hold(job.session, job.request_id))
@@ -122,6 +132,8 @@ class Replica:
                     continue
                 if isinstance(output, PrefillProgress):
                     self._remaining_tokens[job.request_id] = output.prompt_stop - output.num_computed_tokens
+                else:
+                    self._accepted.end(job.request_id)
                 yield output
             _raise_if_unfinished(output)
             done = await self._finish(turn, saver, output, fence)

@@ -129,6 +129,7 @@ def _restore_message(plan: RestorePlan) -> pb.RunRestore:
         num_tokens=plan.num_tokens,
         predicted_ms=plan.predicted_ms,
         reason=plan.reason,
+        work_tokens=plan.work_tokens,
         work_ms=plan.work_ms,
     )
 
@@ -144,6 +145,7 @@ def _restore_from(message: pb.RunRestore) -> RestorePlan:
         num_tokens=message.num_tokens,
         predicted_ms=message.predicted_ms,
         reason=message.reason,
+        work_tokens=message.work_tokens,
         work_ms=message.work_ms,
     )
 

@@ -11,6 +11,7 @@ def backlog_message(backlog: Backlog) -> pb.Backlog:
     pending = [
         pb.PendingTurn(
             request_id=turn.request_id,
+            num_tokens=turn.num_tokens,
             work_ms=turn.work_ms,
             due_in_ms=turn.due_in_ms,
             priority=turn.priority,
@@ -31,6 +32,7 @@ def backlog_from(message: pb.Backlog) -> Backlog:
         pending=tuple(
             PendingTurn(
                 turn.request_id,
+                turn.num_tokens,
                 turn.work_ms,
                 turn.due_in_ms if turn.HasField("due_in_ms") else None,
                 turn.priority,

@@ -40,7 +40,7 @@ def test_the_table_is_the_protos() -> None:
         "SessionNotFound": "NOT_FOUND",
         "SessionBusy": "ABORTED",
         "StaleSession": "ABORTED",
-        "SlaUnattainable": "FAILED_PRECONDITION",
+        "SlaUnattainable": "RESOURCE_EXHAUSTED",
         "ModelNotSupported": "FAILED_PRECONDITION",
         "OutOfCapacity": "RESOURCE_EXHAUSTED",
         "QuotaExceeded": "RESOURCE_EXHAUSTED",

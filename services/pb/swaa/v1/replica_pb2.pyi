@@ -57,18 +57,20 @@ class Backlog(_message.Message):
     def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ...) -> None: ...
 
 class PendingTurn(_message.Message):
-    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms")
+    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORK_MS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     READY_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     work_ms: float
     due_in_ms: float
     priority: int
     ready_in_ms: float
-    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ...) -> None: ...
+    num_tokens: float
+    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ...) -> None: ...
 
 class DecodingTurn(_message.Message):
     __slots__ = ("request_id", "tpot_ms", "priority")
@@ -163,7 +165,7 @@ class RunSampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class RunRestore(_message.Message):
-    __slots__ = ("kind", "source", "prefix_id", "compute_stop", "num_tokens", "predicted_ms", "reason", "work_ms")
+    __slots__ = ("kind", "source", "prefix_id", "compute_stop", "num_tokens", "predicted_ms", "reason", "work_ms", "work_tokens")
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ID_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +174,7 @@ class RunRestore(_message.Message):
     PREDICTED_MS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     WORK_MS_FIELD_NUMBER: _ClassVar[int]
+    WORK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     source: str
     prefix_id: str
@@ -180,7 +183,8 @@ class RunRestore(_message.Message):
     predicted_ms: float
     reason: str
     work_ms: float
-    def __init__(self, kind: _Optional[str] = ..., source: _Optional[str] = ..., prefix_id: _Optional[str] = ..., compute_stop: _Optional[int] = ..., num_tokens: _Optional[int] = ..., predicted_ms: _Optional[float] = ..., reason: _Optional[str] = ..., work_ms: _Optional[float] = ...) -> None: ...
+    work_tokens: int
+    def __init__(self, kind: _Optional[str] = ..., source: _Optional[str] = ..., prefix_id: _Optional[str] = ..., compute_stop: _Optional[int] = ..., num_tokens: _Optional[int] = ..., predicted_ms: _Optional[float] = ..., reason: _Optional[str] = ..., work_ms: _Optional[float] = ..., work_tokens: _Optional[int] = ...) -> None: ...
 
 class RunEvent(_message.Message):
     __slots__ = ("prefill", "token", "done")
