@@ -152,26 +152,28 @@ def test_the_cost_is_told_what_each_step_ran_and_how_long_it_took() -> None:
     assert sum(cost.took_ms[1:]) <= elapsed_ms
 
 
+def loads(rig: Rig) -> tuple[list[str], list[str]]:
+    """Who is prefilled or waits, and who decodes, as the engine tells it."""
+    load = rig.engine.load
+    return [prefill.request_id for prefill in load.prefills], [decode.request_id for decode in load.decodes]
+
+
 def test_the_load_is_told_when_a_request_comes_when_it_moves_on_and_when_it_goes() -> None:
     rig = build_rig(config=engine_config(max_step_tokens=16))
-    assert rig.engine.load.prefills == ()
+    assert loads(rig) == ([], [])
     rig.engine.set_cost(LinearCost())
     rig.add(build_request("a", 20))
     rig.add(build_request("b", 30))
-    assert [(load.request_id, load.remaining_ms, load.waiting) for load in rig.engine.load.prefills] == [
-        ("a", 20.0, True),
-        ("b", 30.0, True),
-    ]
+    assert (loads(rig), rig.engine.load.prefill_ms) == ((["a", "b"], []), 50.0)
     rig.step()
-    assert sum(load.remaining_ms for load in rig.engine.load.prefills) == 50.0 - 16.0
+    assert rig.engine.load.prefill_ms == 50.0 - 16.0
     rig.engine.cancel("b")
-    assert [load.request_id for load in rig.engine.load.prefills] == ["a"]
+    assert loads(rig) == (["a"], [])
     while not rig.tokens("a"):
         rig.step()
-    assert rig.engine.load.prefills == ()
-    assert [load.request_id for load in rig.engine.load.decodes] == ["a"]
+    assert loads(rig) == ([], ["a"])
     rig.run()
-    assert rig.engine.load.decodes == ()
+    assert loads(rig) == ([], [])
 
 
 def test_what_is_restored_is_not_predicted_as_work_until_it_is_given_up() -> None:
