@@ -190,7 +190,7 @@ def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> Non
     load = scheduler.load()
     assert load == EngineLoad(
         taken_s=clock.now_s,
-        prefills=(PrefillLoad("b", 8, 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 20, 25.0, None, 3, True)),
+        prefills=(PrefillLoad("b", 4, 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 10, 25.0, None, 3, True)),
         decodes=(DecodeLoad("a", 40.0, 3),),
         decode_step_ms=7.0,
     )

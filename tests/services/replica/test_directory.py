@@ -18,7 +18,7 @@ from swaa_runtime.errors import EngineFailed
 
 from .builders import asynchronous
 
-BACKLOG = Backlog((PendingTurn("r", 10.0, None, 1),), decode_step_ms=3.0)
+BACKLOG = Backlog((PendingTurn("r", 9, 10.0, None, 1),), decode_step_ms=3.0)
 
 
 @dataclass

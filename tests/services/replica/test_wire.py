@@ -47,6 +47,7 @@ plans = st.builds(
     num_tokens=counts,
     predicted_ms=figures,
     reason=st.text(),
+    work_tokens=counts,
     work_ms=figures,
 )
 jobs = st.builds(
@@ -112,7 +113,7 @@ def test_an_event(event: PrefillProgress | TokenOutput | Done) -> None:
 
 
 def test_a_backlog() -> None:
-    pending = (PendingTurn("a", 12.5, -3.0, -1, 40.0), PendingTurn("b", 0.5, None, 7, -2.0))
+    pending = (PendingTurn("a", 7, 12.5, -3.0, -1, 40.0), PendingTurn("b", 1, 0.5, None, 7, -2.0))
     backlog = Backlog(pending, (DecodingTurn("c", 20.0, 3), DecodingTurn("d", None, -3)), 9.5, 1.5)
     assert backlog_from(pb.Backlog.FromString(backlog_message(backlog).SerializeToString())) == backlog
     assert backlog_from(pb.Backlog()) == Backlog()
