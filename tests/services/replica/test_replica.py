@@ -395,12 +395,14 @@ async def test_the_backlog_counts_prompt_tokens_that_are_not_computed_yet(open_s
             first = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0.05)
             assert replica.queued_tokens == 40
+            assert replica.backlog.request_ids == {make_job(40).request_id}
             step.release(100)
             seen = [await first]
             assert replica.queued_tokens == 40 - 16
             seen += [event async for event in events]
         assert [e.num_computed_tokens for e in seen if isinstance(e, PrefillProgress)] == [16, 32, 40]
         assert replica.queued_tokens == 0
+        assert replica.backlog.pending == ()
 
 
 @asynchronous
