@@ -38,7 +38,7 @@ async def running_service(
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         policy = config.session_policy
         turns = TurnPlanner(catalog, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
-        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store)
+        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store, facts.eos_token_ids)
         service = LongContextService(config.model, facts, answers, parts.store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()

@@ -130,7 +130,7 @@ class Scene:
         token_ms = max(0.0, alone_ms - cost.tpot_ms(0))
         due_in_ms = self.objective.ttft_ms - work.spent_ms
         newcomer = PendingTurn(
-            "", restore.work_tokens, restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms
+            "", max(1, restore.work_tokens), restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms
         )
         outcome = self.forecast.outcome(newcomer, token_ms)
         return Prediction(

@@ -51,7 +51,8 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
         policy = config.session_policy
         turns = TurnPlanner(catalog, encoder, store, policy, facts.max_session_tokens, TENANT)
-        service = LongContextService(config.model, facts, Answers(turns, replicas, store), store, policy)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids)
+        service = LongContextService(config.model, facts, answers, store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
         watching = asyncio.create_task(_watch(replicas, server))

@@ -12,15 +12,18 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from services.errors import SessionNotFound, StaleSession
 from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.history import saved_states, session_state
+from services.gateway.identity import keyed_session_id
 from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.replay import before_last_turn, has_saved, last_prompt
 from services.gateway.replicas import LeasedReplica
-from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.gateway.sla import IDEMPOTENCY_HEADER, NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
 from services.replica.job import Job, SessionUse
-from services.restore_plan import SavedState, plan_restore
+from services.restore_plan import RestorePlan, SavedState, plan_restore
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest, Store
 from swaa_runtime.errors import InvalidRequest
@@ -40,13 +43,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A request whose headers, session and prompt are known. `session` is None without one."""
+    """A request whose headers, session and prompt are known.
+
+    `session` is None without one. `saved`: the session with this very turn, if an earlier attempt has saved it.
+    """
 
     prompt: PromptInput
     max_tokens: int
     asked: Asked
     session: SessionUse | None
     token_ids: tuple[int, ...]
+    saved: Manifest | None = None
 
     @property
     def objective(self) -> Objective:
@@ -132,18 +139,63 @@ class TurnPlanner:
         Args:
             new_session_id: what a new session is to be called.
         Raises:
-            InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session.
+            InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session; StaleSession if the
+                session that the idempotency key opened has moved on.
         """
         asked = await self.ask(metadata)
-        session, history = None, asked.history
+        objective, history, key = asked.objective, asked.history, asked.objective.idempotency_key
+        if objective.session_id == NEW_SESSION and key:
+            new_session_id = keyed_session_id(self._tenant, key)
+            history = await self._opened(new_session_id)
+        if history is not None and has_saved(history, objective):
+            return await self._saved(prompt, max_tokens, asked, history)
+        if history is not None and objective.session_id == NEW_SESSION:
+            raise StaleSession(f"session {history.session_id!r}, which this {IDEMPOTENCY_HEADER} opened, has moved on")
+        session = None
         if history is not None:
-            session = SessionUse(self._tenant, history.session_id, history.version)
-        elif asked.objective.session_id is not None:
-            session = SessionUse(self._tenant, new_session_id, 0)
+            session = SessionUse(self._tenant, history.session_id, history.version, key)
+        elif objective.session_id is not None:
+            session = SessionUse(self._tenant, new_session_id, 0, key)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
         self._check_length(asked, len(token_ids), max_tokens)
         return Understood(prompt, max_tokens, asked, session, tuple(token_ids))
+
+    async def _opened(self, session_id: str) -> Manifest | None:
+        try:
+            return await self._store.get(self._tenant, session_id)
+        except SessionNotFound:
+            return None
+
+    async def _saved(self, prompt: PromptInput, max_tokens: int, asked: Asked, saved: Manifest) -> Understood:
+        """The request of a turn that is saved already. Raises InvalidRequest if the saved one had another prompt."""
+        history, thinking = before_last_turn(saved), saved.recipe.thinking
+        history_ids = () if history is None else history.token_ids
+        token_ids = tuple(await asyncio.to_thread(self.encoder.encode, prompt, history_ids, thinking))
+        if token_ids != last_prompt(saved):
+            bound = "was given with another prompt; a key is for one call only"
+            raise InvalidRequest(IDEMPOTENCY_HEADER, asked.objective.idempotency_key, bound)
+        session = SessionUse(self._tenant, saved.session_id, saved.version - 1, asked.objective.idempotency_key)
+        return Understood(prompt, max_tokens, replace(asked, history=history), session, token_ids, saved)
+
+    def replay(self, request: Understood, saved: Manifest) -> Planned:
+        """A turn that is saved already, as a plan: nothing is to be computed, and nothing was weighed."""
+        catalog = request.asked.catalog
+        known_tokens, named = len(request.all_token_ids), _named(saved, catalog)
+        reason = "an earlier attempt has saved this turn: its tokens are sent again"
+        is_known = named.name in catalog.recipes
+        prediction = planner.Prediction(
+            ttft_ms=0.0,
+            wait_ms=0.0,
+            work_ms=0.0,
+            tpot_ms=0.0,
+            quality=catalog.quality.quality_at(named.name, known_tokens) if is_known else 0.0,
+            kv_bytes=0,
+            computed_tokens=0,
+            restore=RestorePlan("none", None, "", 0, known_tokens, 0.0, reason, work_tokens=0),
+        )
+        work = Work(len(request.token_ids), request.max_tokens, request.history, continues=True)
+        return Planned(request, work, planner.Plan(planner.Candidate(named, prediction, ()), reason, ()))
 
     async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""
@@ -242,3 +294,13 @@ def _choose(
     facts = replica.facts
     plan = planner.plan(asked.objective, work, asked.catalog, facts.cost, facts.shape.bytes_per_token_layer)
     return work, plan
+
+
+def _named(saved: Manifest, catalog: Catalog) -> NamedRecipe:
+    """The recipe that the session was saved under, whether it is in the catalogue still or not."""
+    known = catalog.recipes.get(saved.recipe_name)
+    if known is not None and known.recipe == saved.recipe:
+        return known
+    num_layers = len(next(iter(catalog.recipes.values())).rules)
+    rules = saved.recipe.resolve(num_layers)
+    return NamedRecipe(f"{saved.recipe_name} (as it was)", "no longer in the catalogue", saved.recipe, rules)

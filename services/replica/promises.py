@@ -39,7 +39,7 @@ class Promises:
 def _pending(job: Job, made_s: float, now_s: float) -> PendingTurn:
     num_tokens, work_ms, fetch_ms = len(job.prompt_token_ids), 0.0, 0.0
     if job.restore is not None:
-        num_tokens, work_ms, fetch_ms = job.restore.work_tokens, job.restore.work_ms, job.restore.fetch_ms
+        num_tokens, work_ms, fetch_ms = max(1, job.restore.work_tokens), job.restore.work_ms, job.restore.fetch_ms
     return PendingTurn(
         job.request_id,
         num_tokens,

@@ -71,14 +71,16 @@ class TokenIds(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateUploadRequest(_message.Message):
-    __slots__ = ("request", "text", "token_ids")
+    __slots__ = ("request", "text", "token_ids", "message")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     request: GenerateRequest
     text: bytes
     token_ids: TokenIds
-    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., text: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    message: ChatMessage
+    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., text: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., message: _Optional[_Union[ChatMessage, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("accepted", "prefill", "token", "finish")
