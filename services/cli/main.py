@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ask, show, transfer
+from services.cli import ask, load, show, transfer
 from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -230,6 +230,9 @@ def sessions_import(
 ) -> None:
     """Open a session from a file; prints the new one."""
     _run(transfer.import_session(server, file))
+
+
+app.command("load")(load.load_command)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.client import AsyncClient, PlanOptions, Session
@@ -51,7 +52,11 @@ async def recipes(server: str) -> None:
     async with AsyncClient(server) as client:
         answer = await client.recipes()
     console = _console()
-    table = Table(title="recipes, with needle recall by prompt length", caption=answer.quality_source)
+    if answer.catalog_error:
+        console.print(
+            f"[red]the catalogue that is in use is an old one[/]: {escape(answer.catalog_error)}", soft_wrap=True
+        )
+    table = Table(title="recipes, with quality by prompt length", caption=answer.quality_source)
     lengths = [point.prompt_tokens for point in answer.recipes[0].quality]
     for name in ("recipe", "window", "sinks", "full layers", "tail", "full decode", *(f"{n:,}" for n in lengths)):
         table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
@@ -82,6 +87,7 @@ async def recipes(server: str) -> None:
             sla.description,
         )
     console.print(classes)
+    console.print(f"catalogue {answer.catalog_source}, read {_time(answer.catalog_loaded_at_s)}", soft_wrap=True)
 
 
 async def info(server: str) -> None:
@@ -97,6 +103,7 @@ async def info(server: str) -> None:
         "attention_backend",
         "cost_source",
         "quality_source",
+        "catalog_source",
     ):
         table.add_row(name, str(getattr(answer, name)))
     _console().print(table)

@@ -252,7 +252,10 @@ class MeasuredRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What is served: recipes, SLA classes, the model, and where the figures come from."""
+    """What is served: recipes, SLA classes, the model, and where the figures come from.
+
+    `catalog_error`: why what is in the catalogue's file now is not used; empty if it is.
+    """
 
     recipes: tuple[MeasuredRecipe, ...]
     sla_classes: tuple[SlaClass, ...]
@@ -263,6 +266,9 @@ class Catalog:
     quality_source: str
     cost_source: str
     device: str
+    catalog_source: str
+    catalog_error: str
+    catalog_loaded_at_s: float
 
 
 @dataclass(frozen=True, slots=True)

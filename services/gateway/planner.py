@@ -127,7 +127,7 @@ class Scene:
         is_hot = work.is_hot and state is not None and state.source == "session"
         restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
         alone_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
-        token_ms = max(0.0, alone_ms - cost.tpot_ms(0))
+        token_ms = max(0.0, alone_ms - cost.decode_step_ms)
         due_in_ms = self.objective.ttft_ms - work.spent_ms
         newcomer = PendingTurn(
             "", max(1, restore.work_tokens), restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms

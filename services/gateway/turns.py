@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from services.errors import SessionNotFound, StaleSession
 from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
+from services.gateway.catalog_source import Catalogs
 from services.gateway.history import saved_states, session_state
 from services.gateway.identity import keyed_session_id
 from services.gateway.planner import Work
@@ -93,7 +94,7 @@ class Planned:
 
 
 class TurnPlanner:
-    """Stateless: all it knows is the catalogue, the tokenizer, the store and how sessions are kept.
+    """Stateless: all it knows is where the catalogue is, the tokenizer, the store and how sessions are kept.
 
     Args:
         max_session_tokens: longest session that replicas take.
@@ -102,19 +103,24 @@ class TurnPlanner:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalogs: Catalogs,
         encoder: PromptEncoder,
         store: Store,
         policy: SessionPolicy,
         max_session_tokens: int,
         tenant: str,
     ) -> None:
-        self.catalog = catalog
+        self.catalogs = catalogs
         self.encoder = encoder
         self._store = store
         self._policy = policy
         self._max_session_tokens = max_session_tokens
         self._tenant = tenant
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue as it is now."""
+        return self.catalogs.current
 
     async def ask(self, metadata: Iterable[tuple[str, str | bytes]]) -> Asked:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""

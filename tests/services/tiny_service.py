@@ -12,6 +12,7 @@ from typing import Any
 
 from services.gateway.answers import Answers
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
+from services.gateway.catalog_source import FixedCatalog
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
@@ -76,7 +77,7 @@ async def tiny_service(**policy: Any) -> AsyncIterator[TinyService]:
         )
         kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
         encoder = PromptEncoder(LetterTokenizer(), VOCAB_SIZE, MAX_TOKENS)
-        turns = TurnPlanner(tiny_catalog(), encoder, store, kept, MAX_TOKENS, TENANT)
+        turns = TurnPlanner(FixedCatalog(tiny_catalog()), encoder, store, kept, MAX_TOKENS, TENANT)
         answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids)
         server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
         await server.start()

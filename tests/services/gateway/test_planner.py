@@ -183,7 +183,7 @@ def test_others_and_time_that_has_passed_put_the_first_token_off() -> None:
 def test_answers_that_run_make_each_token_slower() -> None:
     batch = Backlog(decoding=(DecodingTurn("d", None, 0),), decode_step_ms=50.0)
     alone, beside = predicted("tail", make_work()), predicted("tail", make_work(backlog=batch))
-    assert beside.tpot_ms == pytest.approx(50.0 + alone.tpot_ms - COST.tpot_ms(0))
+    assert beside.tpot_ms == pytest.approx(50.0 + alone.tpot_ms - COST.decode_step_ms)
     assert beside.ttft_ms > alone.ttft_ms
 
 
