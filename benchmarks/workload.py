@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
@@ -124,6 +124,37 @@ def make_tiny_model(folder: Path, tokenizer_folder: Path) -> Path:
         pad_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer_folder / name, model / name)
+    _copy_tokenizer(tokenizer_folder, model)
     return model
+
+
+def make_qwen3_4b(folder: Path, tokenizer_folder: Path, device: torch.device) -> Path:
+    """A Hugging Face folder of Qwen3-4B's shape with random weights in bfloat16, named as the catalogue knows it.
+
+    Its tokenizer is another model's, with fewer tokens; prompts of token ids do not mind.
+    """
+    model = folder / "qwen3-4b"
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=262144,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        dtype="bfloat16",
+    )
+    with torch.device(device):
+        made = Qwen3ForCausalLM(config).bfloat16()
+    made.save_pretrained(model)
+    _copy_tokenizer(tokenizer_folder, model)
+    return model
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, target / name)

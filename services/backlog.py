@@ -13,16 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
 from swaa_runtime.load import EngineLoad
-
-FAIR_SHARE = 0.25
-"""Of each step's prefill, what all prompts divide evenly."""
+from swaa_runtime.urgency import SLACK_GRAIN_MS
 
 COARSE = 0.1
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
-
-LEAST_PREFILL = 0.125
-"""Of a full step's tokens, how many are prefilled in every step, however close the next token of an answer is due."""
 
 SHORTEST_STEP_MS = 0.01
 ROUNDING_TOKENS = ROUNDING_MS = 1e-6
@@ -218,9 +214,10 @@ def _step(
     """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none."""
     spent = share(order, left, max_step_tokens)
     prefill_ms = sum(spent[at] * prices[at] for at in order)
-    tightest_ms = min((turn.tpot_ms for turn in backlog.decoding if turn.tpot_ms is not None), default=math.inf)
-    room_ms = tightest_ms - backlog.decode_step_ms
-    part = min(1.0, max(LEAST_PREFILL, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
+    decode_ms = backlog.decode_step_ms
+    targets = [turn.tpot_ms for turn in backlog.decoding if turn.tpot_ms is not None and turn.tpot_ms >= decode_ms]
+    room_ms = min(targets, default=math.inf) * TPOT_SHARE - decode_ms
+    part = min(1.0, max(MIN_PREFILL_TOKENS / max_step_tokens, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
     return part * max_step_tokens, max(part * prefill_ms + backlog.decode_step_ms, SHORTEST_STEP_MS)
 
 
@@ -245,7 +242,9 @@ def _until_next_is_done(order: Sequence[int], left: Sequence[float]) -> float:
     return min(left[first] / (1.0 - FAIR_SHARE + even), *(left[at] / even for at in others), math.inf)
 
 
-def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int]:
+def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int, int]:
+    """As `swaa_runtime.urgency`."""
     slack_ms = math.inf if turn.due_in_ms is None else turn.due_in_ms - now_ms - left_ms
-    late = slack_ms < 0.0
-    return late, -turn.priority if late else slack_ms, at
+    is_late = slack_ms < 0.0
+    grains = 0.0 if is_late else slack_ms if math.isinf(slack_ms) else slack_ms // SLACK_GRAIN_MS
+    return is_late, grains, -turn.priority, at

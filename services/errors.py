@@ -8,6 +8,7 @@ SwaaError
 ├── SessionCorrupt          what is stored does not check out
 ├── StoreUnavailable        the session store does not answer
 ├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
+├── GatewayStopping         the gateway that had the request is being stopped
 ├── QuotaExceeded           the tenant's stored bytes would come above its quota
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it now
 """
@@ -43,6 +44,10 @@ class StoreUnavailable(SwaaError):
 
 class ReplicaLost(SwaaError):
     """A replica stopped answering; the turn may go on elsewhere."""
+
+
+class GatewayStopping(SwaaError):
+    """The gateway is being stopped; another one may take the request."""
 
 
 class QuotaExceeded(SwaaError):

@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from services.errors import (
+    GatewayStopping,
     QuotaExceeded,
     ReplicaLost,
     SessionBusy,
@@ -58,6 +59,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,
+    GatewayStopping: grpc.StatusCode.UNAVAILABLE,
 }
 
 

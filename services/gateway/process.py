@@ -14,11 +14,10 @@ from services.errors import ReplicaLost
 from services.gateway.answers import Answers
 from services.gateway.catalog_file import ServedModel, catalog_path
 from services.gateway.catalog_source import CatalogSource
+from services.gateway.front_doors import FrontDoors
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
-from services.gateway.server import GatewayServer
-from services.gateway.service import LongContextService
 from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
@@ -30,7 +29,7 @@ HEALTH_INTERVAL_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
+async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
     """A gateway in front of the replicas behind `config.replicas`, serving; drained and stopped on leaving.
 
     It waits until there is a replica, to learn what model it serves and to get its tokenizer.
@@ -51,11 +50,9 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         encoder = await _encoder(replicas, facts)
         model = ServedModel(facts.shape.num_layers, facts.fingerprint)
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
-        policy = config.session_policy
-        turns = TurnPlanner(catalogs, encoder, store, policy, facts.max_session_tokens, TENANT)
+        turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
         answers = Answers(turns, replicas, store, facts.eos_token_ids)
-        service = LongContextService(config.model, facts, answers, store, policy)
-        server = GatewayServer(service, config.listen)
+        server = FrontDoors(config, facts, answers, store)
         await server.start()
         watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
         try:
@@ -75,7 +72,7 @@ async def _encoder(replicas: RemoteReplicas, facts: ModelFacts) -> PromptEncoder
         return PromptEncoder.from_folder(Path(folder), facts.shape.vocab_size, facts.max_session_tokens)
 
 
-async def _watch(replicas: RemoteReplicas, server: GatewayServer) -> None:
+async def _watch(replicas: RemoteReplicas, server: FrontDoors) -> None:
     """Be ready as long as replicas can be asked for: other gateways may have more luck than one that is cut off.
 
     That all of them are full is no reason: they are for the others, too.

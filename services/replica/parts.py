@@ -28,7 +28,7 @@ from services.sessions.redis_store import RedisSessionStore
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
-from swaa_runtime.model.loader import LoadedModel, convert_gguf, load_model, torch_dtype
+from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
 
 DEFAULT_MODEL = "smollm2"
@@ -55,7 +55,12 @@ def model_folder(config: ServeConfig) -> Path:
                 f"model {config.model!r} is neither {DEFAULT_MODEL!r} nor a Hugging Face model folder"
             )
         return folder
-    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", torch_dtype(config.dtype))
+    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", served_dtype(config))
+
+
+def served_dtype(config: ServeConfig) -> torch.dtype:
+    """The dtype of weights, activations and KV."""
+    return fast_dtype(torch.device(config.device)) if config.dtype == "auto" else torch_dtype(config.dtype)
 
 
 def default_model_file() -> Path:
@@ -81,7 +86,7 @@ async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRu
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(_store(config))
         folder = await asyncio.to_thread(model_folder, config)
-        loaded = await asyncio.to_thread(load_model, folder, torch_dtype(config.dtype), torch.device(config.device))
+        loaded = await asyncio.to_thread(load_model, folder, served_dtype(config), torch.device(config.device))
         engine_config = _engine_config(config, loaded)
         engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
         engine.start()
@@ -125,6 +130,9 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
+        max_queued_ms=config.max_queued_ms,
+        max_swapped_bytes=config.swap_memory_mib << 20,
+        policy=config.scheduling_policy,
     )
 
 
