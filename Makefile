@@ -108,9 +108,9 @@ bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 bench-sla: $(STAMP) ## SLAs met and quality kept under load: fixed recipes, first come first served, the planner
 	$(BIN)/python -m benchmarks.bench_sla
 
-.PHONY: quality
-quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
+.PHONY: eval
+eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)
+	$(BIN)/swaa eval run --timing-repeats 2 --perplexity-samples 12
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import workload
-from benchmarks.quality import read_recipes
+from services.quality.recipes import read_recipes
 from swaa_runtime.engine import Engine
 from swaa_runtime.model.loader import LoadedModel, fast_dtype, load_model
 from swaa_runtime.outputs import Finished
@@ -173,7 +173,7 @@ def main() -> None:
     folder = workload.model_folder(args.model, dtype)
     loaded = load_model(folder, dtype, torch.device(args.device))
     tokenizer = workload.load_tokenizer(folder)
-    recipes = {name: recipe for name, recipe in read_recipes(CATALOGUE).items() if name in RECIPES}
+    recipes = {row.name: row.recipe for row in read_recipes(CATALOGUE) if row.name in RECIPES}
     contenders = contenders_for(folder, loaded, tokenizer, recipes, args, dtype)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for num_tokens in args.lengths:
