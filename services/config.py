@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
+from services.telemetry.logs import LogFormat
 from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
@@ -66,6 +67,13 @@ class ServeConfig(BaseSettings):
     cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
     state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: LogFormat = Field("text", description="text, or json: one object a line")
+    metrics_listen: str = Field(
+        "", description="host:port of a replica's own /metrics in a cluster; port 0 picks a free one; empty: none"
+    )
+    otlp_endpoint: str = Field(
+        "", description="where traces go, by OTLP over gRPC: http://host:port; empty: nowhere; needs swaa[telemetry]"
+    )
 
     @property
     def session_quota_bytes(self) -> int | None:

@@ -33,6 +33,7 @@ from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.scheduler import Scheduler
 from swaa_runtime.step_cost import StepCost, UnknownCost
+from swaa_runtime.usage import EngineUsage, count_blocks, count_running
 
 
 @dataclass(slots=True)
@@ -88,6 +89,20 @@ class Engine:
     def load(self) -> EngineLoad:
         """What there was to do after the last step, or when a request came or went since. Any thread may read it."""
         return self._load
+
+    def usage(self) -> EngineUsage:
+        """What memory and engine are used for now. Takes time that grows with what is used: not for every step."""
+        requests, load = self.scheduler.requests, self.scheduler.load()
+        num_running, num_waiting = count_running(requests)
+        return EngineUsage(
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_blocks=count_blocks(self.manager.pool, requests, self.parked.requests),
+            block_bytes=self.runner.storage.bytes_per_block,
+            prefill_ms=load.prefill_ms,
+            num_preemptions=self.scheduler.num_preemptions,
+            swapped_bytes=self.swapped.num_bytes,
+        )
 
     @property
     def has_work(self) -> bool:

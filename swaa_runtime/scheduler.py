@@ -68,6 +68,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.leaving: list[Request] = []
+        self.num_preemptions = 0
         self.set_cost(cost or UnknownCost())
 
     def set_cost(self, cost: StepCost) -> None:
@@ -211,6 +212,7 @@ class Scheduler:
             self.leaving.append(request)
             request.status = Status.LEAVING
             request.num_preemptions += 1
+            self.num_preemptions += 1
             request.preempted_at_tokens = request.num_computed_tokens
         return victims
 

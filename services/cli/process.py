@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.front_doors import FrontDoors
+from services.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ async def serve_until_stopped(
     http_ready_file: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and stop."""
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(config.log_level, config.log_format)
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)

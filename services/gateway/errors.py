@@ -85,6 +85,15 @@ def trailing_metadata(error: SwaaError) -> tuple[tuple[str, str | bytes], ...]:
     return (*status.trailing_metadata, (RETRY_AFTER_KEY, str(retry_ms)))
 
 
+def status_name(error: BaseException | None) -> str:
+    """gRPC's name of how a turn ended, whatever wire it came by: OK without an error."""
+    if error is None:
+        return grpc.StatusCode.OK.name
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return grpc.StatusCode.CANCELLED.name
+    return (status_code(error) if isinstance(error, SwaaError) else grpc.StatusCode.INTERNAL).name
+
+
 @contextlib.asynccontextmanager
 async def aborting(context: Context) -> AsyncIterator[None]:
     """End the RPC with the status of whatever error of ours comes out of the body."""

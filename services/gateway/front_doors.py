@@ -16,12 +16,15 @@ from services.gateway.service import LongContextService
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
 from services.sessions.store import Store
+from services.telemetry.page import MetricsPage
 
 
 class FrontDoors:
     """The servers of one gateway."""
 
-    def __init__(self, config: ServeConfig, facts: ModelFacts, answers: Answers, store: Store) -> None:
+    def __init__(
+        self, config: ServeConfig, facts: ModelFacts, answers: Answers, store: Store, metrics: MetricsPage | None = None
+    ) -> None:
         """Listens, and does not serve yet. Raises InvalidRequest for an address that cannot be listened on."""
         policy, model_name = config.session_policy, Path(config.model).name
         self._grpc = GatewayServer(LongContextService(model_name, facts, answers, store, policy), config.listen)
@@ -30,7 +33,7 @@ class FrontDoors:
         if config.http_listen:
             running = Running()
             sessions = SessionAdmin(store, policy)
-            app = build_app(model_name, facts, answers, sessions, self._health, running)
+            app = build_app(model_name, facts, answers, sessions, self._health, running, metrics)
             self._http = HttpServer(app, running, config.http_listen)
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.errors import ReplicaLost
+from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
 from services.gateway.catalog_file import ServedModel, catalog_path
 from services.gateway.catalog_source import CatalogSource
@@ -21,6 +22,10 @@ from services.gateway.remote_replicas import RemoteReplicas
 from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
+from services.telemetry.page import MetricsPage
+from services.telemetry.process import running_telemetry
 from swaa_runtime.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -40,9 +45,11 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
     """
     proxy, redis_url = _given("replicas", config.replicas), _given("redis_url", config.redis_url)
     async with contextlib.AsyncExitStack() as stack:
-        store = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
-        stack.push_async_callback(store.close)
-        await store.ping()
+        telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-gateway"))
+        redis = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
+        stack.push_async_callback(redis.close)
+        await redis.ping()
+        store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         replicas = RemoteReplicas(proxy, config.application)
         stack.push_async_callback(replicas.close)
         async with replicas.lease(None) as replica:
@@ -51,8 +58,9 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
         model = ServedModel(facts.shape.num_layers, facts.fingerprint)
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
-        answers = Answers(turns, replicas, store, facts.eos_token_ids)
-        server = FrontDoors(config, facts, answers, store)
+        observer = observer_of(telemetry, catalogs)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids, observer)
+        server = FrontDoors(config, facts, answers, store, MetricsPage(telemetry.registry))
         await server.start()
         watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
         try:

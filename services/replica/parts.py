@@ -25,6 +25,11 @@ from services.replica.online_cost import OnlineCost
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
+from services.sessions.store import Store
+from services.telemetry.engine_metrics import EngineMetrics
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
+from services.telemetry.process import Telemetry
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
@@ -42,8 +47,9 @@ class Parts:
     loaded: LoadedModel
     engine: EngineLoop
     engine_config: EngineConfig
-    store: RedisSessionStore
+    store: Store
     replica: Replica
+    engine_metrics: EngineMetrics
 
 
 def model_folder(config: ServeConfig) -> Path:
@@ -73,18 +79,23 @@ def default_model_file() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRunner) -> AsyncIterator[Parts]:
+async def running_parts(
+    config: ServeConfig, runner: type[ModelRunner] = ModelRunner, telemetry: Telemetry | None = None
+) -> AsyncIterator[Parts]:
     """Store, model and engine, running; everything is stopped on leaving.
 
     Args:
         runner: what runs the model; benchmarks put their own in its place.
+        telemetry: told what store, engine and replica do; None: nobody is.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
         ModelNotSupported: if the model cannot be served.
     """
+    telemetry = telemetry or Telemetry()
     async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(config))
+        redis = await stack.enter_async_context(_store(config))
+        store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
         loaded = await asyncio.to_thread(load_model, folder, served_dtype(config), torch.device(config.device))
         engine_config = _engine_config(config, loaded)
@@ -99,9 +110,11 @@ async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRu
             bytes_per_token_layer,
             store,
             config.session_policy,
+            telemetry.tracing,
         )
         stack.push_async_callback(replica.close)
-        yield Parts(folder, loaded, engine, engine_config, store, replica)
+        engine_metrics = EngineMetrics(telemetry.registry, lambda: engine.call(Engine.usage))
+        yield Parts(folder, loaded, engine, engine_config, store, replica, engine_metrics)
 
 
 @contextlib.asynccontextmanager

@@ -50,9 +50,14 @@ class SwappedStates:
         return request_id in self._states
 
     @property
+    def num_bytes(self) -> int:
+        """What all states here count for."""
+        return sum(state.num_bytes for state in self._states.values())
+
+    @property
     def free_bytes(self) -> int:
         """Room for more states."""
-        return self._max_bytes - sum(state.num_bytes for state in self._states.values())
+        return self._max_bytes - self.num_bytes
 
     @property
     def is_moving(self) -> bool:

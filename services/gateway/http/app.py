@@ -12,11 +12,18 @@ from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health, ServiceApi
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
+from services.telemetry.page import MetricsPage
 from swaa_runtime.errors import SwaaError
 
 
 def build_app(
-    model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin, health: Health, running: Running
+    model_name: str,
+    facts: ModelFacts,
+    answers: Answers,
+    sessions: SessionAdmin,
+    health: Health,
+    running: Running,
+    metrics: MetricsPage | None = None,
 ) -> Starlette:
     """The application of one gateway.
 
@@ -25,11 +32,12 @@ def build_app(
         facts: of the replicas' model, as they were when the service started.
         health: what probes are told; the caller writes to it.
         running: where requests run, so that the caller can end them.
+        metrics: what Prometheus reads; None: there is no such page.
     """
     openai = OpenAiApi(model_name, facts, answers, running)
     service = ServiceApi(model_name, facts, answers, sessions, health)
     return Starlette(
-        routes=[*openai.routes(), *service.routes()],
+        routes=[*openai.routes(), *service.routes(), *([] if metrics is None else [metrics.route()])],
         exception_handlers={
             SwaaError: answer_error,
             HTTPException: answer_http_exception,

@@ -1,94 +1,26 @@
-"""The HTTP server around the application, in the event loop of whoever starts it."""
+"""The HTTP server around the gateway's application."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import math
-import socket
-from collections.abc import Generator
-
-import uvicorn
 from starlette.types import ASGIApp
 
 from services.gateway.http.running import Running
-from swaa_runtime.errors import InvalidRequest
-
-BACKLOG = 2048
-MAX_PORT = 65535
-MAX_HEADER_BYTES = 32 << 10
-STOP_S = 5.0
-"""Beyond the time that running requests have: to write what is left to write."""
+from services.http_server import AppServer
 
 
 class HttpServer:
-    """A listening gateway."""
+    """A listening gateway, whose running requests can be ended."""
 
     def __init__(self, app: ASGIApp, running: Running, listen: str) -> None:
         """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
-        self._socket = _bind(listen)
-        self.port: int = self._socket.getsockname()[1]
+        self._server = AppServer(app, "http_listen", listen)
         self._running = running
-        self._config = uvicorn.Config(
-            app,
-            http="h11",  # the parser that is always there, and that bounds headers
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
-        self._server = _Uvicorn(self._config)
-        self._serving: asyncio.Task[None] | None = None
+        self.port = self._server.port
 
     async def start(self) -> None:
         """Serve."""
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        listening = asyncio.create_task(self._server.listening.wait())
-        await asyncio.wait({self._serving, listening}, return_when=asyncio.FIRST_COMPLETED)
-        listening.cancel()
-        if self._serving.done():
-            self._serving.result()
+        await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
         """Take no new requests, let running ones finish for so long, then end them."""
-        if self._serving is None:
-            self._socket.close()
-            return
-        self._config.timeout_graceful_shutdown = math.ceil(grace_s + STOP_S)
-        self._server.should_exit = True
-        await asyncio.wait({self._serving}, timeout=grace_s)
-        await self._running.end()
-        await self._serving
-
-
-class _Uvicorn(uvicorn.Server):
-    """Says when it listens, and leaves signals to the process: it is only a part of that."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-def _bind(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        if not host or not port.isdecimal() or int(port) > MAX_PORT:
-            raise OSError
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
-    except OSError as exc:
-        bound = "cannot be listened on; it must be host:port, and the port free; or empty for no HTTP"
-        raise InvalidRequest("http_listen", listen, bound) from exc
+        await self._server.stop(grace_s, self._running.end)
