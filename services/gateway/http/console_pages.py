@@ -1,4 +1,4 @@
-"""The console: a page at `/` and its files below `/console/`, read once, from the package. It asks the public endpoints.
+"""The console: a page at `/` and its files below `/console/`, read once, from the package. It asks public endpoints.
 
 The policy of its responses lets the page run its own scripts and styles and talk to this gateway, and nothing else: no
 inline code, no other origins, no frames around it, and no text that becomes markup.
@@ -45,7 +45,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Kept by browsers, and asked for again each time: files have no version in their name, and 304 costs next to nothing.
+    # Kept by browsers, and asked for again each time: names have no version in them, and 304 costs next to nothing.
     "cache-control": "no-cache",
 }
 

@@ -55,7 +55,8 @@ export class Load {
     tiles.push(["Tokens a second", rate]);
     byId("load-tiles").replaceChildren(...tiles.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
     const note = "Tokens a second: of answers that ended in the last minute.";
-    tell(byId("load-text"), hasEngine ? note : `${note} KV memory and queue are told by the replicas.`);
+    const silent = samples.some(({ name }) => name === "swaa_engine_up") ? "The engine is in a long step, and tells more after it." : "Queue and KV memory are told by the replicas.";
+    tell(byId("load-text"), hasEngine ? note : `${note} ${silent}`);
     show(byId("load-memory"), hasEngine);
   }
 

@@ -4,8 +4,8 @@ import { byId, element, show, svg, tell } from "./dom.js";
 import { bytes, count, percent, plural } from "./format.js";
 import { keptSpans, layerRules, summary } from "./residency.js";
 
-const WIDTH = 1000, LEFT = 8, LEAST = 3;
-const NAMES = { full: "full attention", lookback: "sliding, kept to look back", window: "sliding", sinks: "sinks" };
+const LEAST_PX = 3;
+const NAMES = { full: "full attention", lookback: "sliding, kept to look back", window: "sliding", sinks: "sinks of sliding layers" };
 
 export class Memory {
   #numLayers;
@@ -43,9 +43,9 @@ export class Memory {
     const full = this.#numLayers * moment.done * this.#bytesPerTokenLayer;
     const text = this.#text(name, moment, kept, full);
     tell(byId("memory-text"), text);
-    byId("memory-picture").replaceChildren(drawLayers(rules, moment, text));
     byId("memory-rows").replaceChildren(...groups.map((group) => this.#row(group)));
     for (const id of ["memory-picture", "memory-controls", "memory-table"]) show(byId(id));
+    byId("memory-picture").replaceChildren(drawLayers(rules, moment, text, Math.max(260, byId("memory-picture").clientWidth)));
   }
 
   #text(name, moment, kept, full) {
@@ -67,18 +67,18 @@ export class Memory {
   }
 }
 
-function drawLayers(rules, moment, text) {
+// `width`: of the drawing, in CSS pixels.
+function drawLayers(rules, moment, text, width) {
   const rowHeight = Math.max(5, Math.min(16, 300 / rules.length)), gap = rowHeight > 8 ? 2 : 1;
-  const height = rules.length * rowHeight, scale = (WIDTH - LEFT) / Math.max(1, moment.total);
-  const x = (position) => LEFT + position * scale;
+  const height = rules.length * rowHeight, scale = width / Math.max(1, moment.total);
   const rows = rules.flatMap((rule, layer) => {
     const place = { y: layer * rowHeight, height: rowHeight - gap };
     const spans = keptSpans(rule, moment).map(({ kind, start, stop }) =>
-      svg("rect", { ...place, class: `k-${kind}`, x: x(start), width: Math.max(LEAST, (stop - start) * scale) }));
+      svg("rect", { ...place, class: `k-${kind}`, x: start * scale, width: Math.max(LEAST_PX, (stop - start) * scale) }));
     const title = svg("title", {}, `layer ${layer}: ${NAMES[rule.kind]}`);
-    return [svg("g", {}, title, svg("rect", { ...place, class: "empty", x: LEFT, width: WIDTH - LEFT }), ...spans)];
+    return [svg("g", {}, title, svg("rect", { ...place, class: "empty", x: 0, width }), ...spans)];
   });
-  const now = x(moment.done);
-  return svg("svg", { viewBox: `0 -4 ${WIDTH} ${height + 8}`, role: "img", "aria-label": `Layers by positions. ${text} ${plural(rules.length, "layer")}.` },
+  const now = moment.done * scale;
+  return svg("svg", { viewBox: `0 -4 ${width} ${height + 8}`, role: "img", "aria-label": `Layers by positions. ${text} ${plural(rules.length, "layer")}.` },
     ...rows, svg("line", { class: "now", x1: now, x2: now, y1: -4, y2: height + 2 }));
 }

@@ -8,10 +8,10 @@ export function showPlan(plan) {
   const chosen = plan.chosen.recipe.name;
   const length = `${plural(plan.prompt_tokens, "prompt token")}${plan.history_tokens ? ` after ${count(plan.history_tokens)} of history` : ""}`;
   tell(byId("plan-reason"), `${length}. ${plan.reason}`);
-  byId("pareto").replaceChildren(drawPareto(plan.candidates, chosen, plan.objective));
   byId("candidate-rows").replaceChildren(...plan.candidates.flatMap((candidate) => rows(candidate, chosen)));
   show(byId("pareto"));
   show(byId("candidates"));
+  byId("pareto").replaceChildren(drawPareto(plan.candidates, chosen, plan.objective, Math.max(260, byId("pareto").clientWidth)));
 }
 
 function rows({ recipe, prediction, meets, misses }, chosen) {
@@ -23,8 +23,9 @@ function rows({ recipe, prediction, meets, misses }, chosen) {
     element("td", {}, ms(prediction.tpot_ms)),
     element("td", { class: "roomy" }, count(prediction.computed_tokens)),
     element("td", {}, bytes(Number(prediction.kv_bytes))));
-  const waits = prediction.wait_ms >= 1 ? [`of it ${ms(prediction.wait_ms)} waiting for other turns`] : [];
+  const verdict = meets ? "meets the aim" : `misses: ${misses.join("; ")}`;
+  const waits = prediction.wait_ms >= 1 ? [`${ms(prediction.wait_ms)} of TTFT is waiting`] : [];
   const restore = prediction.restore?.restored_tokens ? [prediction.restore.reason] : [];
-  const told = [meets ? "meets the aim" : `misses: ${misses.join("; ")}`, ...waits, ...restore].join(" · ");
-  return [main, element("tr", { class: "why" }, element("td", { colspan: "6" }, element("span", { class: meets ? "met" : "missed" }, told)))];
+  const more = [...waits, ...restore].map((text) => ` · ${text}`).join("");
+  return [main, element("tr", { class: "why" }, element("td", { colspan: "6" }, element("span", { class: meets ? "met" : "missed" }, verdict), more))];
 }

@@ -1,7 +1,7 @@
 // Which KV each layer keeps, from recipe and positions: the rules of swaa_runtime/recipe.py (resolve) and
 // swaa_runtime/visibility.py (keeps_everything, first_needed), in tokens. Blocks round up what memory really holds.
 
-export const KINDS = ["full", "lookback", "window"];
+export const KINDS = ["full", "lookback", "window", "sinks"];
 
 export function layerRules(recipe, numLayers) {
   const full = new Set(recipe.full_layers), lookback = new Set(recipe.lookback_layers);
@@ -27,9 +27,15 @@ export function keptSpans(rule, { done, promptStop, continues }) {
 
 export const spanTokens = (spans) => spans.reduce((sum, span) => sum + span.stop - span.start, 0);
 
+// By kind of layer, and the sinks of all sliding layers: how many layers, and how many tokens each of them keeps.
 export function summary(rules, moment) {
-  return KINDS.map((kind) => {
-    const layers = rules.filter((rule) => rule.kind === kind);
-    return { kind, layers: layers.length, tokens: layers.length ? spanTokens(keptSpans(layers[0], moment)) : 0 };
-  }).filter((group) => group.layers > 0);
+  const groups = new Map();
+  for (const rule of rules) {
+    for (const span of keptSpans(rule, moment)) {
+      const group = groups.get(span.kind) ?? { kind: span.kind, layers: 0, tokens: spanTokens([span]) };
+      group.layers += 1;
+      groups.set(span.kind, group);
+    }
+  }
+  return KINDS.filter((kind) => groups.has(kind)).map((kind) => groups.get(kind));
 }
