@@ -47,7 +47,8 @@ class Recipe:
         full_decode: generated tokens see everything (in lookback layers).
         full_tail: the last so many prompt tokens of each turn see everything (in lookback layers).
         thinking: ask the model's chat template for chain of thought.
-        adapter: name of a fine-tuned adapter, or None.
+        adapter: a fine-tuned adapter, or None: its name in catalogues, its id (name and content, `name@digest`) where
+            the recipe is run or something is kept under it.
 
     Raises:
         InvalidRecipe: on construction, if a field has the wrong type or is out of its bound.
