@@ -25,6 +25,7 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
+from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
@@ -61,11 +62,18 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
         self._cost: StepCost = UnknownCost()
+        self._load = self.scheduler.load()
         self.on_freed: Callable[[list[int]], None] | None = None  # tests poison what is freed
 
     def set_cost(self, cost: StepCost) -> None:
         """What steps take here, now that it has been measured. It is told what each step has taken."""
         self._cost = cost
+        self.scheduler.set_cost(cost)
+
+    @property
+    def load(self) -> EngineLoad:
+        """What there was to do after the last step, or when a request came or went since. Any thread may read it."""
+        return self._load
 
     @property
     def has_work(self) -> bool:
@@ -124,6 +132,9 @@ class Engine:
         shape, device = self.runner.shape, self.runner.device
         generation = Generation(request, self._decoder, self._eos_token_ids, shape.vocab_size, device)
         self._live[request.request_id] = _Live(request, generation, restore, set(saved_keys))
+        if restore is not None:
+            request.restoring = (restore.compute_stop, restore.num_tokens)
+        self._load = self.scheduler.load()
 
     def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
         """Bring slices of the state that a request restores. Nothing happens if it has ended or given up on them."""
@@ -136,7 +147,7 @@ class Engine:
         live = self._live.get(request_id)
         if live is not None and live.restore is not None:
             self._freed(live.restore.abandon(live.request, self.manager))
-            live.restore = None
+            live.restore = live.request.restoring = None
             live.saved_keys.clear()
 
     def confirm_saved(self, request_id: str, keys: Iterable[SliceKey]) -> None:
@@ -153,7 +164,11 @@ class Engine:
     def cancel(self, request_id: str) -> list[Output]:
         """End a request and free its blocks now. Nothing happens if it has ended already."""
         live = self._live.get(request_id)
-        return [] if live is None else self._finish(live.request, FinishReason.CANCELLED)
+        if live is None:
+            return []
+        outputs = self._finish(live.request, FinishReason.CANCELLED)
+        self._load = self.scheduler.load()
+        return outputs
 
     def set_paused(self, request_id: str, paused: bool) -> None:
         """Hold back a request whose reader is slow, or let it go on. It keeps its memory meanwhile."""
@@ -172,6 +187,7 @@ class Engine:
             outputs += self._run(scheduled, started_s)
         for export, slices in self._exports.step():
             outputs += self._exported(export, slices)
+        self._load = self.scheduler.load()
         return outputs
 
     def _run(self, scheduled: Sequence[ScheduledChunk], started_s: float) -> list[Output]:
@@ -216,7 +232,7 @@ class Engine:
             if live.restore is not None:
                 freed = live.restore.advance(request, self.manager, self.runner.storage)
                 if freed is not None:
-                    live.restore = None
+                    live.restore = request.restoring = None
                     self._freed(freed)
 
     def _advance(self, chunk: ScheduledChunk) -> list[Output]:

@@ -107,6 +107,7 @@ class Request:
         forced_token_id: what the next sampled token is, whatever the logits say: the turn goes on from one cut off.
         compute_limit: tokens from here on may not be computed yet, because their state is on its way in, or the state
             up to here on its way out; None: all may.
+        restoring: tokens [start, stop) whose KV is on its way in and will not be computed; None: none are.
         deadline_s: on the clock of time.monotonic, or None.
         ttft_due_s: when its first token is due, on the same clock; None: at no particular time.
         tpot_ms: time per token after it that is aimed at; None: none.
@@ -128,6 +129,7 @@ class Request:
     checkpoint_tokens: int = 0
     forced_token_id: int | None = None
     compute_limit: int | None = None
+    restoring: tuple[int, int] | None = None
     num_restored_tokens: int = 0
     num_computed_tokens: int = 0
     status: Status = Status.WAITING
@@ -150,6 +152,11 @@ class Request:
     def num_generated_tokens(self) -> int:
         """Tokens generated in this turn."""
         return len(self.token_ids) - self.prompt_stop
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its first token is out: from then on one token is computed at a time."""
+        return self.first_token_s is not None
 
     @property
     def num_remaining_tokens(self) -> int:

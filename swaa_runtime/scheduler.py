@@ -6,12 +6,16 @@ while it decodes and many while its prompt is being prefilled, and `num_computed
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
+from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
+from swaa_runtime.prefill_times import PrefillTimes
 from swaa_runtime.request import Request, Status
+from swaa_runtime.step_cost import StepCost, UnknownCost
 
 
 class Scheduler:
@@ -22,13 +26,28 @@ class Scheduler:
     it, so that a large one is never starved by small ones.
     """
 
-    def __init__(self, manager: KVCacheManager, max_step_tokens: int, max_running: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        max_step_tokens: int,
+        max_running: int,
+        max_waiting: int,
+        cost: StepCost | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.manager = manager
+        self._clock = clock
+        self.set_cost(cost or UnknownCost())
         self._max_step_tokens = max_step_tokens
         self._max_running = max_running
         self._max_waiting = max_waiting
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+
+    def set_cost(self, cost: StepCost) -> None:
+        """What steps are expected to take, now that it has been measured."""
+        self._cost = cost
+        self._prefill_times = PrefillTimes(cost, self._clock)
 
     @property
     def requests(self) -> list[Request]:
@@ -81,6 +100,28 @@ class Scheduler:
         """Take a request out, wherever it stands. It keeps what it holds until somebody frees that."""
         (self.waiting if request.status is Status.WAITING else self.running).remove(request)
         request.status = Status.FINISHED
+        self._prefill_times.forget(request.request_id)
+
+    def load(self) -> EngineLoad:
+        """What there is to do yet."""
+        decoding = [request for request in self.running if request.is_decoding]
+        prefills = [request for request in self.requests if not request.is_decoding]
+        step_ms = self._cost.step_ms([ScheduledChunk(request, 1) for request in decoding]) if decoding else 0.0
+        return EngineLoad(
+            self._clock(),
+            tuple(self._prefill_load(request) for request in prefills),
+            tuple(DecodeLoad(request.request_id, request.tpot_ms, request.priority) for request in decoding),
+            step_ms,
+        )
+
+    def _prefill_load(self, request: Request) -> PrefillLoad:
+        return PrefillLoad(
+            request.request_id,
+            self._prefill_times.ms(request),
+            request.ttft_due_s,
+            request.priority,
+            request.status is Status.WAITING,
+        )
 
 
 def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[Request, int]]:

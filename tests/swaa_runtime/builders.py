@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from swaa_runtime.attention.oracle import OracleContext
-from swaa_runtime.batch import Batch
+from swaa_runtime.batch import Batch, ScheduledChunk
 from swaa_runtime.config import AttentionBackendName, EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
@@ -85,6 +85,37 @@ def tiny_model(
     """A loaded tiny model; built once per kind, as nothing writes to it."""
     config = tiny_config(family, num_layers, num_heads, num_kv_heads)
     return wrap_model(build_transformer(config, ATTENTION_NAME, dtype), fingerprint=f"{family}-{num_layers}")
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """A clock that moves when it is told to."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass(slots=True)
+class LinearCost:
+    """Steps that take a fixed time and so much a token. Counts how often it is asked."""
+
+    fixed_ms: float = 0.0
+    token_ms: float = 1.0
+    step_calls: int = 0
+    prefill_calls: int = 0
+
+    def step_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
+        self.step_calls += 1
+        return self.fixed_ms + self.token_ms * sum(chunk.num_tokens for chunk in chunks)
+
+    def prefill_ms(self, request: Request) -> float:
+        self.prefill_calls += 1
+        return self.fixed_ms + self.token_ms * request.num_remaining_tokens
+
+    def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
+        pass
 
 
 class LetterDecoder:

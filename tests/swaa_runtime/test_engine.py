@@ -19,6 +19,7 @@ from swaa_runtime.step_cost import UnknownCost
 from tests.swaa_runtime.builders import (
     VOCAB_SIZE,
     LetterDecoder,
+    LinearCost,
     Rig,
     assert_equals_oracle,
     build_request,
@@ -149,6 +150,43 @@ def test_the_cost_is_told_what_each_step_ran_and_how_long_it_took() -> None:
     ]
     assert all(took_ms > 0.0 for took_ms in cost.took_ms)
     assert sum(cost.took_ms[1:]) <= elapsed_ms
+
+
+def loads(rig: Rig) -> tuple[list[str], list[str]]:
+    """Who is prefilled or waits, and who decodes, as the engine tells it."""
+    load = rig.engine.load
+    return [prefill.request_id for prefill in load.prefills], [decode.request_id for decode in load.decodes]
+
+
+def test_the_load_is_told_when_a_request_comes_when_it_moves_on_and_when_it_goes() -> None:
+    rig = build_rig(config=engine_config(max_step_tokens=16))
+    assert loads(rig) == ([], [])
+    rig.engine.set_cost(LinearCost())
+    rig.add(build_request("a", 20))
+    rig.add(build_request("b", 30))
+    assert (loads(rig), rig.engine.load.prefill_ms) == ((["a", "b"], []), 50.0)
+    rig.step()
+    assert rig.engine.load.prefill_ms == 50.0 - 16.0
+    rig.engine.cancel("b")
+    assert loads(rig) == (["a"], [])
+    while not rig.tokens("a"):
+        rig.step()
+    assert loads(rig) == ([], ["a"])
+    rig.run()
+    assert loads(rig) == ([], [])
+
+
+def test_what_is_restored_is_not_predicted_as_work_until_it_is_given_up() -> None:
+    rig = build_rig()
+    first = rig.add(build_request("one", 40, SLIDING, continues=True))
+    rig.run()
+    rig.engine.set_cost(LinearCost())
+    rig.add(next_turn("two", first, random_tokens(10)), rig.state("one"), place=False)
+    assert rig.engine.load.prefill_ms == 44 + 10 - 43
+    rig.engine.abandon_restore("two")
+    rig.step()
+    assert rig.engine.load.prefill_ms == 54 - 32
+    rig.run()
 
 
 # What a query sees, through the whole engine.

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
+from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import Scheduler, share_budget
-from tests.swaa_runtime.builders import build_request
+from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request
 
 
 def waiting_request(request_id: str, tokens: int = 8, priority: int = 0, computed: int = 0) -> Request:
@@ -172,3 +173,30 @@ def test_a_chunk_ends_at_the_next_checkpoint() -> None:
         sizes.append(chunk.num_tokens)
         request.num_computed_tokens += chunk.num_tokens
     assert sizes == [6, 6, 6, 2]
+
+
+# What there is to do yet.
+
+
+def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> None:
+    clock = FakeClock()
+    scheduler = Scheduler(KVCacheManager(100, 4, 8), 8, 2, 4, LinearCost(fixed_ms=5.0, token_ms=2.0), clock)
+    decoding, prefilling, waiting = (waiting_request(name, tokens=10, priority=3) for name in "abc")
+    for request in (decoding, prefilling, waiting):
+        scheduler.add(request)
+    scheduler.admit()
+    decoding.num_computed_tokens, decoding.first_token_s, decoding.tpot_ms = 9, clock.now_s, 40.0
+    prefilling.num_computed_tokens, prefilling.ttft_due_s = 6, clock.now_s + 2
+    load = scheduler.load()
+    assert load == EngineLoad(
+        taken_s=clock.now_s,
+        prefills=(PrefillLoad("b", 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 25.0, None, 3, True)),
+        decodes=(DecodeLoad("a", 40.0, 3),),
+        decode_step_ms=7.0,
+    )
+    assert load.prefill_ms == 38.0
+
+
+def test_an_idle_scheduler_has_no_load() -> None:
+    scheduler = build_scheduler()
+    assert (scheduler.load().prefills, scheduler.load().decodes, scheduler.load().decode_step_ms) == ((), (), 0.0)

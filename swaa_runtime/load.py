@@ -1,0 +1,52 @@
+"""What an engine has to do yet, as plain data that any thread may read: planners predict waits from it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillLoad:
+    """A request that has no token yet.
+
+    Attributes:
+        remaining_ms: predicted time until its first token if it had the engine for itself.
+        ttft_due_s: when that is due, on the engine's clock (time.monotonic); None: at no particular time.
+        waiting: whether it waits for admission still.
+    """
+
+    request_id: str
+    remaining_ms: float
+    ttft_due_s: float | None
+    priority: int
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLoad:
+    """A request that generates tokens, at `tpot_ms` each if it aims at that."""
+
+    request_id: str
+    tpot_ms: float | None
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine had to do at one moment.
+
+    Attributes:
+        taken_s: that moment, on the engine's clock.
+        prefills: in the order they are served, whatever waits for admission after what runs.
+        decode_step_ms: predicted time of a step that does nothing but one token for each of `decodes`.
+    """
+
+    taken_s: float
+    prefills: tuple[PrefillLoad, ...] = ()
+    decodes: tuple[DecodeLoad, ...] = ()
+    decode_step_ms: float = 0.0
+
+    @property
+    def prefill_ms(self) -> float:
+        """Predicted time of all prefill there is."""
+        return sum(prefill.remaining_ms for prefill in self.prefills)
