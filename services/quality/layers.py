@@ -24,6 +24,7 @@ from swaa_runtime.recipe import LayerRule, Recipe
 Kind = Literal["full", "lookback"]
 """What chosen layers do: attend fully always, or slide and let tail and answer look back."""
 
+SWAPPED = "greedy and swaps"
 LAZY_QUERIES = 64
 """LightTransfer looks at the last queries of the prompt only."""
 
@@ -129,7 +130,7 @@ def swap(score: Score, base: Recipe, kind: Kind, chosen: Sequence[int], num_laye
         if added[newcomer] >= best_score:
             break
         best, best_score = [*rest, newcomer], added[newcomer]
-    return Choice("swapped", tuple(best), dict.fromkeys(best, best_score))
+    return Choice(SWAPPED, tuple(best), dict.fromkeys(best, best_score))
 
 
 @torch.no_grad()
@@ -154,7 +155,7 @@ class _LazyContext(PackedContext):
     def __init__(self, masks: PackedMasks, full: Sequence[LayerRule], sliding: LayerRule) -> None:
         super().__init__(masks, full)
         batch = masks.batch
-        rows = []
+        rows: list[int] = []
         for example, first in zip(batch.examples, batch.first_rows, strict=True):
             stop = first + example.answer_spans[0][0]
             rows += range(max(first, stop - LAZY_QUERIES), stop)

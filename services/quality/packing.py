@@ -67,8 +67,12 @@ def pack(examples: Sequence[Example], num_rows: int, device: torch.device | str 
     total = sum(len(example.token_ids) for example in examples)
     if total > num_rows:
         raise InvalidRequest("examples", f"{total} tokens", f"must fit into {num_rows} rows")
-    token_ids, positions, first_rows = [], [], []
-    rows, ids, owners = [], [], []
+    token_ids: list[int] = []
+    positions: list[int] = []
+    first_rows: list[int] = []
+    rows: list[int] = []
+    ids: list[int] = []
+    owners: list[int] = []
     for index, example in enumerate(examples):
         first = len(token_ids)
         first_rows.append(first)

@@ -34,7 +34,7 @@ NAME_PREFIX = "base_model.model."
 DIGEST_BYTES = 8
 FINGERPRINT_VALUES = 512
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, tuple[object, object]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
