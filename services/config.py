@@ -24,6 +24,10 @@ class ServeConfig(BaseSettings):
     model: str = Field("smollm2", description="'smollm2' (shipped as a package) or a Hugging Face model folder")
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    adapters: str | None = Field(
+        None,
+        description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
+    )
     attention_backend: Literal["windowed", "reference"] = "windowed"
     kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
     block_size_tokens: int = Field(32, ge=1)

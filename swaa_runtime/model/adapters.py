@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swaa_runtime.errors import InvalidRecipe, ModelNotSupported
-from swaa_runtime.recipe import Recipe
+from swaa_runtime.recipe import Recipe, known_adapters
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -130,25 +130,12 @@ class Adapters:
 
     def pin(self, recipe: Recipe) -> Recipe:
         """The recipe with its adapter's id in place of its name. Raises InvalidRecipe if it is not loaded."""
-        return pin_adapter(recipe, self.ids)
+        return recipe.pinned(self.ids)
 
     def check(self, recipe: Recipe) -> None:
         """Raise InvalidRecipe unless the recipe names no adapter, or the id of one that is loaded."""
         if recipe.adapter is not None and recipe.adapter not in self.ids.values():
-            raise InvalidRecipe("adapter", recipe.adapter, f"is not loaded; loaded are {_known(self.ids)}")
-
-
-def pin_adapter(recipe: Recipe, ids: Mapping[str, str]) -> Recipe:
-    """The recipe with its adapter's id (see `Adapters.ids`) in place of its name; an id stays as it is.
-
-    Raises:
-        InvalidRecipe: if the adapter is not among them.
-    """
-    if recipe.adapter is None or recipe.adapter in ids.values():
-        return recipe
-    if recipe.adapter not in ids:
-        raise InvalidRecipe("adapter", recipe.adapter, f"is not loaded; loaded are {_known(ids)}")
-    return replace(recipe, adapter=ids[recipe.adapter])
+            raise InvalidRecipe("adapter", recipe.adapter, f"is not loaded; loaded are {known_adapters(self.ids)}")
 
 
 def install_adapters(model: Any, folders: Mapping[str, Path]) -> Adapters:
@@ -265,7 +252,3 @@ def weights_fingerprint(model: Any) -> str:
 def _own_name(name: str) -> str:
     """A parameter's name in the model as it came, whether or not adapters (ours, or peft's) were put beside it."""
     return name.removeprefix(NAME_PREFIX).replace(".base_layer.", ".").replace(".base.", ".")
-
-
-def _known(ids: Mapping[str, str]) -> str:
-    return ", ".join(sorted(ids.values())) or "none"
