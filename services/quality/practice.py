@@ -60,7 +60,7 @@ def make_practice(prompts: PromptBuilder, task: str, num_tokens: int, seed: int,
     budget = prompts.fit(num_tokens, ask.separator.join(ask.pieces), ask.question, "end")
     filler = fill(prompts, budget, ask.filler, separator=ask.separator)
     context = ask.separator.join(bury(ask.pieces, filler, rng))
-    sample = prompts.sample(context, ask.question, "end", ask.references, 16 + 12 * len(ask.references))
+    sample = prompts.sample(context, ask.question, "end", ask.references, 32 + 16 * len(ask.references))
     return Practice(task, sample, ask.answer)
 
 
@@ -168,7 +168,7 @@ def _common_words(prompts: PromptBuilder, num_tokens: int, rng: random.Random) -
         if over <= 0:
             break
         size -= -(-over // 7)
-    sample = prompts.sample(context, question, "end", common, 40)
+    sample = prompts.sample(context, question, "end", common, 64)
     return Practice("common_words", sample, f"The {num_common} most common words in the list are {_listed(common)}.")
 
 

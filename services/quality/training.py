@@ -104,7 +104,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         model.train()
         if config.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renamed it: 5.24 warns of the old name, 5.17 has not the new one.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     @property
     def num_steps(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from services.quality.distill import Keep, Progress
+from services.quality.distill import Keep, Progress, reference_example
 from services.quality.examples import read_examples, write_examples
 from services.quality.layers import Kind
 from services.quality.practice import PRACTICE_TASKS
@@ -52,6 +52,9 @@ def distill_command(args: argparse.Namespace) -> None:
     plan = PracticePlan(tuple(args.tasks), tuple(args.lengths), args.count, TRAINING_SEED + args.seed)
     shard, num_shards = args.shard
     practices = make_practices(plan, tokenizer, args.processes)[shard::num_shards]
+    if args.only_reference:
+        write_examples(args.output, (reference_example(practice, tokenizer) for practice in practices))
+        return
     loaded = load_model(folder, dtype, torch.device(args.device))
     longest = max(len(practice.sample.token_ids) + practice.sample.max_new_tokens for practice in practices)
     engine = env.build_engine(
@@ -207,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     _engine_options(distill)
     distill.add_argument("--keep", choices=get_args(Keep), default="right", help="which answers to learn from")
     distill.add_argument("--reference", action="store_true", help="replace the others by the reference answer")
+    distill.add_argument("--only-reference", action="store_true", help="do not ask the model: reference answers only")
     distill.add_argument("--shard", type=_shard, default=(0, 1), help="I/N: every Nth prompt from I on")
     distill.add_argument("--output", type=Path, required=True, help="file of examples (JSON lines)")
     finetune = _command(commands, "finetune", finetune_command)

@@ -124,4 +124,4 @@ def test_flex_attention_is_the_dense_one() -> None:
             grads.append(torch.autograd.grad(out.square().sum(), (query, key, value)))
         assert (outs[0] - outs[1]).abs().max().item() < 2e-3
         for first, second in zip(*grads, strict=True):
-            assert ((first - second).norm() / first.norm()).item() < 1e-2
+            assert (first - second).norm().item() < 1e-2 * first.norm().item() + 1e-3

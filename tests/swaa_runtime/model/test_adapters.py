@@ -169,7 +169,7 @@ def test_weights_fingerprint_is_the_models_in_any_dtype_and_of_no_other(adapted:
     model = build_transformer(tiny_config("llama"), ATTENTION_NAME)
     name = weights_fingerprint(model)
     assert weights_fingerprint(adapted.model) == name
-    assert weights_fingerprint(build_transformer(tiny_config("llama"), ATTENTION_NAME, torch.bfloat16)) == name
+    assert weights_fingerprint(build_transformer(tiny_config("llama"), ATTENTION_NAME).bfloat16()) == name
     assert weights_fingerprint(build_transformer(tiny_config("llama"), ATTENTION_NAME, seed=1)) != name
 
 
