@@ -96,9 +96,13 @@ bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Re
 bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
 	$(BIN)/python -m benchmarks.bench_cluster
 
+.PHONY: bench-prediction
+bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
+	$(BIN)/python -m benchmarks.bench_prediction
+
 .PHONY: quality
 quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/recipes.json
+	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

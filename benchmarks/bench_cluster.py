@@ -28,11 +28,10 @@ from typing import Any
 import torch
 
 from benchmarks import workload
-from services.client import Headers, LongContextClient
+from services.client import NO_RETRY, AsyncClient
 from services.cluster import running_cluster
 from services.config import ServeConfig, load_config
 from services.embedded import running_service
-from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.parts import running_parts
 from services.replica.ray_app import RayReplica
 from swaa_runtime.batch import Batch
@@ -88,15 +87,14 @@ def prompt_of(num_tokens: int, rng: random.Random) -> list[int]:
     return rng.choices(range(1000, 40000), k=num_tokens)
 
 
-def through_grpc(client: LongContextClient, num_tokens: int, new_tokens: int, rng: random.Random) -> Ask:
+def through_grpc(client: AsyncClient, num_tokens: int, new_tokens: int, rng: random.Random) -> Ask:
     """A turn without a session, as any client sends it."""
 
     async def ask() -> Answer:
         started_s, first_s = time.perf_counter(), 0.0
-        prompt = pb.Prompt(token_ids=prompt_of(num_tokens, rng))
-        sampling = pb.Sampling(max_tokens=new_tokens, ignore_eos=True)
-        async for event in client.generate(prompt, sampling, Headers(recipe="full")):
-            if event.WhichOneof("event") == "token" and not first_s:
+        prompt = prompt_of(num_tokens, rng)
+        async for _ in client.stream(prompt, recipe="full", max_tokens=new_tokens, ignore_eos=True):
+            if not first_s:
                 first_s = time.perf_counter() - started_s
         return Answer(first_s, time.perf_counter() - started_s)
 
@@ -126,7 +124,7 @@ async def engine_alone(config: ServeConfig) -> AsyncIterator[Ask]:
 @contextlib.asynccontextmanager
 async def embedded(config: ServeConfig) -> AsyncIterator[Ask]:
     """Gateway and replica in this process, asked over gRPC."""
-    async with running_service(config) as server, LongContextClient(f"127.0.0.1:{server.port}") as client:
+    async with running_service(config) as server, AsyncClient(f"127.0.0.1:{server.port}", retry=NO_RETRY) as client:
         yield through_grpc(client, PROMPT_TOKENS, NEW_TOKENS, random.Random(0))
 
 
@@ -154,7 +152,7 @@ async def measure_way(ask: Ask, repeats: int, streams: int) -> dict[str, float]:
 
 async def measure_throughput(address: str, num_prompts: int, prompt_tokens: int) -> float:
     """Prompts a second, eight asked at a time."""
-    async with LongContextClient(address) as client:
+    async with AsyncClient(address, retry=NO_RETRY) as client:
         ask = through_grpc(client, prompt_tokens, 4, random.Random(1))
         await asyncio.gather(*(ask() for _ in range(4)))
         waiting = list(range(num_prompts))
@@ -177,7 +175,7 @@ async def in_process(way: Any, config: ServeConfig, args: argparse.Namespace) ->
 
 async def in_cluster(address: str, args: argparse.Namespace) -> dict[str, float]:
     """Measure through a gateway of a cluster."""
-    async with LongContextClient(address) as client:
+    async with AsyncClient(address, retry=NO_RETRY) as client:
         ask = through_grpc(client, PROMPT_TOKENS, NEW_TOKENS, random.Random(0))
         return await measure_way(ask, args.repeats, args.streams)
 

@@ -29,7 +29,7 @@ from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 
 BASELINE = "transformers"
-CATALOGUE = workload.REPO / "services" / "gateway" / "data" / "recipes.json"
+CATALOGUE = workload.REPO / "services" / "gateway" / "data" / "catalogs" / "smollm2.yaml"
 RECIPES = ("full", "wide-tail", "sliding-tail", "sliding")
 
 

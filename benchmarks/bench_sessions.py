@@ -51,7 +51,7 @@ from swaa_runtime.visibility import Turn
 
 TENANT = "bench"
 MIB = 1 << 20
-CATALOGUE = workload.REPO / "services" / "gateway" / "data" / "recipes.json"
+CATALOGUE = workload.REPO / "services" / "gateway" / "data" / "catalogs" / "smollm2.yaml"
 FORMATS: tuple[KVFormat, ...] = ("raw", "zstd", "int8", "fp8")
 RAW_BLOB_BYTES = 4 * MIB
 RAW_BATCH = 4

@@ -1,6 +1,6 @@
 """Needle recall of recipes at several prompt lengths: the planner's quality table.
 
-    python -m benchmarks.quality --recipes services/gateway/data/recipes.json --samples 50 --output quality.json
+    python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml --output quality.json
 
 All samples of one recipe are queued at once and share steps by continuous batching, as requests of a replica do.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks import workload
 from benchmarks.needles import NeedleSample, make_sample
@@ -34,9 +35,9 @@ Samples = Mapping[int, Sequence[NeedleSample]]
 
 
 def read_recipes(file: Path) -> dict[str, Recipe]:
-    """Recipes by name, from {name: mapping} or from a list of objects with "name" and "recipe"."""
-    data = json.loads(file.read_text(encoding="utf-8"))
-    named = data if isinstance(data, dict) else {item["name"]: item["recipe"] for item in data}
+    """Recipes by name, from a catalogue, or from {name: mapping} in YAML or JSON."""
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    named = {item["name"]: item["recipe"] for item in data["recipes"]} if "recipes" in data else data
     return {name: Recipe.from_mapping(mapping) for name, mapping in named.items()}
 
 
@@ -95,7 +96,7 @@ def report(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", type=Path, required=True, help="JSON file of named recipes")
+    parser.add_argument("--recipes", type=Path, required=True, help="catalogue, or YAML or JSON of named recipes")
     parser.add_argument("--only", nargs="*", help="measure only the recipes of these names")
     parser.add_argument("--output", type=Path, help="JSON file to write after every recipe")
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: the shipped model)")

@@ -22,6 +22,9 @@ class ServeConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field("smollm2", description="'smollm2' (shipped as a package) or a Hugging Face model folder")
+    catalog: Path | None = Field(
+        None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
+    )
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     adapters: str | None = Field(

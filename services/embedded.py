@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.answers import Answers
-from services.gateway.catalog import load_catalog
+from services.gateway.catalog_file import ServedModel, catalog_path
+from services.gateway.catalog_source import CatalogSource
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.replicas import LocalReplicas
@@ -21,7 +21,7 @@ from services.gateway.service import LongContextService
 from services.gateway.turns import TurnPlanner
 from services.replica.calibrate import Progress
 from services.replica.engine_loop import EngineLoop
-from services.replica.parts import cost_profile, model_facts, running_parts
+from services.replica.parts import learning_cost, model_facts, running_parts
 from swaa_runtime.errors import EngineFailed
 
 HEALTH_INTERVAL_S = 1.0
@@ -33,20 +33,25 @@ async def running_service(
 ) -> AsyncIterator[GatewayServer]:
     """The whole service, serving; drained and stopped on leaving. `progress` follows the first start's calibration."""
     async with running_parts(config) as parts:
-        facts = model_facts(parts, await cost_profile(config, parts, None, progress))
-        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        cost = await learning_cost(config, parts, progress)
+        facts = model_facts(parts, cost.profile)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         policy = config.session_policy
-        turns = TurnPlanner(catalog, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
-        answers = Answers(turns, LocalReplicas(parts.replica, facts), parts.store)
+        turns = TurnPlanner(catalogs, encoder, parts.store, policy, facts.max_session_tokens, TENANT)
+        answers = Answers(
+            turns, LocalReplicas(parts.replica, facts, lambda: cost.profile), parts.store, facts.eos_token_ids
+        )
         service = LongContextService(config.model, facts, answers, parts.store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
-        watching = asyncio.create_task(_watch(parts.engine, server))
+        watching = [asyncio.create_task(task) for task in (_watch(parts.engine, server), catalogs.watch())]
         try:
             yield server
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await server.stop(config.drain_s)
 
 

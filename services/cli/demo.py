@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -18,10 +19,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
-from services.cli.ask import Answer, make_prompt, print_figures, show_stream
-from services.client import Headers, LongContextClient
+from services.cli.ask import print_figures, show_turn
+from services.client import Answer, AsyncClient
 from services.config import ServeConfig
-from services.pb.swaa.v1 import long_context_pb2 as pb
 from swaa_runtime.errors import SwaaError
 
 READY_TIMEOUT_S = 600.0
@@ -60,7 +60,7 @@ async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
     document, questions = read_document()
     with tempfile.TemporaryDirectory(prefix="swaa-demo-") as folder:
         console.print("starting the service (the first start converts the model and measures this machine) ...")
-        async with own_service(config, Path(folder)) as address, LongContextClient(address) as client:
+        async with own_service(config, Path(folder)) as address, AsyncClient(address) as client:
             rows: list[Row] = []
             for sla_class in sla_classes:
                 # A copy of its own for each class: none shall profit from another's prefill.
@@ -114,46 +114,46 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def ask_under(
-    client: LongContextClient, sla_class: str, document: str, questions: list[Question], console: Console
+    client: AsyncClient, sla_class: str, document: str, questions: list[Question], console: Console
 ) -> list[Row]:
     """All questions in one new session of one SLA class; the document goes with the first only."""
     console.print(Rule(f"SLA class {sla_class}"))
     rows: list[Row] = []
-    session = "new"
-    for turn, question in enumerate(questions, start=1):
-        console.print(f"[bold]question {turn}[/]: {question.text}")
-        prompt = make_prompt(document, question.text, False) if turn == 1 else make_prompt(question.text, "", False)
-        headers = Headers(sla=sla_class, session=session)
-        answer = await show_stream(client.generate(prompt, pb.Sampling(max_tokens=MAX_TOKENS), headers), console)
-        print_figures(answer, console)
-        right = question.expect in answer.text
-        console.print(f"the answer {'has' if right else 'misses'} {question.expect!r}\n")
-        check_turn(turn, answer)
-        rows.append(Row(sla_class, turn, answer, right))
-        session = answer.finish.session.session_id
+    async with client.session(sla=sla_class, max_tokens=MAX_TOKENS) as chat:
+        for turn, question in enumerate(questions, start=1):
+            console.print(f"[bold]question {turn}[/]: {question.text}")
+            if turn == 1:
+                start = functools.partial(chat.stream, document, question=question.text)
+            else:
+                start = functools.partial(chat.stream, question.text)
+            answer = await show_turn(start, console)
+            print_figures(answer, console)
+            right = question.expect in answer.text
+            console.print(f"the answer {'has' if right else 'misses'} {question.expect!r}\n")
+            check_turn(turn, answer)
+            rows.append(Row(sla_class, turn, answer, right))
     return rows
 
 
 async def ask_again(
-    client: LongContextClient, sla_class: str, document: str, question: Question, before: Answer, console: Console
+    client: AsyncClient, sla_class: str, document: str, question: Question, before: Answer, console: Console
 ) -> None:
     """The same document in a session of its own, under the same recipe: most of it need not be prefilled again."""
     console.print(Rule("the same document in another session"))
     console.print(f"[bold]question[/]: {question.text}")
-    headers = Headers(sla=sla_class, session="new", recipe=before.accepted.recipe.name)
-    prompt = make_prompt(document, question.text, False)
-    answer = await show_stream(client.generate(prompt, pb.Sampling(max_tokens=MAX_TOKENS), headers), console)
+    async with client.session(sla=sla_class, recipe=before.recipe.name, max_tokens=MAX_TOKENS) as chat:
+        answer = await show_turn(functools.partial(chat.stream, document, question=question.text), console)
     print_figures(answer, console)
     console.print()
-    if answer.finish.usage.restored_tokens < answer.finish.usage.prompt_tokens // 2:
-        raise DemoFailed(f"the document was prefilled again: {answer.finish.usage.computed_tokens} tokens")
+    if answer.usage.restored_tokens < answer.usage.prompt_tokens // 2:
+        raise DemoFailed(f"the document was prefilled again: {answer.usage.computed_tokens} tokens")
 
 
 def check_turn(turn: int, answer: Answer) -> None:
     """What must hold on any machine, however fast: turns are saved, and a later one does not prefill the past again."""
-    usage = answer.finish.usage
-    if not answer.finish.session.saved:
-        raise DemoFailed(f"turn {turn} was not saved: {answer.finish.session.error}")
+    usage, session = answer.usage, answer.session
+    if session is None or not session.saved:
+        raise DemoFailed(f"turn {turn} was not saved: {session.error if session else 'it has no session'}")
     if turn > 1 and usage.computed_tokens > usage.prompt_tokens + 1:  # the last token of the answer had no KV yet
         raise DemoFailed(f"turn {turn} computed {usage.computed_tokens} tokens: the document was prefilled again")
 
@@ -165,19 +165,19 @@ def summary(rows: list[Row]) -> Table:
     for name in ("class", "turn", "recipe", *figures, "SLA", "fact"):
         table.add_column(name, no_wrap=True, justify="right" if name in figures else "left")
     for row in rows:
-        accepted, finish = row.answer.accepted, row.answer.finish
-        usage, memory = finish.usage, finish.kv_memory
+        answer, predicted = row.answer, row.answer.prediction
+        usage, memory, timings = answer.usage, answer.kv_memory, answer.timings
         table.add_row(
             row.sla_class,
             str(row.turn),
-            accepted.recipe.name,
-            f"{accepted.prediction.ttft_ms:,.0f} → {finish.timings.ttft_ms:,.0f}",
-            f"{accepted.prediction.tpot_ms:.0f} → {finish.timings.tpot_ms:.0f}",
+            answer.recipe.name,
+            f"{predicted.ttft_ms:,.0f} → {timings.ttft_ms:,.0f}",
+            f"{predicted.tpot_ms:.0f} → {timings.tpot_ms:.0f}",
             f"{usage.computed_tokens:,}",
             f"{usage.prompt_tokens + usage.history_tokens:,}",
             f"{memory.resident_bytes / MIB:.1f}",
             f"{memory.full_attention_bytes / MIB:.1f}",
-            "met" if finish.sla_met else "missed",
+            "met" if answer.sla_met else "missed",
             "found" if row.right else "lost",
         )
     return table

@@ -8,14 +8,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ask, show, transfer
-from services.client import Headers
+from services.cli import ask, load, show, transfer
+from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
 
@@ -122,10 +121,24 @@ def generate(
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Send a prompt and stream the answer. Progress and figures go to standard error."""
-    headers = Headers(sla, ttft_ms, tpot_ms, min_quality, session, priority, recipe, strict)
-    prompt = ask.make_prompt(_read(file), question, raw)
-    sampling = ask.make_sampling(max_tokens, temperature, top_p, seed, stop or [])
-    _run(ask.generate(server, prompt, sampling, headers, timeout_s))
+    options: TurnOptions = {
+        "question": question,
+        "raw": raw,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+        "sla": sla,
+        "ttft_ms": ttft_ms,
+        "tpot_ms": tpot_ms,
+        "min_quality": min_quality,
+        "priority": priority,
+        "recipe": recipe,
+        "strict": strict,
+        "timeout_s": timeout_s,
+    }
+    _run(ask.generate(server, _read(file), session, options))
 
 
 @app.command()
@@ -145,9 +158,21 @@ def plan(
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Show which recipe would be picked for a prompt, and why, without running it."""
-    headers = Headers(sla, ttft_ms, tpot_ms, min_quality, session, None, recipe, strict)
-    prompt = None if prompt_tokens else ask.make_prompt(_read(file), question, raw)
-    _run(show.plan(server, prompt, prompt_tokens, max_tokens, headers))
+    options: PlanOptions = {
+        "question": question,
+        "raw": raw,
+        "max_tokens": max_tokens,
+        "sla": sla,
+        "ttft_ms": ttft_ms,
+        "tpot_ms": tpot_ms,
+        "min_quality": min_quality,
+        "recipe": recipe,
+        "strict": strict,
+    }
+    if prompt_tokens:
+        _run(show.plan(server, None, prompt_tokens, session, {**options, "question": None}))
+    else:
+        _run(show.plan(server, _read(file), None, session, options))
 
 
 @app.command()
@@ -207,6 +232,9 @@ def sessions_import(
     _run(transfer.import_session(server, file))
 
 
+app.command("load")(load.load_command)
+
+
 @app.command()
 def demo(
     sla: Annotated[list[str] | None, typer.Option(help="SLA classes to show, in order.")] = None,
@@ -246,8 +274,8 @@ def main() -> None:
     errors = Console(stderr=True, highlight=False)
     try:
         app(standalone_mode=True)
-    except grpc.aio.AioRpcError as exc:
-        errors.print(f"[red]{exc.code().name}[/]: {escape(exc.details() or '')}", soft_wrap=True)
+    except ClientError as exc:
+        errors.print(f"[red]{exc.status}[/]: {escape(str(exc))}", soft_wrap=True)
     except SwaaError as exc:
         errors.print(f"[red]{type(exc).__name__}[/]: {escape(str(exc))}", soft_wrap=True)
     except ValidationError as exc:

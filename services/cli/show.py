@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from services.client import Headers, LongContextClient
-from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.client import AsyncClient, PlanOptions, Session
 
 MIB = 1 << 20
 
 
-async def plan(server: str, prompt: pb.Prompt | None, prompt_tokens: int, max_tokens: int, headers: Headers) -> None:
+async def plan(
+    server: str, prompt: str | None, prompt_tokens: int | None, session: str | None, options: PlanOptions
+) -> None:
     """All recipes as the planner weighs them, the chosen one marked."""
-    request = pb.PlanRequest(prompt=prompt, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
-    async with LongContextClient(server) as client:
-        answer = await client.stub.Plan(request, metadata=headers.to_metadata())
+    async with AsyncClient(server) as client:
+        answer = await client.plan(prompt, prompt_tokens=prompt_tokens, session=session, **options)
     objective = answer.objective
     table = Table(
         title=f"{answer.prompt_tokens:,} prompt tokens after {answer.history_tokens:,} of history; class "
@@ -45,10 +47,14 @@ async def plan(server: str, prompt: pb.Prompt | None, prompt_tokens: int, max_to
 
 async def recipes(server: str) -> None:
     """The catalogue with measured quality, and the SLA classes."""
-    async with LongContextClient(server) as client:
-        answer = await client.stub.ListRecipes(pb.ListRecipesRequest())
+    async with AsyncClient(server) as client:
+        answer = await client.recipes()
     console = _console()
-    table = Table(title="recipes, with needle recall by prompt length", caption=answer.quality_source)
+    if answer.catalog_error:
+        console.print(
+            f"[red]the catalogue that is in use is an old one[/]: {escape(answer.catalog_error)}", soft_wrap=True
+        )
+    table = Table(title="recipes, with quality by prompt length", caption=answer.quality_source)
     lengths = [point.prompt_tokens for point in answer.recipes[0].quality]
     for name in ("recipe", "window", "sinks", "full layers", "tail", "full decode", *(f"{n:,}" for n in lengths)):
         table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
@@ -79,12 +85,13 @@ async def recipes(server: str) -> None:
             sla.description,
         )
     console.print(classes)
+    console.print(f"catalogue {answer.catalog_source}, read {_time(answer.catalog_loaded_at_s)}", soft_wrap=True)
 
 
 async def info(server: str) -> None:
     """What is served."""
-    async with LongContextClient(server) as client:
-        answer = await client.stub.ListRecipes(pb.ListRecipesRequest())
+    async with AsyncClient(server) as client:
+        answer = await client.recipes()
     table = Table(show_header=False)
     for name in (
         "model",
@@ -94,6 +101,7 @@ async def info(server: str) -> None:
         "attention_backend",
         "cost_source",
         "quality_source",
+        "catalog_source",
     ):
         table.add_row(name, str(getattr(answer, name)))
     _console().print(table)
@@ -101,31 +109,30 @@ async def info(server: str) -> None:
 
 async def list_sessions(server: str, limit: int) -> None:
     """A table of sessions."""
-    async with LongContextClient(server) as client:
-        answer = await client.stub.ListSessions(pb.ListSessionsRequest(limit=limit))
-    print_sessions(list(answer.sessions))
+    async with AsyncClient(server) as client:
+        print_sessions(await client.sessions.list(limit))
 
 
 async def get_session(server: str, session_id: str) -> None:
     """One session."""
-    async with LongContextClient(server) as client:
-        print_sessions([await client.stub.GetSession(pb.GetSessionRequest(session_id=session_id))])
+    async with AsyncClient(server) as client:
+        print_sessions([await client.sessions.get(session_id)])
 
 
 async def fork_session(server: str, session_id: str) -> None:
     """The copy."""
-    async with LongContextClient(server) as client:
-        print_sessions([await client.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id))])
+    async with AsyncClient(server) as client:
+        print_sessions([await client.sessions.fork(session_id)])
 
 
 async def delete_session(server: str, session_id: str) -> None:
     """Says that it is gone."""
-    async with LongContextClient(server) as client:
-        await client.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id))
+    async with AsyncClient(server) as client:
+        await client.sessions.delete(session_id)
     _console().print(f"deleted {session_id}")
 
 
-def print_sessions(sessions: list[pb.Session]) -> None:
+def print_sessions(sessions: Sequence[Session]) -> None:
     """A table of these sessions."""
     table = Table()
     for name in ("session", "version", "turns", "tokens", "recipe", "KV MiB", "updated", "expires"):

@@ -11,18 +11,19 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from services.gateway import planner
 from services.gateway.failover import run_turn
 from services.gateway.identity import new_session_id
 from services.gateway.prompt import PromptInput
+from services.gateway.replay import replayed
 from services.gateway.replicas import LeasedReplica, Replicas
 from services.gateway.sla import Objective
-from services.gateway.turns import Planned, TurnPlanner
-from services.replica.job import Done, Job
-from services.sessions.store import Store
+from services.gateway.turns import Planned, TurnPlanner, Understood
+from services.replica.job import Done, Event, Job
+from services.sessions.store import Manifest, Store
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
 
@@ -94,12 +95,13 @@ class _Clock:
 
 
 class Answers:
-    """Stateless: all it knows is how turns are planned, and where replicas and sessions are."""
+    """Stateless: all it knows is how turns are planned, where replicas and sessions are, and what ends an answer."""
 
-    def __init__(self, turns: TurnPlanner, replicas: Replicas, store: Store) -> None:
+    def __init__(self, turns: TurnPlanner, replicas: Replicas, store: Store, eos_token_ids: frozenset[int]) -> None:
         self.turns = turns
         self._replicas = replicas
         self._store = store
+        self._eos_token_ids = eos_token_ids
 
     async def answer(
         self, prompt: PromptInput, params: SamplingParams, headers: Headers, deadline_s: float | None = None
@@ -114,6 +116,10 @@ class Answers:
         """
         clock = _Clock()
         request = await self.turns.understand(prompt, params.max_tokens, headers, new_session_id())
+        if request.saved is not None:
+            for again in self._replay(request, request.saved, params, clock):
+                yield again
+            return
         async with self._replicas.lease(request.session) as replica:
             planned = await self.turns.plan(request, replica)
             job = self.turns.job(planned, uuid.uuid4().hex, params, deadline_s)
@@ -125,12 +131,17 @@ class Answers:
             running = run_turn(self._replicas, replica, job, replan, self._store, self.turns.encoder.decoder)
             async with contextlib.aclosing(running) as events:
                 async for event in events:
-                    if isinstance(event, Done):
-                        yield _answered(event, job, planned, clock.timings(event))
-                        continue
-                    if isinstance(event, TokenOutput):
-                        clock.token()
-                    yield event
+                    yield _told(event, job, planned, clock)
+
+    def _replay(
+        self, request: Understood, saved: Manifest, params: SamplingParams, clock: _Clock
+    ) -> Iterator[AnswerEvent]:
+        planned = self.turns.replay(request, saved)
+        job = self.turns.job(planned, uuid.uuid4().hex, params, None)
+        yield Accepted(job, planned)
+        decoder = self.turns.encoder.decoder
+        for event in replayed(saved, job, decoder, self._eos_token_ids, history="replayed"):
+            yield _told(event, job, planned, clock)
 
     async def plan(self, prompt: PromptInput, max_tokens: int, headers: Headers) -> Planned:
         """What `answer` would do, without running anything."""
@@ -146,6 +157,15 @@ class Answers:
         async with self._replicas.lease(None) as replica:
             work = self.turns.work(prompt_tokens, max_tokens, history, objective, replica)
             return objective, work, self.turns.choose(objective, work, replica)
+
+
+def _told(event: Event, job: Job, planned: Planned, clock: _Clock) -> AnswerEvent:
+    """A replica's event as the client is told it, now."""
+    if isinstance(event, Done):
+        return _answered(event, job, planned, clock.timings(event))
+    if isinstance(event, TokenOutput):
+        clock.token()
+    return event
 
 
 def _answered(done: Done, job: Job, planned: Planned, timings: Timings) -> Answered:

@@ -1,16 +1,13 @@
-"""The recipes, SLA classes and quality table that ship as data. Read once, checked against the model."""
+"""The recipes, SLA classes, tenants' bounds and quality table that the planner works by. Read by `catalog_file`."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import Any
 
-from services.gateway.sla import DEFAULT_SLA_CLASS, DEFAULT_TENANT, SlaClass, TenantPolicy
-from swaa_runtime.errors import InvalidRequest, ModelNotSupported
+from services.gateway.sla import DEFAULT_TENANT, SlaClass, TenantPolicy
+from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.recipe import LayerRule, Recipe
 
 
@@ -26,7 +23,7 @@ class NamedRecipe:
 
 @dataclass(frozen=True, slots=True)
 class QualityTable:
-    """Measured needle recall of each recipe at some prompt lengths."""
+    """How well each recipe did at some prompt lengths, 0..1: needle recall, or the accuracy that `source` names."""
 
     source: str
     lengths_tokens: tuple[int, ...]
@@ -71,45 +68,3 @@ class Catalog:
         if name not in self.recipes:
             raise InvalidRequest(field, name, f"unknown recipe; known are {', '.join(self.recipes)}")
         return self.recipes[name]
-
-
-def load_catalog(model_name: str, num_layers: int) -> Catalog:
-    """Read the shipped catalogue for a model.
-
-    Raises:
-        InvalidRecipe: if a recipe names layers the model lacks.
-        ModelNotSupported: if no quality table of the model is shipped, or a recipe needs an adapter that is not loaded.
-    """
-    recipes = {}
-    for entry in _read("recipes.json"):
-        recipe = Recipe.from_mapping(entry["recipe"])
-        if recipe.adapter is not None:
-            raise ModelNotSupported(f"recipe {entry['name']!r} needs adapter {recipe.adapter!r}, which is not loaded")
-        recipes[entry["name"]] = NamedRecipe(entry["name"], entry["description"], recipe, recipe.resolve(num_layers))
-    classes = {entry["name"]: SlaClass(**entry) for entry in _read("sla_classes.json")}
-    if "full" not in recipes or DEFAULT_SLA_CLASS not in classes:
-        raise InvalidRequest("catalogue", sorted(recipes), f"needs a recipe 'full' and a class {DEFAULT_SLA_CLASS!r}")
-    return Catalog(recipes, classes, _load_quality(model_name, recipes))
-
-
-def _load_quality(model_name: str, recipes: Mapping[str, NamedRecipe]) -> QualityTable:
-    try:
-        table = _read(f"quality_{model_name}.json")
-    except FileNotFoundError:
-        raise ModelNotSupported(f"no quality table of model {model_name!r} is shipped; measure one first") from None
-    for name, entry in recipes.items():
-        measured = table["recipes"].get(name)
-        if measured is None or Recipe.from_mapping(measured["recipe"]) != entry.recipe:
-            raise ModelNotSupported(
-                f"the quality table of {model_name!r} was not measured for recipe {name!r} as it is"
-            )
-    measured = table["measured"]
-    return QualityTable(
-        source=f"{table['task']}, {measured['samples']} samples a point, {measured['hardware']}, {measured['date']}",
-        lengths_tokens=tuple(table["lengths_tokens"]),
-        recall={name: tuple(entry["recall"]) for name, entry in table["recipes"].items()},
-    )
-
-
-def _read(name: str) -> Any:
-    return json.loads(files("services.gateway").joinpath("data", name).read_text(encoding="utf-8"))

@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from services.errors import ReplicaLost, StaleSession
+from services.gateway.replay import last_answer, last_prompt, replayed
 from services.gateway.replicas import LeasedReplica, Replicas
-from services.replica.job import Done, Event, Job, SessionOutcome
-from services.sessions.store import Manifest, SessionStore
-from swaa_runtime.detokenizer import Decoder, IncrementalDetokenizer
+from services.replica.job import Event, Job
+from services.sessions.store import SessionStore
+from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import EngineFailed
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
-from swaa_runtime.request import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -83,37 +83,8 @@ async def _saved_turn(
     """The rest of a turn that a lost replica had saved before it went. Raises StaleSession if it is not that turn."""
     assert job.session is not None  # noqa: S101 - only turns of sessions become stale
     manifest = await store.get(job.session.tenant, job.session.session_id)
-    generated = _generated(manifest, job)
-    if manifest.version != job.session.version + 1 or generated is None or generated[: len(sent)] != tuple(sent):
+    is_next = manifest.version == job.session.version + 1 and last_prompt(manifest) == job.prompt_token_ids
+    if not is_next or last_answer(manifest)[: len(sent)] != tuple(sent):
         raise StaleSession(f"session {manifest.session_id!r} has moved on while its turn was cut off")
-    detokenizer = IncrementalDetokenizer(decoder, job.sampling.stop)
-    events: list[Event] = []
-    for at, token_id in enumerate(generated):
-        ends = token_id in eos_token_ids and not job.sampling.ignore_eos
-        text = "" if ends else detokenizer.push(token_id)
-        if at >= len(sent):
-            events.append(TokenOutput(job.request_id, token_id, text, None))
-    by_length = len(generated) == job.sampling.max_tokens and not (ends or detokenizer.stopped)
-    outcome = SessionOutcome(manifest.version, True, "", "recovered: its first replica had saved the turn", 0)
-    done = Done(
-        reason=FinishReason.LENGTH if by_length else FinishReason.STOP,
-        text=detokenizer.finish(),
-        num_generated_tokens=len(generated),
-        num_restored_tokens=0,
-        queue_ms=0.0,
-        restore_ms=0.0,
-        save_ms=0.0,
-        resident_bytes=0,
-        peak_bytes=0,
-        full_attention_bytes=0,
-        session=outcome,
-    )
-    return [*events, done]
-
-
-def _generated(manifest: Manifest, job: Job) -> tuple[int, ...] | None:
-    """What the session's last turn generated, if its prompt is the job's."""
-    last = manifest.turns[-1]
-    if manifest.token_ids[last.start : last.generated_start] != job.prompt_token_ids:
-        return None
-    return manifest.token_ids[last.generated_start :]
+    recovered = "recovered: its first replica had saved the turn"
+    return replayed(manifest, job, decoder, eos_token_ids, history=recovered, num_sent_tokens=len(sent))

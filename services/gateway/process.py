@@ -12,7 +12,8 @@ from pathlib import Path
 from services.config import ServeConfig
 from services.errors import ReplicaLost
 from services.gateway.answers import Answers
-from services.gateway.catalog import load_catalog
+from services.gateway.catalog_file import ServedModel, catalog_path
+from services.gateway.catalog_source import CatalogSource
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
@@ -48,17 +49,20 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
         async with replicas.lease(None) as replica:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
-        catalog = load_catalog(Path(config.model).name, facts.shape.num_layers)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         policy = config.session_policy
-        turns = TurnPlanner(catalog, encoder, store, policy, facts.max_session_tokens, TENANT)
-        service = LongContextService(config.model, facts, Answers(turns, replicas, store), store, policy)
+        turns = TurnPlanner(catalogs, encoder, store, policy, facts.max_session_tokens, TENANT)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids)
+        service = LongContextService(config.model, facts, answers, store, policy)
         server = GatewayServer(service, config.listen)
         await server.start()
-        watching = asyncio.create_task(_watch(replicas, server))
+        watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
         try:
             yield server
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await server.stop(config.drain_s)
 
 

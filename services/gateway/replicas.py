@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from services.cost import CostProfile
 from services.replica.facts import ModelFacts
 from services.replica.job import Event, Job, SessionUse
 
@@ -80,12 +81,17 @@ class _Local:
 class LocalReplicas:
     """The one replica of an embedded service, in this process."""
 
-    def __init__(self, replica: RunningReplica, facts: ModelFacts) -> None:
+    def __init__(
+        self, replica: RunningReplica, facts: ModelFacts, cost: Callable[[], CostProfile] | None = None
+    ) -> None:
+        """`cost`: what turns cost now, as far as that has been learnt since; None: what `facts` say."""
         self._replica = replica
         self._facts = facts
+        self._cost = cost
 
     @contextlib.asynccontextmanager
     async def lease(self, session: SessionUse | None) -> AsyncIterator[LeasedReplica]:
         """See `Replicas`."""
         is_hot = session is not None and self._replica.is_hot(session.tenant, session.session_id, session.version)
-        yield _Local(self._facts, self._replica, is_hot)
+        facts = self._facts if self._cost is None else replace(self._facts, cost=self._cost())
+        yield _Local(facts, self._replica, is_hot)

@@ -91,7 +91,7 @@ class LongContextService(SessionRpcs):
 
     async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
         """See the proto."""
-        facts = self._facts
+        facts, source = self._facts, self._answers.turns.catalogs
         response = pb.ListRecipesResponse(
             model=self._model_name,
             num_layers=facts.shape.num_layers,
@@ -99,8 +99,11 @@ class LongContextService(SessionRpcs):
             attention_backend=facts.attention_backend,
             device=facts.device,
             cost_source=f"{facts.cost.hardware}, {facts.cost.measured_at}",
+            catalog_source=str(source.path),
+            catalog_error=source.error,
+            catalog_loaded_at_s=source.loaded_at_s,
         )
-        messages.catalog_message(self._answers.turns.catalog, response)
+        messages.catalog_message(source.current, response)
         return response
 
 

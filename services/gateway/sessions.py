@@ -92,7 +92,9 @@ class SessionRpcs(pb_grpc.LongContextServicer):
             with SegmentSpool() as spool:
                 async for ref, data in segments:
                     spool.add(ref.segment_id, data)
-                imported = replace(manifest, session_id=new_session_id(), version=1, created_at_s=time.time())
+                imported = replace(
+                    manifest, session_id=new_session_id(), version=1, created_at_s=time.time(), idempotency_key=""
+                )
                 await self._store.save(TENANT, imported, spool, expected_version=0)
             return messages.session_message(await self._store.get(TENANT, imported.session_id))
 

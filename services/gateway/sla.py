@@ -16,6 +16,7 @@ SESSION_HEADER = "x-swaa-session"
 PRIORITY_HEADER = "x-swaa-priority"
 RECIPE_HEADER = "x-swaa-recipe"
 STRICT_HEADER = "x-swaa-strict"
+IDEMPOTENCY_HEADER = "x-swaa-idempotency-key"
 HEADERS = (
     SLA_HEADER,
     TTFT_HEADER,
@@ -25,7 +26,9 @@ HEADERS = (
     PRIORITY_HEADER,
     RECIPE_HEADER,
     STRICT_HEADER,
+    IDEMPOTENCY_HEADER,
 )
+MAX_KEY_CHARACTERS = 128
 NEW_SESSION = "new"
 DEFAULT_SLA_CLASS = "balanced"
 DEFAULT_TENANT = "default"
@@ -63,7 +66,7 @@ class TenantPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What one request asks for: its class, with its own headers over it."""
+    """What one request asks for: its class, with its own headers over it; its idempotency key, empty without."""
 
     sla_class: str
     ttft_ms: float
@@ -73,6 +76,7 @@ class Objective:
     strict: bool = False
     recipe_name: str | None = None
     session_id: str | None = None
+    idempotency_key: str = ""
 
 
 def parse_headers(
@@ -103,6 +107,7 @@ def parse_headers(
         strict=_boolean(given, STRICT_HEADER),
         recipe_name=given.get(RECIPE_HEADER),
         session_id=given.get(SESSION_HEADER),
+        idempotency_key=_key(given),
     )
 
 
@@ -148,6 +153,15 @@ def _integer(given: Mapping[str, str], header: str, default: int) -> int:
     if abs(value) >= 2**31:
         raise InvalidRequest(header, given[header], "must be an integer of 32 bits")
     return value
+
+
+def _key(given: Mapping[str, str]) -> str:
+    if IDEMPOTENCY_HEADER not in given:
+        return ""
+    key = given[IDEMPOTENCY_HEADER]
+    if not (1 <= len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        raise InvalidRequest(IDEMPOTENCY_HEADER, key, f"must be 1..{MAX_KEY_CHARACTERS} printable ASCII characters")
+    return key
 
 
 def _boolean(given: Mapping[str, str], header: str) -> bool:

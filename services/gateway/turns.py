@@ -12,15 +12,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from services.errors import SessionNotFound, StaleSession
 from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
+from services.gateway.catalog_source import Catalogs
 from services.gateway.history import saved_states, session_state
+from services.gateway.identity import keyed_session_id
 from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
+from services.gateway.replay import before_last_turn, has_saved, last_prompt
 from services.gateway.replicas import LeasedReplica
-from services.gateway.sla import NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.gateway.sla import IDEMPOTENCY_HEADER, NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
 from services.replica.job import Job, SessionUse
-from services.restore_plan import SavedState, plan_restore
+from services.restore_plan import RestorePlan, SavedState, plan_restore
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest, Store
 from swaa_runtime.errors import InvalidRequest
@@ -30,7 +34,10 @@ from swaa_runtime.visibility import Turn
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A request whose headers, session and prompt are known. `session` is None without one."""
+    """A request whose headers, session and prompt are known.
+
+    `session` is None without one. `saved`: the session with this very turn, if an earlier attempt has saved it.
+    """
 
     prompt: PromptInput
     max_tokens: int
@@ -38,6 +45,7 @@ class Understood:
     session: SessionUse | None
     history: Manifest | None
     token_ids: tuple[int, ...]
+    saved: Manifest | None = None
     arrival_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -68,7 +76,7 @@ class Planned:
 
 
 class TurnPlanner:
-    """Stateless: all it knows is the catalogue, the tokenizer, the store and how sessions are kept.
+    """Stateless: all it knows is where the catalogue is, the tokenizer, the store and how sessions are kept.
 
     Args:
         max_session_tokens: longest session that replicas take.
@@ -77,19 +85,24 @@ class TurnPlanner:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalogs: Catalogs,
         encoder: PromptEncoder,
         store: Store,
         policy: SessionPolicy,
         max_session_tokens: int,
         tenant: str,
     ) -> None:
-        self.catalog = catalog
+        self.catalogs = catalogs
         self.encoder = encoder
         self._store = store
         self._policy = policy
         self._max_session_tokens = max_session_tokens
         self._tenant = tenant
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue as it is now."""
+        return self.catalogs.current
 
     async def objective(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Objective, Manifest | None]:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
@@ -113,19 +126,70 @@ class TurnPlanner:
         Args:
             new_session_id: what a new session is to be called.
         Raises:
-            InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session.
+            InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session; StaleSession if the
+                session that the idempotency key opened has moved on.
         """
         objective, history = await self.objective(metadata)
+        key = objective.idempotency_key
+        if objective.session_id == NEW_SESSION and key:
+            new_session_id = keyed_session_id(self._tenant, key)
+            history = await self._opened(new_session_id)
+        if history is not None and has_saved(history, objective):
+            return await self._saved(prompt, max_tokens, objective, history)
+        if history is not None and objective.session_id == NEW_SESSION:
+            raise StaleSession(f"session {history.session_id!r}, which this {IDEMPOTENCY_HEADER} opened, has moved on")
         session = None
         if history is not None:
-            session = SessionUse(self._tenant, history.session_id, history.version)
+            session = SessionUse(self._tenant, history.session_id, history.version, key)
         elif objective.session_id is not None:
-            session = SessionUse(self._tenant, new_session_id, 0)
+            session = SessionUse(self._tenant, new_session_id, 0, key)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
         understood = Understood(prompt, max_tokens, objective, session, history, tuple(token_ids))
         self._check_length(understood)
         return understood
+
+    async def _opened(self, session_id: str) -> Manifest | None:
+        try:
+            return await self._store.get(self._tenant, session_id)
+        except SessionNotFound:
+            return None
+
+    async def _saved(self, prompt: PromptInput, max_tokens: int, objective: Objective, saved: Manifest) -> Understood:
+        """The request of a turn that is saved already. Raises InvalidRequest if the saved one had another prompt."""
+        history, thinking = before_last_turn(saved), saved.recipe.thinking
+        history_ids = () if history is None else history.token_ids
+        token_ids = tuple(await asyncio.to_thread(self.encoder.encode, prompt, history_ids, thinking))
+        if token_ids != last_prompt(saved):
+            bound = "was given with another prompt; a key is for one call only"
+            raise InvalidRequest(IDEMPOTENCY_HEADER, objective.idempotency_key, bound)
+        session = SessionUse(self._tenant, saved.session_id, saved.version - 1, objective.idempotency_key)
+        return Understood(prompt, max_tokens, objective, session, history, token_ids, saved)
+
+    def replay(self, request: Understood, saved: Manifest) -> Planned:
+        """A turn that is saved already, as a plan: nothing is to be computed, and nothing was weighed."""
+        known_tokens, named = len(request.all_token_ids), self._named(saved)
+        reason = "an earlier attempt has saved this turn: its tokens are sent again"
+        is_known = named.name in self.catalog.recipes
+        prediction = planner.Prediction(
+            ttft_ms=0.0,
+            tpot_ms=0.0,
+            quality=self.catalog.quality.quality_at(named.name, known_tokens) if is_known else 0.0,
+            kv_bytes=0,
+            computed_tokens=0,
+            restore=RestorePlan("none", None, "", 0, known_tokens, 0.0, reason),
+        )
+        work = Work(len(request.token_ids), request.max_tokens, request.history, continues=True, queue_ms=0.0)
+        return Planned(request, work, planner.Plan(planner.Candidate(named, prediction, ()), reason, ()))
+
+    def _named(self, saved: Manifest) -> NamedRecipe:
+        """The recipe that the session was saved under, whether it is in the catalogue still or not."""
+        known = self.catalog.recipes.get(saved.recipe_name)
+        if known is not None and known.recipe == saved.recipe:
+            return known
+        num_layers = len(next(iter(self.catalog.recipes.values())).rules)
+        rules = saved.recipe.resolve(num_layers)
+        return NamedRecipe(f"{saved.recipe_name} (as it was)", "no longer in the catalogue", saved.recipe, rules)
 
     async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""

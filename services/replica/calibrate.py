@@ -1,23 +1,40 @@
-"""Measures what turns cost on this machine and fits the cost profile (see `services.cost`)."""
+"""Measures what steps cost on this machine and fits the cost profile (see `services.cost`).
+
+Prompts alone, several at a time, and answers at a time are run under a few recipes; every engine step that comes of it
+is a sample. Of steps with the same work the fastest counts: it was disturbed the least.
+"""
 
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from services.cost import CostProfile, decode_keys, fit, prefill_work
-from services.replica.engine_loop import EngineLoop
+from services.cost import (
+    DECODE_PRICES,
+    PROMPT_PRICES,
+    CostProfile,
+    StepWork,
+    chunk_work,
+    count_layers,
+    prefill_work,
+    step_work,
+)
+from services.replica.engine_loop import EngineLoop, OutputStream
+from services.replica.fit import fit_prices
 from services.sessions.codec import segment_id
 from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, Manifest, SegmentRef, SessionStore
+from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
@@ -25,16 +42,27 @@ from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 from swaa_runtime.shape import ModelShape
+from swaa_runtime.step_cost import StepCost, UnknownCost
 from swaa_runtime.visibility import Turn
 
 RECIPES = (
     Recipe(),
-    Recipe(window=256, sink_tokens=10, full_decode=True, full_tail=64),
-    Recipe(window=1024, sink_tokens=10),
+    Recipe(window=128, sink_tokens=10, full_decode=True, full_tail=64),
+    Recipe(window=512, sink_tokens=10),
 )
 """Every query sees everything; few do; none does, over a wider window: between them the prices separate."""
 
+HELD_OUT_RECIPES = (
+    Recipe(),
+    Recipe(window=256, sink_tokens=4, full_decode=True, full_tail=32),
+    Recipe(window=256, sink_tokens=10, full_layers=(0,), full_decode=True),
+    Recipe(window=1024, sink_tokens=10, full_decode=True, full_tail=64),
+)
+HELD_OUT_TOKENS = (330, 850, 2300, 5300)
+"""What the fitted profile is checked on. None of the lengths, and of the recipes only the first, is fitted on."""
+
 DECODE_TOKENS = 8
+BATCH = 6
 PROBE_MIB = 16
 MIB = 1 << 20
 
@@ -43,14 +71,45 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to measure: prompt lengths, and how often each is run (the fastest run counts)."""
+    """How much to measure.
+
+    Attributes:
+        lengths_tokens: prompt lengths, ascending; repeats: how often each is run.
+        budget_s: no run is started after so long, but for prompts of the two shortest lengths: with one length, what a
+            step takes and what a token takes could not be told apart.
+        held_out_tokens: prompt lengths that the profile is checked on.
+    """
 
     lengths_tokens: tuple[int, ...]
     repeats: int
+    budget_s: float
+    held_out_tokens: tuple[int, ...] = ()
 
 
-QUICK = Effort((200, 1000, 3000), 1)
-THOROUGH = Effort((64, 500, 1500, 4000, 8000), 3)
+QUICK = Effort((100, 400, 1200, 3000), 1, 12.0)
+THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000), 3, 180.0, HELD_OUT_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One request of a run: a random prompt."""
+
+    recipe: Recipe
+    num_tokens: int
+
+
+class _Recorder(UnknownCost):
+    """Keeps the fastest time of each kind of step it sees."""
+
+    def __init__(self) -> None:
+        self.fastest_ms: dict[StepWork, float] = {}
+
+    def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
+        work = step_work(
+            chunk_work(count_layers(c.request.rules), c.request.turns, c.request.num_computed_tokens, c.num_tokens)
+            for c in chunks
+        )
+        self.fastest_ms[work] = min(took_ms, self.fastest_ms.get(work, took_ms))
 
 
 async def calibrate(
@@ -75,51 +134,93 @@ async def calibrate(
     if not lengths:
         needed = min(effort.lengths_tokens) + DECODE_TOKENS
         raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
-    runs = [(recipe, length) for recipe in RECIPES for length in lengths]
-    await _measure(loaded, engine, RECIPES[0], lengths[0])  # the first run of all pays for allocations
-    prefill_rows, prefill_ms, decode_rows, decode_ms = [], [], [], []
-    for index, (recipe, length) in enumerate(runs):
-        rules, turns = recipe.resolve(loaded.shape.num_layers), (Turn(0, length),)
-        timed = [await _measure(loaded, engine, recipe, length) for _ in range(effort.repeats)]
-        prefill_rows.append(prefill_work(rules, turns, 0, length).features(max_step_tokens))
-        prefill_ms.append(min(ttft for ttft, _ in timed))
-        decode_rows.append((1.0, float(decode_keys(rules, length + DECODE_TOKENS // 2))))
-        decode_ms.append(min(tpot for _, tpot in timed))
-        progress(index + 1, len(runs) + 1)
-    step, token, pair, window_pair = fit(prefill_rows, prefill_ms)
-    decode_step, decode_key = fit(decode_rows, decode_ms)
-    restore_ms_per_mib = await _measure_restore(loaded.shape, store, kv_format)
-    progress(len(runs) + 1, len(runs) + 1)
-    return CostProfile(
+    once, recorder = _runs(lengths), _Recorder()
+    runs, num_needed = once * effort.repeats, len(RECIPES) * len(lengths[:2])
+    held_out = [
+        _Prompt(recipe, length)
+        for length in effort.held_out_tokens
+        if length <= max(lengths)
+        for recipe in HELD_OUT_RECIPES
+    ]
+    total, started_s = len(runs) + len(held_out) + 1, time.monotonic()
+    await _run(loaded, engine, runs[0])  # the first run of all pays for allocations
+    await _set_cost(engine, recorder)
+    try:
+        for index, prompts in enumerate(runs):
+            if index < num_needed or time.monotonic() - started_s < effort.budget_s:
+                await _run(loaded, engine, prompts)
+            progress(index + 1, total)
+    finally:
+        await _set_cost(engine, UnknownCost())
+    profile = CostProfile(
         model_fingerprint=loaded.fingerprint,
         hardware=describe_hardware(loaded.model.device),
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         max_step_tokens=max_step_tokens,
-        step_ms=step,
-        token_ms=token,
-        pair_ns=pair * 1e6,
-        window_pair_ns=window_pair * 1e6,
-        decode_step_ms=decode_step,
-        decode_key_ns=decode_key * 1e6,
-        restore_ms_per_mib=restore_ms_per_mib,
+        restore_ms_per_mib=await _measure_restore(loaded.shape, store, kv_format),
+        **_fitted(recorder.fastest_ms),
     )
+    errors = []
+    for index, prompt in enumerate(held_out):
+        errors.append(await _error(loaded, engine, profile, prompt))
+        progress(len(runs) + index + 1, total)
+    progress(total, total)
+    if not errors:
+        return profile
+    return replace(profile, error_median=quantile(errors, 0.5), error_p95=quantile(errors, 0.95))
 
 
-async def _measure(loaded: LoadedModel, engine: EngineLoop, recipe: Recipe, length: int) -> tuple[float, float]:
-    """(time to first token, time per token after it) of one random prompt, in ms."""
-    token_ids = random.Random(length).choices(range(loaded.shape.vocab_size), k=length)
-    sampling = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
-    request = new_request(uuid.uuid4().hex, token_ids, recipe, loaded.shape.num_layers, sampling)
-    stream = engine.submit(request)
-    while True:
-        output = await stream.get()
-        if isinstance(output, Finished):
-            break
-    stopped_s = time.monotonic()
+def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
+    """What is run at a time: a prompt alone; answers beside prompts; answers beside answers. Short ones first."""
+    alone = [(_Prompt(recipe, length),) for length in lengths for recipe in RECIPES]
+    mixed = [
+        tuple(_Prompt(recipe, length) for recipe, length in zip(RECIPES, sizes, strict=True))
+        for sizes in ((lengths[0], *lengths[1:2], *lengths[2:3]), (*lengths[2:3], lengths[0], *lengths[1:2]))
+        if len(sizes) == len(RECIPES)
+    ]
+    batches = [(_Prompt(recipe, lengths[0]),) * BATCH for recipe in RECIPES[:2]]
+    return sorted([*alone, *mixed, *batches], key=lambda run: sum(prompt.num_tokens for prompt in run))
+
+
+def _fitted(fastest_ms: Mapping[StepWork, float]) -> dict[str, Any]:
+    """The prices, as a profile takes them."""
+    return fit_prices(list(fastest_ms), list(fastest_ms.values()), PROMPT_PRICES | DECODE_PRICES)
+
+
+async def _run(loaded: LoadedModel, engine: EngineLoop, prompts: Sequence[_Prompt]) -> list[float]:
+    """Run prompts at a time, and a few tokens of their answers. Times from admission to first token, in ms."""
+    streams = []
+    for index, prompt in enumerate(prompts):
+        token_ids = random.Random(index).choices(range(loaded.shape.vocab_size), k=prompt.num_tokens)
+        sampling = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
+        request = new_request(uuid.uuid4().hex, token_ids, prompt.recipe, loaded.shape.num_layers, sampling)
+        streams.append(engine.submit(request))
+    return [await _first_token_ms(stream) for stream in streams]
+
+
+async def _first_token_ms(stream: OutputStream) -> float:
+    while not isinstance(output := await stream.get(), Finished):
+        pass
     if output.first_token_s is None or output.admitted_s is None:
         raise RuntimeError(f"calibration run ended early: {output.reason}")
-    ttft_ms = (output.first_token_s - output.admitted_s) * 1e3
-    return ttft_ms, (stopped_s - output.first_token_s) * 1e3 / (DECODE_TOKENS - 1)
+    return (output.first_token_s - output.admitted_s) * 1e3
+
+
+async def _error(loaded: LoadedModel, engine: EngineLoop, profile: CostProfile, prompt: _Prompt) -> float:
+    """Relative error of the predicted time to a prompt's first token."""
+    rules = prompt.recipe.resolve(loaded.shape.num_layers)
+    predicted_ms = profile.prefill_ms(prefill_work(rules, (Turn(0, prompt.num_tokens),), 0, prompt.num_tokens))
+    [measured_ms] = await _run(loaded, engine, [prompt])
+    return abs(predicted_ms - measured_ms) / measured_ms
+
+
+async def _set_cost(engine: EngineLoop, cost: StepCost) -> None:
+    await engine.call(lambda engine: engine.set_cost(cost))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that at least this share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 async def _measure_restore(shape: ModelShape, store: SessionStore, kv_format: KVFormat) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.replica import Replica
@@ -23,7 +23,8 @@ class Directory:
     turns do not depend on it.
     """
 
-    def __init__(self, replica: Replica, replica_id: str, address: str, model: pb.ModelFacts) -> None:
+    def __init__(self, replica: Replica, replica_id: str, address: str, model: Callable[[], pb.ModelFacts]) -> None:
+        """`model`: what is served, and what that costs at the moment."""
         self._replica = replica
         self._replica_id = replica_id
         self._address = address
@@ -46,7 +47,7 @@ class Directory:
                 address=self._address,
                 queued_tokens=self._replica.queued_tokens,
                 is_hot=self._replica.is_hot(request.tenant, request.session_id, request.version),
-                model=self._model,
+                model=self._model(),
             )
             await ended.wait()
         finally:

@@ -12,11 +12,15 @@ from swaa_runtime.request import FinishReason, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SessionUse:
-    """The session a turn belongs to; `version` is what the gateway planned with, 0 for a new session."""
+    """The session a turn belongs to.
+
+    `version` is what the gateway planned with, 0 for a new session. `idempotency_key` is saved with the turn.
+    """
 
     tenant: str
     session_id: str
     version: int
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

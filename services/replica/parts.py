@@ -22,6 +22,7 @@ from services.cost import CostProfile
 from services.replica.calibrate import QUICK, Effort, Progress, calibrate, describe_hardware
 from services.replica.engine_loop import EngineLoop
 from services.replica.facts import ModelFacts
+from services.replica.online_cost import OnlineCost
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
@@ -191,6 +192,13 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
         partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
         partial.replace(path)
         return profile
+
+
+async def learning_cost(config: ServeConfig, parts: Parts, progress: Progress) -> OnlineCost:
+    """What work costs here, for a service: the profile, which the engine corrects from now on by what steps take."""
+    cost = OnlineCost(await cost_profile(config, parts, None, progress))
+    await parts.engine.call(lambda engine: engine.set_cost(cost))
+    return cost
 
 
 def _kept_profile(path: Path) -> CostProfile | None:

@@ -9,6 +9,7 @@ only one in the cluster it may be left out.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
@@ -20,7 +21,7 @@ from ray import serve
 from services.config import ServeConfig, load_config
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.directory import Directory
-from services.replica.parts import cost_profile, model_facts, running_parts
+from services.replica.parts import learning_cost, model_facts, running_parts
 from services.replica.ray_router import QUEUED_TOKENS, SessionRouter
 from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
@@ -121,17 +122,22 @@ class RayReplica:
         logging.getLogger("services").setLevel(config.log_level)
         async with contextlib.AsyncExitStack() as stack:
             parts = await stack.enter_async_context(running_parts(config, self.runner))
-            cost = await cost_profile(config, parts, None, _log_calibration)
+            cost = await learning_cost(config, parts, _log_calibration)
             server = ReplicaServer(parts.replica, parts.model_folder, config.replica_host, config.replica_port)
             await server.start()
             stack.push_async_callback(server.stop, LAST_MESSAGE_S)
             self._stack = stack.pop_all()
         # With the process id, so that one can find the process of a replica that one hears of.
         replica_id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"
-        facts = facts_message(model_facts(parts, cost))
-        self._directory = Directory(parts.replica, replica_id, server.address, facts)
+        facts = model_facts(parts, cost.profile)
+        self._directory = Directory(
+            parts.replica,
+            replica_id,
+            server.address,
+            lambda: facts_message(dataclasses.replace(facts, cost=cost.profile)),
+        )
         self._replica = parts.replica
-        self._token_ms = cost.token_ms
+        self._cost = cost
         logger.info("replica %s serves %s on %s", replica_id, config.model, server.address)
 
     async def Lease(self, request: pb.LeaseRequest) -> AsyncGenerator[pb.LeaseGrant, None]:
@@ -151,7 +157,7 @@ class RayReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For `WaitPolicy`."""
         queued_tokens = self._replica.queued_tokens
-        return {QUEUED_TOKENS: queued_tokens, PREDICTED_WAIT_S: queued_tokens * self._token_ms / 1e3}
+        return {QUEUED_TOKENS: queued_tokens, PREDICTED_WAIT_S: queued_tokens * self._cost.profile.token_ms / 1e3}
 
     async def __del__(self) -> None:
         """Serve calls this, once, when no lease is held any more: then no turn runs, and all sessions are saved."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from services.errors import SessionCorrupt, StaleSession, StoreUnavailable
+from services.errors import SessionCorrupt, SessionNotFound, StaleSession, StoreUnavailable
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.hot_sessions import HotSessions
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
@@ -133,6 +133,7 @@ class Replica:
     async def _current(self, session: SessionUse) -> Manifest | None:
         """The session as it is stored, which must be what the gateway planned with."""
         if session.version == 0:
+            await self._check_new(session)
             return None
         manifest = await self._store.get(session.tenant, session.session_id)
         if manifest.version != session.version:
@@ -143,6 +144,14 @@ class Replica:
             raise InvalidRequest("x-swaa-session", session.session_id, "belongs to another model")
         check_tokens(manifest, self.shape)
         return manifest
+
+    async def _check_new(self, session: SessionUse) -> None:
+        """A key names its session, so an earlier attempt may have saved it since the gateway looked."""
+        if not session.idempotency_key:
+            return
+        with contextlib.suppress(SessionNotFound):
+            manifest = await self._store.get(session.tenant, session.session_id)
+            raise StaleSession(f"session {session.session_id} is at version {manifest.version} already")
 
     async def _saved_state(self, job: Job, manifest: Manifest | None) -> SavedState | None:
         """What the plan wants fetched, if it is there still."""
@@ -292,6 +301,7 @@ class Replica:
             created_at_s=old.created_at_s if old else now_s,
             updated_at_s=now_s,
             expires_at_s=now_s + self._policy.ttl_s,
+            idempotency_key=session.idempotency_key,
         )
         error = await saver.save(manifest, fence)
         if error:

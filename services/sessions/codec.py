@@ -50,6 +50,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             created_at_s=manifest.created_at_s,
             updated_at_s=manifest.updated_at_s,
             expires_at_s=manifest.expires_at_s,
+            idempotency_key=manifest.idempotency_key,
         )
     except ValueError as exc:  # a number that its field cannot hold
         raise IntegrityError(f"manifest of session {manifest.session_id!r}: {exc}") from exc
@@ -79,6 +80,7 @@ def decode_manifest(data: bytes) -> Manifest:
         created_at_s=state.created_at_s,
         updated_at_s=state.updated_at_s,
         expires_at_s=state.expires_at_s,
+        idempotency_key=state.idempotency_key,
     )
     if flaw := _flaw(manifest):
         raise SessionCorrupt(f"manifest contradicts itself: {flaw}")

@@ -185,6 +185,7 @@ class RedisSessionStore:
                 created_at_s=now_s,
                 updated_at_s=now_s,
                 expires_at_s=now_s + self._ttl_s,
+                idempotency_key="",
             )
             answer = await self._segments.commit(keys, self._commit_of(keys, copy, expected_version=0))
             if answer[0] != b"missing":

@@ -36,6 +36,7 @@ class Manifest:
         num_kv_tokens: leading tokens that the KV state covers (the last generated token has none); 0 if only tokens
             are kept.
         created_at_s, updated_at_s, expires_at_s: seconds since the epoch.
+        idempotency_key: of the request that the last turn was for; empty without, and in forks and imports.
     """
 
     session_id: str
@@ -51,6 +52,7 @@ class Manifest:
     created_at_s: float
     updated_at_s: float
     expires_at_s: float
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class SessionStore(Protocol):
         ...
 
     async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
-        """Copy a session under a new id; segments are shared."""
+        """Copy a session under a new id; segments are shared. The copy has no idempotency key: no call asked for it."""
         ...
 
     async def delete(self, tenant: str, session_id: str) -> None:

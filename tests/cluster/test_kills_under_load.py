@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -17,12 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import pytest
 
 from benchmarks.workload import make_tiny_model
-from services.client import Headers, LongContextClient
-from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.client import NO_RETRY, AsyncClient, Busy, SessionResult, TurnOptions, Unavailable
 from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import is_running, processes_with, until
@@ -99,38 +96,36 @@ def running(default_model_folder: Path) -> Iterator[Running]:
         until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 20)
 
 
-def prompt_of(index: int) -> pb.Prompt:
-    return pb.Prompt(token_ids=random.Random(index).choices(range(1000, 40000), k=40 + 60 * index))
+def prompt_of(index: int) -> list[int]:
+    return random.Random(index).choices(range(1000, 40000), k=40 + 60 * index)
 
 
-SAMPLING = pb.Sampling(max_tokens=MAX_TOKENS, ignore_eos=True)
+OPTIONS: TurnOptions = {"max_tokens": MAX_TOKENS, "ignore_eos": True, "recipe": "sliding-tail"}
 
 
-async def answer(client: LongContextClient, prompt: pb.Prompt, session: str = "new") -> tuple[list[int], pb.Finish]:
+def connect(address: str) -> AsyncClient:
+    """A client that hides nothing: what goes wrong is seen."""
+    return AsyncClient(address, retry=NO_RETRY)
+
+
+async def answer(client: AsyncClient, prompt: list[int], session: str = "new") -> tuple[list[int], SessionResult]:
     """A whole turn, whose events must come in the order that is promised."""
-    kinds: list[str] = []
-    tokens: list[int] = []
     progress: list[int] = []
-    async for event in client.generate(prompt, SAMPLING, Headers(recipe="sliding-tail", session=session)):
-        kind = str(event.WhichOneof("event"))
-        kinds.append(kind)
-        if kind == "token":
-            tokens.append(event.token.token_id)
-        elif kind == "prefill":
-            progress.append(event.prefill.done_tokens)
-    assert re.fullmatch(r"accepted( prefill)*( token)+ finish", " ".join(kinds)), Counter(kinds)
+    options: TurnOptions = {**OPTIONS, "on_progress": lambda step: progress.append(step.done_tokens)}
+    turn = await client.generate(prompt, session=session, **options)
     assert progress == sorted(set(progress)), "progress went back"
-    return tokens, event.finish
+    assert turn.session is not None
+    return list(turn.token_ids), turn.session
 
 
 def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:
     """NUM_KILLS replicas, at random moments, under NUM_CLIENTS clients who ask without a pause: 0 failed, 0 wrong."""
 
     async def check() -> tuple[int, Counter[str]]:
-        async with LongContextClient(running.gateways[0]) as one, LongContextClient(running.gateways[1]) as other:
+        async with connect(running.gateways[0]) as one, connect(running.gateways[1]) as other:
             return await under_load((one, other))
 
-    async def under_load(clients: Sequence[LongContextClient]) -> tuple[int, Counter[str]]:
+    async def under_load(clients: Sequence[AsyncClient]) -> tuple[int, Counter[str]]:
         expected = [(await answer(clients[0], prompt_of(index)))[0] for index in range(NUM_CLIENTS)]
         assert len({tuple(tokens) for tokens in expected}) == NUM_CLIENTS
         stopping = asyncio.Event()
@@ -141,8 +136,8 @@ def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:
             while not stopping.is_set():
                 tokens, finish = await answer(clients[(index + turns) % 2], prompt_of(index))
                 assert tokens == expected[index], f"turn {turns} of client {index}"
-                assert finish.session.saved, finish.session.error
-                histories[finish.session.history.split(":")[0]] += 1
+                assert finish.saved, finish.error
+                histories[finish.history.split(":")[0]] += 1
                 turns += 1
             return turns
 
@@ -176,18 +171,18 @@ async def kill_one(running: Running) -> None:
 def test_a_session_goes_on_at_any_gateway(running: Running) -> None:
     """Two gateways share the replicas and their sessions: turns alternate, and are those of one that stays."""
 
-    async def converse(clients: Sequence[LongContextClient]) -> list[list[int]]:
+    async def converse(clients: Sequence[AsyncClient]) -> list[list[int]]:
         answers, session = [], "new"
         for turn in range(4):
             tokens, finish = await answer(clients[turn % len(clients)], prompt_of(turn), session)
             answers.append(tokens)
-            session = finish.session.session_id
-            assert finish.session.version == turn + 1
-            assert (finish.session.history == "none") == (turn == 0), finish.session.history
+            session = finish.session_id
+            assert finish.version == turn + 1
+            assert (finish.history == "none") == (turn == 0), finish.history
         return answers
 
     async def check() -> None:
-        async with LongContextClient(running.gateways[0]) as one, LongContextClient(running.gateways[1]) as other:
+        async with connect(running.gateways[0]) as one, connect(running.gateways[1]) as other:
             assert await converse([one, other]) == await converse([one])
 
     asyncio.run(check())
@@ -197,16 +192,16 @@ def test_serves_controller_may_be_killed(running: Running) -> None:
     """Turns that run go on, and so do new ones: leases do not pass through the controller."""
 
     async def check() -> None:
-        async with LongContextClient(running.gateways[0]) as client:
+        async with connect(running.gateways[0]) as client:
             expected, finish = await answer(client, prompt_of(3))
             [controller] = running.named("ray::ServeController")
             os.kill(controller, signal.SIGKILL)
             for _ in range(5):
                 tokens, again = await answer(client, prompt_of(3))
                 assert tokens == expected
-                assert again.session.saved
-            tokens, more = await answer(client, prompt_of(4), finish.session.session_id)
-            assert more.session.version == 2
+                assert again.saved
+            tokens, more = await answer(client, prompt_of(4), finish.session_id)
+            assert more.version == 2
 
     asyncio.run(check())
     until("there is a controller again", lambda: running.named("ray::ServeController"), REPLACED_TIMEOUT_S)
@@ -216,9 +211,9 @@ def test_a_redis_that_restarts_loses_no_turn_it_acknowledged(running: Running) -
     """Killed and started again in mid-answer: the answer is whole; the session is at that turn or the one before."""
 
     async def check() -> None:
-        async with LongContextClient(running.gateways[1]) as client:
+        async with connect(running.gateways[1]) as client:
             _, first = await answer(client, prompt_of(5))
-            session = first.session.session_id
+            session = first.session_id
             asking = asyncio.create_task(answer(client, prompt_of(6), session))
             await asyncio.sleep(0.2)
             running.redis.kill()
@@ -228,21 +223,19 @@ def test_a_redis_that_restarts_loses_no_turn_it_acknowledged(running: Running) -
             assert len(tokens) == MAX_TOKENS
             async with asyncio.timeout(45):
                 third = await when_free(client, prompt_of(7), session)
-            assert third.session.version == (3 if second.session.saved else 2)
-            assert third.session.saved
+            assert third.version == (3 if second.saved else 2)
+            assert third.saved
 
     asyncio.run(check())
 
 
-async def when_free(client: LongContextClient, prompt: pb.Prompt, session: str) -> pb.Finish:
+async def when_free(client: AsyncClient, prompt: list[int], session: str) -> SessionResult:
     """A turn, as soon as nobody else holds the session, and the store is there."""
     while True:
         try:
             return (await answer(client, prompt, session))[1]
-        except grpc.aio.AioRpcError as exc:
-            if exc.code() not in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE):
-                raise
-        await asyncio.sleep(0.1)
+        except (Busy, Unavailable):
+            await asyncio.sleep(0.1)
 
 
 def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -> None:
@@ -250,21 +243,18 @@ def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -
     victim, other = running.gateways
 
     async def check() -> None:
-        async with LongContextClient(other) as client:
-            session = (await answer(client, prompt_of(1)))[1].session.session_id
-            async with LongContextClient(victim) as doomed:
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with connect(other) as client:
+            session = (await answer(client, prompt_of(1)))[1].session_id
+            async with connect(victim) as doomed:
+                with pytest.raises(Unavailable):
                     await killed_in_mid_answer(doomed, session)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             async with asyncio.timeout(30):
                 finish = await when_free(client, prompt_of(2), session)
-            assert finish.session.version == 2
+            assert finish.version == 2
 
-    async def killed_in_mid_answer(doomed: LongContextClient, session: str) -> None:
-        headers = Headers(recipe="sliding-tail", session=session)
-        async for event in doomed.generate(prompt_of(2), SAMPLING, headers):
-            if event.WhichOneof("event") == "token":
-                os.kill(gateway_process(running, victim), signal.SIGKILL)
+    async def killed_in_mid_answer(doomed: AsyncClient, session: str) -> None:
+        async for _ in doomed.stream(prompt_of(2), session=session, **OPTIONS):
+            os.kill(gateway_process(running, victim), signal.SIGKILL)
 
     asyncio.run(check())
 

@@ -1,4 +1,4 @@
-"""The cost model counts what the visibility rule says, and the fit finds what made the times."""
+"""The cost model counts what the visibility rule says, whatever the chunks, and prices are kept as they were taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cost import CostProfile, PrefillWork, decode_keys, fit, kv_tokens, prefill_work
+from services.cost import (
+    CostProfile,
+    StepWork,
+    chunk_work,
+    count_layers,
+    decode_keys,
+    kv_tokens,
+    prefill_work,
+    step_work,
+)
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.kv_cache.slices import needed_slices
 from swaa_runtime.recipe import LayerRule
@@ -91,49 +100,69 @@ def test_kv_tokens_counts_what_a_later_token_sees(layer_rules: list[LayerRule], 
         assert kv_tokens(layer_rules, stop, True) == sum(len(key.layers) * (key.stop - key.start) for key in saved)
 
 
-def test_steps_are_counted_whole() -> None:
-    assert PrefillWork(2001, 5, 7).features(1000) == (3.0, 2001.0, 5.0, 7.0)
-    assert PrefillWork(2000, 5, 7).features(1000)[0] == 2.0
+@settings(deadline=None)
+@given(st.lists(rules, min_size=1, max_size=4), sessions(), st.integers(1, 9))
+def test_a_prefill_is_the_sum_of_its_steps(
+    layer_rules: list[LayerRule], session: tuple[tuple[Turn, ...], int, int], max_step_tokens: int
+) -> None:
+    turns, start, stop = session
+    layers = count_layers(layer_rules)
+    steps = [
+        step_work([chunk_work(layers, turns, at, min(max_step_tokens, stop - at))])
+        for at in range(start, stop, max_step_tokens)
+    ]
+    assert sum(steps, StepWork()) == prefill_work(layer_rules, turns, start, stop).in_steps(max_step_tokens)
+
+
+def test_a_chunk_collects_what_it_attends_to_once() -> None:
+    layers = {LayerRule(): 2, LayerRule(window=10, sink_tokens=3): 5}
+    work = chunk_work(layers, (Turn(0, 100),), 40, 20)
+    assert work.keys == 2 * 60 + 5 * (3 + 9 + 20)
+    assert work.calls == 2 + 5
+    assert (work.prompt_tokens, work.window_queries) == (20, 5 * 20)
+
+
+def test_a_step_counts_prompts_and_answers_apart() -> None:
+    layers, turns = {LayerRule(): 3}, (Turn(0, 10),)
+    prompt, answer = chunk_work(layers, turns, 4, 6), chunk_work(layers, turns, 12, 1)
+    assert answer == StepWork(decode_rows=1, decode_keys=3 * 13)
+    assert step_work([prompt, answer]) == prompt + answer + StepWork(prompt_steps=1)
+    assert step_work([answer, answer]) == answer + answer + StepWork(decode_steps=1)
+
+
+def test_a_last_prompt_token_alone_in_its_step_is_no_answer() -> None:
+    assert chunk_work({LayerRule(): 1}, (Turn(0, 10),), 9, 1).decode_rows == 0
 
 
 def test_predictions_are_the_sum_of_their_parts() -> None:
-    assert COST.prefill_ms(PrefillWork(1500, 10**6, 10**7)) == pytest.approx(2 * 10 + 1500 * 0.1 + 1000 + 1000)
+    turns, rule = (Turn(0, 1500),), LayerRule()
+    pairs = 1500 * 1501 // 2
+    assert COST.prefill_ms(prefill_work([rule], turns, 0, 1500)) == pytest.approx(2 * 10 + 1500 * 0.1 + pairs * 1e-3)
     assert COST.tpot_ms(2 * 10**6) == pytest.approx(5 + 2000)
+    every = replace(COST, window_query_ns=3.0, key_ns=5.0, call_ns=7.0, decode_row_ms=11.0)
+    counts = StepWork(1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, 8, 9, 10e6)
+    prompt = 1 * 10 + 2 * 0.1 + 3 * 1000 + 4 * 100 + 5 * 3 + 6 * 5 + 7 * 7
+    decode = 8 * 5 + 9 * 11 + 10 * 1000
+    assert every.prompt_ms(counts) == pytest.approx(prompt)
+    assert every.decode_ms(counts) == pytest.approx(decode)
+    assert every.step_ms(counts) == pytest.approx(prompt + decode)
 
 
-@settings(deadline=None)
-@given(
-    st.tuples(st.floats(1, 100), st.floats(0.01, 10), st.floats(1e-6, 1e-3), st.floats(1e-7, 1e-4)),
-    st.sampled_from([None, 0, 1, 2, 3]),
-)
-def test_the_fit_finds_the_coefficients_that_made_the_times(coefficients: Any, absent: int | None) -> None:
-    truth = [0.0 if index == absent else value for index, value in enumerate(coefficients)]
-    rows, times = [], []
-    for rule in (LayerRule(), LayerRule(64, 4, True, 32), LayerRule(256, 4)):
-        for length in (100, 500, 1500, 3000, 5000):
-            row = prefill_work([rule] * 8, (Turn(0, length),), 0, length).features(1024)
-            rows.append(row)
-            times.append(sum(c * x for c, x in zip(truth, row, strict=True)))
-    assert fit(rows, times) == pytest.approx(truth, rel=1e-4, abs=max(truth) * 1e-9)
-
-
-def test_the_fit_never_gives_a_negative_price() -> None:
-    rows = [(1.0, 10.0, 100.0), (1.0, 20.0, 400.0), (1.0, 30.0, 900.0), (1.0, 40.0, 1600.0)]
-    found = fit(rows, [10.0, 19.0, 27.0, 34.0])  # bends down: the exact fit would have a negative square
-    assert all(value >= 0.0 for value in found)
-    assert found[1] > 0.0
-    assert [sum(c * x for c, x in zip(found, row, strict=True)) for row in rows] == pytest.approx(
-        [10.0, 19.0, 27.0, 34.0], rel=0.1
-    )
+def test_a_correction_scales_prompts_and_answers_apart() -> None:
+    counts = StepWork(1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, 8, 9, 10e6)
+    corrected = COST.corrected(2.0, 3.0)
+    assert corrected.prompt_ms(counts) == pytest.approx(2 * COST.prompt_ms(counts))
+    assert corrected.decode_ms(counts) == pytest.approx(3 * COST.decode_ms(counts))
+    assert corrected.restore_ms_per_mib == COST.restore_ms_per_mib
 
 
 def test_a_profile_survives_json() -> None:
     assert CostProfile.from_mapping(json.loads(json.dumps(COST.to_mapping()))) == COST
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 0, 1, 3, "2"])
 def test_a_profile_of_another_version_is_refused(version: object) -> None:
-    with pytest.raises(InvalidRequest, match=r"profile version is .*: must be 1; calibrate again"):
+    with pytest.raises(InvalidRequest, match=r"profile version is .*: must be 2; calibrate again"):
         CostProfile.from_mapping({**COST.to_mapping(), "version": version})
 
 
@@ -152,6 +181,14 @@ def test_a_profile_with_a_coefficient_that_is_no_price_is_refused(value: object)
         CostProfile.from_mapping({**COST.to_mapping(), "token_ms": value})
 
 
+@pytest.mark.parametrize("value", ["small", -0.1, float("nan")])
+def test_an_error_that_is_none_is_no_error_but_no_number_is(value: object) -> None:
+    assert CostProfile.from_mapping(COST.to_mapping()).error_p95 is None
+    assert CostProfile.from_mapping({**COST.to_mapping(), "error_p95": 0.25}).error_p95 == 0.25
+    with pytest.raises(InvalidRequest, match="error_p95"):
+        CostProfile.from_mapping({**COST.to_mapping(), "error_p95": value})
+
+
 @pytest.mark.parametrize("mapping", [[], None, "x", 3])
 def test_json_that_is_no_profile_is_refused(mapping: Any) -> None:
     with pytest.raises(InvalidRequest, match="profile"):
@@ -159,4 +196,4 @@ def test_json_that_is_no_profile_is_refused(mapping: Any) -> None:
 
 
 def test_a_profile_is_a_value() -> None:
-    assert replace(COST) == COST != replace(COST, step_ms=11.0)
+    assert replace(COST) == COST != replace(COST, token_ms=11.0)

@@ -178,8 +178,8 @@ def test_what_the_service_refuses(service: Service) -> None:
         (("generate", "--timeout-s", "0.001"), "DEADLINE_EXCEEDED: "),
         (("plan", "--strict", "--ttft-ms", "0.001"), "FAILED_PRECONDITION: strict: "),
         (("sessions", "list", "--limit", "0"), "INVALID_ARGUMENT: limit is 0: must be in 1..1000"),
-        (("generate", "--sla", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"), "InvalidRequest: x-swaa-sla is "),
-        (("generate", "--session", "a\nb"), "InvalidRequest: x-swaa-session is "),
+        (("generate", "--sla", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"), "INVALID_ARGUMENT: x-swaa-sla is "),
+        (("generate", "--session", "a\nb"), "INVALID_ARGUMENT: x-swaa-session is "),
     ],
 )
 def test_every_refusal_is_one_line(service: Service, fail_here: Fail, arguments: tuple[str, ...], said: str) -> None:

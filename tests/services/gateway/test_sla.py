@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.gateway.sla import HEADERS, Objective, TenantPolicy, parse_headers
+from services.gateway.sla import HEADERS, IDEMPOTENCY_HEADER, Objective, TenantPolicy, parse_headers
 from swaa_runtime.errors import InvalidRequest
 
 from .builders import CLASSES
@@ -163,3 +163,15 @@ def test_any_headers_give_an_objective_within_bounds_or_a_refusal(
     assert 0 <= objective.min_quality <= 1
     assert -(2**31) < objective.priority <= min(sla.priority, tenant.max_priority)
     assert tenant.allows(objective.sla_class)
+
+
+@given(st.text(alphabet=[chr(code) for code in range(0x20, 0x7F)], min_size=1, max_size=128))
+def test_a_printable_key_is_kept(key: str) -> None:
+    assert parse((IDEMPOTENCY_HEADER, key)).idempotency_key == key
+
+
+@given(st.text().filter(lambda key: not (1 <= len(key) <= 128 and key.isascii() and key.isprintable())))
+def test_any_other_key_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"must be 1\.\.128 printable ASCII characters") as caught:
+        parse((IDEMPOTENCY_HEADER, key))
+    assert caught.value.field == IDEMPOTENCY_HEADER

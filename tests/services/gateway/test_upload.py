@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import upload
-from services.gateway.prompt import PromptInput
+from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from swaa_runtime.errors import InvalidRequest
@@ -50,6 +50,29 @@ def test_text_may_be_cut_anywhere_even_inside_a_character(whole: str, data: st.D
 def test_token_ids_are_joined() -> None:
     prompt, _ = collect([FIRST, ids(1, 2), ids(), ids(3)])
     assert prompt == PromptInput(token_ids=(1, 2, 3))
+
+
+def message(role: str, content: str = "") -> pb.GenerateUploadRequest:
+    return pb.GenerateUploadRequest(message=pb.ChatMessage(role=role, content=content))
+
+
+def test_text_belongs_to_the_message_before_it() -> None:
+    parts = [message("system", "be "), text(b"bri"), text(b"ef"), message("user"), text(b"caf\xc3"), text(b"\xa9")]
+    prompt, _ = collect([FIRST, *parts])
+    expected = (ChatMessage("system", "be brief"), ChatMessage("user", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"))
+    assert prompt == PromptInput(messages=expected)
+
+
+@pytest.mark.parametrize("part", [text(b"a"), ids(1)])
+def test_messages_and_other_pieces_are_refused(part: pb.GenerateUploadRequest) -> None:
+    with pytest.raises(InvalidRequest, match="exactly one of text, token_ids and messages"):
+        collect([FIRST, part, message("user", "b")])[0].check()
+
+
+def test_bytes_that_are_not_utf_8_are_refused_with_their_message() -> None:
+    with pytest.raises(InvalidRequest, match="byte 1 is not UTF-8") as caught:
+        collect([FIRST, message("system", "b"), message("user", "a"), text(b"\xff")])
+    assert caught.value.field == "prompt.messages[1].content"
 
 
 def test_mixed_pieces_are_refused() -> None:

@@ -7,7 +7,7 @@ import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.replica.engine_loop import EngineLoop, OutputStream
@@ -123,11 +123,11 @@ def load_plan(manifest: Manifest | None, recipe: str) -> RestorePlan | None:
 class KnownUse(SessionUse):
     """A session with the manifest that a gateway plans its next turn with."""
 
-    manifest: Manifest
+    manifest: Manifest = field(kw_only=True)
 
     @classmethod
     def of(cls, manifest: Manifest, tenant: str = TENANT) -> KnownUse:
-        return cls(tenant, manifest.session_id, manifest.version, manifest)
+        return cls(tenant, manifest.session_id, manifest.version, manifest=manifest)
 
 
 def make_job(

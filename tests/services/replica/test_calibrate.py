@@ -6,13 +6,19 @@ import math
 
 import pytest
 
-from services.cost import CostProfile
-from services.replica.calibrate import MIB, Effort, calibrate, describe_hardware
+from services.cost import CostProfile, prefill_work
+from services.replica.calibrate import MIB, Effort, calibrate, describe_hardware, quantile
+from services.replica.online_cost import OnlineCost
 from swaa_runtime.errors import OutOfCapacity
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.step_cost import UnknownCost
+from swaa_runtime.visibility import Turn
 from tests.services.sessions.fake_store import FakeSessionStore
 from tests.swaa_runtime.builders import engine_config, tiny_model
 
 from .builders import asynchronous, running_engine
+
+PROMPT = prefill_work(Recipe().resolve(3), (Turn(0, 300),), 0, 300)
 
 
 async def measure(effort: Effort, max_tokens: int, num_blocks: int = 2000) -> tuple[CostProfile, list[tuple[int, int]]]:
@@ -28,30 +34,72 @@ async def measure(effort: Effort, max_tokens: int, num_blocks: int = 2000) -> tu
 
 @asynchronous
 async def test_a_profile_of_this_machine() -> None:
-    profile, seen = await measure(Effort((50, 100, 200), 1), 2048)
-    assert seen == [(done, 10) for done in range(1, 11)]
+    profile, seen = await measure(Effort((50, 100, 200), 1, budget_s=60.0), 2048)
+    assert seen == [(done, 14) for done in range(1, 15)], "three recipes by three lengths, two mixes, two batches"
     assert profile.model_fingerprint == tiny_model().fingerprint
     assert profile.hardware == describe_hardware(tiny_model().model.device)
     assert profile.max_step_tokens == 32
     prices = [value for value in profile.to_mapping().values() if isinstance(value, float)]
-    assert len(prices) == 7
+    assert len(prices) == 11
+    assert profile.error_median is None
+    assert profile.error_p95 is None
     assert all(0.0 <= price < math.inf for price in prices)
-    assert profile.step_ms + profile.token_ms > 0.0
-    assert profile.decode_step_ms + profile.decode_key_ns > 0.0
+    assert profile.prefill_ms(PROMPT) > 0.0
+    assert profile.tpot_ms(100) > 0.0
     assert 0.0 < profile.restore_ms_per_mib < 10_000
     assert CostProfile.from_mapping(profile.to_mapping()) == profile
 
 
 @asynchronous
 async def test_prompts_that_do_not_fit_are_left_out() -> None:
-    _, seen = await measure(Effort((50, 100, 5000), 1), max_tokens=300, num_blocks=200)
-    assert seen[-1] == (7, 7), "three recipes by two lengths, and restoring"
+    _, seen = await measure(Effort((50, 100, 5000), 1, budget_s=60.0), max_tokens=300, num_blocks=200)
+    assert seen[-1] == (9, 9), "three recipes by two lengths, two batches, and restoring"
+
+
+@asynchronous
+async def test_a_profile_says_how_wrong_it_is_on_other_prompts() -> None:
+    profile, seen = await measure(Effort((50, 400), 2, 60.0, held_out_tokens=(120, 900)), 2048)
+    assert seen[-1] == (21, 21), "twice three recipes by two lengths and two batches; four others by one; restoring"
+    assert profile.error_median is not None
+    assert profile.error_p95 is not None
+    assert 0.0 <= profile.error_median <= profile.error_p95
+
+
+@asynchronous
+async def test_when_time_is_up_only_the_shortest_prompts_are_run() -> None:
+    async with running_engine() as rig:
+        longest = 0
+
+        def before_step() -> None:
+            nonlocal longest
+            longest = max(longest, *(len(request.token_ids) for request in rig.engine.scheduler.running))
+
+        rig.runner.before_step = before_step
+        effort = Effort((50, 100, 200), 2, budget_s=0.0)
+        profile = await calibrate(tiny_model(), rig.loop, FakeSessionStore(), "raw", 32, 2048, effort)
+    assert 100 <= longest < 200
+    assert profile.prefill_ms(PROMPT) > 0.0
+
+
+@asynchronous
+async def test_after_calibration_the_engine_has_no_recorder_left() -> None:
+    async with running_engine() as rig:
+        rig.engine.set_cost(OnlineCost(CostProfile("m", "h", "t", 32, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
+        await calibrate(tiny_model(), rig.loop, FakeSessionStore(), "raw", 32, 2048, Effort((50,), 1, 60.0))
+        assert type(rig.engine._cost) is UnknownCost
+
+
+@pytest.mark.parametrize(
+    ("share", "value"), [(0.0, 1.0), (0.5, 2.0), (0.75, 3.0), (0.76, 4.0), (0.95, 4.0), (1.0, 4.0)]
+)
+def test_a_quantile_is_one_of_the_values(share: float, value: float) -> None:
+    assert quantile([3.0, 1.0, 4.0, 2.0], share) == value
 
 
 @asynchronous
 async def test_too_little_memory_to_measure_anything_is_said() -> None:
     with pytest.raises(OutOfCapacity, match="there is room for 40 tokens, measuring costs needs at least 58"):
-        await measure(Effort((50, 100), 1), max_tokens=40)
+        await measure(Effort((50, 100), 1, 60.0), max_tokens=40)
 
 
 def test_sizes_are_binary() -> None:

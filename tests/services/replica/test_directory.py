@@ -40,7 +40,7 @@ class FakeReplica:
 
 
 def directory_of(replica: FakeReplica) -> Directory:
-    return Directory(cast(Replica, replica), "r#1", "127.0.0.1:1", pb.ModelFacts(fingerprint="f"))
+    return Directory(cast(Replica, replica), "r#1", "127.0.0.1:1", lambda: pb.ModelFacts(fingerprint="f"))
 
 
 class Held:
@@ -79,6 +79,16 @@ async def test_a_grant_says_who_and_where_what_is_queued_and_whether_that_versio
             is_hot=is_hot,
             model=pb.ModelFacts(fingerprint="f"),
         )
+        lease.rest.cancel()
+
+
+@asynchronous
+async def test_a_grant_carries_the_model_facts_of_its_moment() -> None:
+    facts = [pb.ModelFacts(cost_profile_json="later"), pb.ModelFacts(cost_profile_json="sooner")]
+    directory = Directory(cast(Replica, FakeReplica()), "r#1", "127.0.0.1:1", facts.pop)
+    for profile in ("sooner", "later"):
+        lease = Held(directory)
+        assert (await lease.start()).model.cost_profile_json == profile
         lease.rest.cancel()
 
 

@@ -15,7 +15,7 @@ from services.config import ServeConfig, load_config
 from services.cost import CostProfile
 from services.errors import StoreUnavailable
 from services.replica.calibrate import Effort
-from services.replica.parts import adapter_folders, cost_profile, model_folder, running_parts
+from services.replica.parts import adapter_folders, cost_profile, learning_cost, model_folder, running_parts
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 
 
@@ -63,20 +63,33 @@ def profile_of(config: ServeConfig, effort: Effort | None = None) -> tuple[CostP
 def test_the_cost_profile_is_measured_once_and_kept(tmp_path: Path, tiny_folder: Path) -> None:
     config = make_config(tmp_path, tiny_folder)
     first, measured = profile_of(config)
-    assert measured == 4, "three recipes by the one length that fits, and restoring"
+    assert measured == 6, "three recipes by the one length that fits, two batches, and restoring"
     assert profile_of(config) == (first, 0)
     [path] = (tmp_path / "cache").glob("cost-*.json")
 
     damaged = json.loads(path.read_text(encoding="utf-8"))
-    damaged["step_ms"] = "none"
+    damaged["pair_ns"] = "none"
     for text in (json.dumps(damaged), "[]", "{", ""):
         path.write_text(text, encoding="utf-8")
         profile, measured = profile_of(config)
         assert measured > 1, f"measured anew, as the file was {text!r}"
         assert CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8"))) == profile
 
-    _, measured = profile_of(config, Effort((50,), 1))
-    assert measured == 4, "asked for an effort, it measures in any case"
+    _, measured = profile_of(config, Effort((50,), 1, 60.0))
+    assert measured == 6, "asked for an effort, it measures in any case"
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_a_service_learns_from_its_engine(tmp_path: Path, tiny_folder: Path) -> None:
+    async def run() -> None:
+        config = make_config(tmp_path, tiny_folder)
+        async with running_parts(config) as parts:
+            cost = await learning_cost(config, parts, lambda done, total: None)
+            assert cost.profile == await cost_profile(config, parts, None, lambda done, total: None)
+            assert await parts.engine.call(lambda engine: engine._cost is cost)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("model", ["", "smollm3", "/nowhere"])

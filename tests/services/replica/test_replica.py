@@ -203,6 +203,22 @@ async def test_two_turns_at_once_are_one_too_many(open_store: OpenStore) -> None
 
 
 @asynchronous
+async def test_a_new_session_that_a_key_names_is_not_opened_twice() -> None:
+    store = FakeSessionStore()
+    use = replace(NEW, idempotency_key="k")
+    async with running_engine() as rig:
+        replica = make_replica(rig, store)
+        await run_turn(replica, make_job(20, use))
+        assert store.manifests[TENANT, SESSION].idempotency_key == "k"
+        started = replica.generate(make_job(20, use))
+        with pytest.raises(StaleSession, match="session chat is at version 1 already"):
+            await anext(started)
+        assert not store.leases
+        await run_turn(replica, make_job(5, replace(use, version=1, idempotency_key="")))
+        assert store.manifests[TENANT, SESSION].idempotency_key == "", "the key is of the last turn only"
+
+
+@asynchronous
 async def test_the_lease_is_free_and_the_turn_saved_when_done_arrives(open_store: OpenStore) -> None:
     async with running_engine() as rig, open_store() as store:
         async for event in make_replica(rig, store).generate(make_job(20, NEW)):

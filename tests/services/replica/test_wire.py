@@ -55,7 +55,7 @@ jobs = st.builds(
     sampling=samplings,
     priority=st.integers(-(2**31), 2**31 - 1),
     deadline_s=st.none() | figures,
-    session=st.none() | st.builds(SessionUse, st.text(), st.text(min_size=1), st.integers(0, 2**53)),
+    session=st.none() | st.builds(SessionUse, st.text(), st.text(min_size=1), st.integers(0, 2**53), st.text()),
     restore=st.none() | plans,
     sent_token_ids=tokens,
 )

@@ -85,6 +85,7 @@ def make_session(session_id: str = "chat", version: int = 1, seed: int = 0, laye
         created_at_s=1.0,
         updated_at_s=1.0,
         expires_at_s=2.0,
+        idempotency_key=f"key of {session_id}",
     )
     return Saved(manifest, segments, slices)
 

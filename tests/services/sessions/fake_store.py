@@ -103,7 +103,7 @@ class FakeSessionStore:
 
     async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
         source = await self.get(tenant, session_id)
-        copy = replace(source, session_id=new_session_id, version=1, created_at_s=self._clock())
+        copy = replace(source, session_id=new_session_id, version=1, created_at_s=self._clock(), idempotency_key="")
         await self.save(tenant, copy, {}, 0)
         return self.manifests[tenant, new_session_id]
 

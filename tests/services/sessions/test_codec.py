@@ -65,6 +65,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         created_at_s=draw(times),
         updated_at_s=draw(times),
         expires_at_s=draw(times),
+        idempotency_key=draw(st.text()),
     )
 
 

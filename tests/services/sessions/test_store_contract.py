@@ -187,6 +187,7 @@ async def test_a_fork_goes_its_own_way(open_any: Open) -> None:
         assert fork == await store.get("acme", "copy")
         assert (fork.session_id, fork.version, fork.token_ids) == ("copy", 1, first.manifest.token_ids)
         assert fork.segments == first.manifest.segments
+        assert (first.manifest.idempotency_key, fork.idempotency_key) == ("key of chat", "")
 
         moved = replace(second.manifest, session_id="copy")
         await store.save("acme", moved, second.segments, 1)

@@ -71,14 +71,16 @@ class TokenIds(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateUploadRequest(_message.Message):
-    __slots__ = ("request", "text", "token_ids")
+    __slots__ = ("request", "text", "token_ids", "message")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     request: GenerateRequest
     text: bytes
     token_ids: TokenIds
-    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., text: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    message: ChatMessage
+    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., text: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., message: _Optional[_Union[ChatMessage, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("accepted", "prefill", "token", "finish")
@@ -363,7 +365,7 @@ class MeasuredRecipe(_message.Message):
     def __init__(self, recipe: _Optional[_Union[Recipe, _Mapping]] = ..., quality: _Optional[_Iterable[_Union[QualityPoint, _Mapping]]] = ...) -> None: ...
 
 class ListRecipesResponse(_message.Message):
-    __slots__ = ("recipes", "sla_classes", "model", "num_layers", "max_model_tokens", "attention_backend", "quality_source", "cost_source", "device")
+    __slots__ = ("recipes", "sla_classes", "model", "num_layers", "max_model_tokens", "attention_backend", "quality_source", "cost_source", "device", "catalog_source", "catalog_error", "catalog_loaded_at_s")
     RECIPES_FIELD_NUMBER: _ClassVar[int]
     SLA_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -373,6 +375,9 @@ class ListRecipesResponse(_message.Message):
     QUALITY_SOURCE_FIELD_NUMBER: _ClassVar[int]
     COST_SOURCE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_ERROR_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_LOADED_AT_S_FIELD_NUMBER: _ClassVar[int]
     recipes: _containers.RepeatedCompositeFieldContainer[MeasuredRecipe]
     sla_classes: _containers.RepeatedCompositeFieldContainer[SlaClass]
     model: str
@@ -382,7 +387,10 @@ class ListRecipesResponse(_message.Message):
     quality_source: str
     cost_source: str
     device: str
-    def __init__(self, recipes: _Optional[_Iterable[_Union[MeasuredRecipe, _Mapping]]] = ..., sla_classes: _Optional[_Iterable[_Union[SlaClass, _Mapping]]] = ..., model: _Optional[str] = ..., num_layers: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., attention_backend: _Optional[str] = ..., quality_source: _Optional[str] = ..., cost_source: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    catalog_source: str
+    catalog_error: str
+    catalog_loaded_at_s: float
+    def __init__(self, recipes: _Optional[_Iterable[_Union[MeasuredRecipe, _Mapping]]] = ..., sla_classes: _Optional[_Iterable[_Union[SlaClass, _Mapping]]] = ..., model: _Optional[str] = ..., num_layers: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., attention_backend: _Optional[str] = ..., quality_source: _Optional[str] = ..., cost_source: _Optional[str] = ..., device: _Optional[str] = ..., catalog_source: _Optional[str] = ..., catalog_error: _Optional[str] = ..., catalog_loaded_at_s: _Optional[float] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("session_id", "version", "num_tokens", "num_turns", "recipe_name", "kv_bytes", "created_at_s", "updated_at_s", "expires_at_s")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'services/pb/swaa/v1/session_state.proto\x12\x07swaa.v1\"<\n\tSavedTurn\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\"Z\n\x0cSavedSegment\x12\x0e\n\x06layers\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\n\n\x02id\x18\x04 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x05 \x01(\x04\"\xc3\x02\n\x0cSessionState\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12!\n\x05turns\x18\x04 \x03(\x0b\x32\x12.swaa.v1.SavedTurn\x12\x13\n\x0brecipe_json\x18\x05 \x01(\t\x12\x13\n\x0brecipe_name\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t\x12\x15\n\rnum_kv_tokens\x18\x08 \x01(\r\x12\'\n\x08segments\x18\t \x03(\x0b\x32\x15.swaa.v1.SavedSegment\x12\x14\n\x0c\x63reated_at_s\x18\n \x01(\x01\x12\x14\n\x0cupdated_at_s\x18\x0b \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x0c \x01(\x01\x12\x11\n\tkv_format\x18\r \x01(\t\"]\n\x0bPrefixState\x12\x11\n\tprefix_id\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x08segments\x18\x03 \x03(\x0b\x32\x15.swaa.v1.SavedSegmentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'services/pb/swaa/v1/session_state.proto\x12\x07swaa.v1\"<\n\tSavedTurn\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\"Z\n\x0cSavedSegment\x12\x0e\n\x06layers\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\n\n\x02id\x18\x04 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x05 \x01(\x04\"\xdc\x02\n\x0cSessionState\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12!\n\x05turns\x18\x04 \x03(\x0b\x32\x12.swaa.v1.SavedTurn\x12\x13\n\x0brecipe_json\x18\x05 \x01(\t\x12\x13\n\x0brecipe_name\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t\x12\x15\n\rnum_kv_tokens\x18\x08 \x01(\r\x12\'\n\x08segments\x18\t \x03(\x0b\x32\x15.swaa.v1.SavedSegment\x12\x14\n\x0c\x63reated_at_s\x18\n \x01(\x01\x12\x14\n\x0cupdated_at_s\x18\x0b \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x0c \x01(\x01\x12\x11\n\tkv_format\x18\r \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0e \x01(\t\"]\n\x0bPrefixState\x12\x11\n\tprefix_id\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x08segments\x18\x03 \x03(\x0b\x32\x15.swaa.v1.SavedSegmentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVEDSEGMENT']._serialized_start=114
   _globals['_SAVEDSEGMENT']._serialized_end=204
   _globals['_SESSIONSTATE']._serialized_start=207
-  _globals['_SESSIONSTATE']._serialized_end=530
-  _globals['_PREFIXSTATE']._serialized_start=532
-  _globals['_PREFIXSTATE']._serialized_end=625
+  _globals['_SESSIONSTATE']._serialized_end=555
+  _globals['_PREFIXSTATE']._serialized_start=557
+  _globals['_PREFIXSTATE']._serialized_end=650
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ class SavedSegment(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., id: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session_id", "version", "token_ids", "turns", "recipe_json", "recipe_name", "model_fingerprint", "num_kv_tokens", "segments", "created_at_s", "updated_at_s", "expires_at_s", "kv_format")
+    __slots__ = ("session_id", "version", "token_ids", "turns", "recipe_json", "recipe_name", "model_fingerprint", "num_kv_tokens", "segments", "created_at_s", "updated_at_s", "expires_at_s", "kv_format", "idempotency_key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class SessionState(_message.Message):
     UPDATED_AT_S_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_S_FIELD_NUMBER: _ClassVar[int]
     KV_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     version: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -56,7 +57,8 @@ class SessionState(_message.Message):
     updated_at_s: float
     expires_at_s: float
     kv_format: str
-    def __init__(self, session_id: _Optional[str] = ..., version: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[SavedTurn, _Mapping]]] = ..., recipe_json: _Optional[str] = ..., recipe_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., num_kv_tokens: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SavedSegment, _Mapping]]] = ..., created_at_s: _Optional[float] = ..., updated_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., kv_format: _Optional[str] = ...) -> None: ...
+    idempotency_key: str
+    def __init__(self, session_id: _Optional[str] = ..., version: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[SavedTurn, _Mapping]]] = ..., recipe_json: _Optional[str] = ..., recipe_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., num_kv_tokens: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SavedSegment, _Mapping]]] = ..., created_at_s: _Optional[float] = ..., updated_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., kv_format: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class PrefixState(_message.Message):
     __slots__ = ("prefix_id", "num_tokens", "segments")

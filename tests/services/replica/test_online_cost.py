@@ -1,0 +1,178 @@
+"""The correction learns how fast a machine is, from steps that a simulated one runs; stalls do not swing it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.cost import CostProfile, prefill_work
+from services.replica.online_cost import MAX_FACTOR, MEMORY_STEPS, OnlineCost
+from swaa_runtime.batch import ScheduledChunk
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.request import Request
+from tests.swaa_runtime.builders import build_request
+
+PROFILE = CostProfile(
+    model_fingerprint="m",
+    hardware="simulated",
+    measured_at="2026-01-01T00:00:00+00:00",
+    max_step_tokens=100,
+    prompt_step_ms=5.0,
+    token_ms=0.5,
+    pair_ns=100.0,
+    window_pair_ns=50.0,
+    decode_step_ms=20.0,
+    decode_key_ns=1000.0,
+    restore_ms_per_mib=1.0,
+    window_query_ns=300.0,
+    key_ns=10.0,
+    call_ns=1000.0,
+    decode_row_ms=2.0,
+)
+
+
+def request_at(num_computed: int, prompt: int = 400, recipe: Recipe | None = None) -> Request:
+    request = build_request("r", prompt, recipe or Recipe(window=64, sink_tokens=4, full_decode=True))
+    request.token_ids += [1] * max(0, num_computed + 1 - prompt)
+    request.num_computed_tokens = num_computed
+    return request
+
+
+def prompt_step(start: int = 100, num_tokens: int = 100) -> list[ScheduledChunk]:
+    return [ScheduledChunk(request_at(start), num_tokens)]
+
+
+def answer_step(count: int = 1) -> list[ScheduledChunk]:
+    return [ScheduledChunk(request_at(410 + index), 1) for index in range(count)]
+
+
+def mixed_step() -> list[ScheduledChunk]:
+    return [*prompt_step(), *answer_step()]
+
+
+class Machine:
+    """Takes what the profile says, times how slow it is: for prompts, and for answers."""
+
+    def __init__(self, prompts: float = 1.0, answers: float = 1.0) -> None:
+        self._truth = OnlineCost(PROFILE.corrected(prompts, answers))
+
+    def took_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
+        return self._truth.step_ms(chunks)
+
+
+def run(cost: OnlineCost, machine: Machine, steps: int, make: Callable[[], list[ScheduledChunk]]) -> None:
+    for _ in range(steps):
+        chunks = make()
+        cost.observe(chunks, machine.took_ms(chunks))
+
+
+def test_until_something_was_seen_the_profile_holds() -> None:
+    cost = OnlineCost(PROFILE)
+    assert cost.profile == PROFILE
+    request = request_at(0)
+    work = prefill_work(request.rules, request.turns, 0, 400)
+    assert cost.prefill_ms(request) == pytest.approx(PROFILE.prefill_ms(work))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(window=16, sink_tokens=2, full_tail=30)])
+def test_a_prefill_takes_as_long_as_its_steps(recipe: Recipe) -> None:
+    cost = OnlineCost(PROFILE)
+    steps = [[ScheduledChunk(request_at(start, 350, recipe), min(100, 350 - start))] for start in range(0, 350, 100)]
+    assert cost.prefill_ms(request_at(0, 350, recipe)) == pytest.approx(sum(cost.step_ms(step) for step in steps))
+
+
+def test_what_is_computed_or_answered_already_needs_no_time() -> None:
+    cost = OnlineCost(PROFILE)
+    assert cost.prefill_ms(request_at(300)) < cost.prefill_ms(request_at(0)) / 3
+    request = request_at(0)
+    request.num_computed_tokens = len(request.token_ids)
+    assert cost.prefill_ms(request) == 0.0
+
+
+@pytest.mark.parametrize("slowness", [2.0, 0.5, 1.3, 1.0])
+@pytest.mark.parametrize("make", [prompt_step, answer_step, mixed_step])
+def test_a_few_steps_tell_how_slow_a_machine_is(slowness: float, make: Callable[[], list[ScheduledChunk]]) -> None:
+    cost, machine = OnlineCost(PROFILE), Machine(slowness, slowness)
+    run(cost, machine, 8, make)
+    assert cost.step_ms(make()) == pytest.approx(machine.took_ms(make()), rel=0.1)
+    run(cost, machine, 30, make)
+    assert cost.step_ms(make()) == pytest.approx(machine.took_ms(make()), rel=1e-3)
+
+
+def test_prompts_and_answers_are_learnt_apart() -> None:
+    cost, machine = OnlineCost(PROFILE), Machine(prompts=2.0, answers=0.5)
+    run(cost, machine, 40, prompt_step)
+    assert cost.step_ms(answer_step()) == pytest.approx(OnlineCost(PROFILE).step_ms(answer_step()))
+    run(cost, machine, 40, answer_step)
+    assert cost.step_ms(mixed_step()) == pytest.approx(machine.took_ms(mixed_step()), rel=1e-3)
+    profile = cost.profile
+    assert profile.token_ms == pytest.approx(2 * PROFILE.token_ms, rel=1e-3)
+    assert profile.decode_key_ns == pytest.approx(PROFILE.decode_key_ns / 2, rel=1e-3)
+    assert profile.restore_ms_per_mib == PROFILE.restore_ms_per_mib
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1.0, 2.0, 0.6]), st.floats(5.0, 1e6))
+@settings(deadline=None, max_examples=30)
+def test_a_stall_now_and_then_does_not_swing_it(seed: int, slowness: float, stall: float) -> None:
+    """One of every five steps stalls, so never more than two of five in a row; the others vary by a twentieth."""
+    rng, cost, machine = random.Random(seed), OnlineCost(PROFILE), Machine(slowness, slowness)
+    for _ in range(12):
+        stalled = rng.sample(range(MEMORY_STEPS), 1)
+        for index in range(MEMORY_STEPS):
+            chunks = prompt_step()
+            noise = stall if index in stalled else rng.uniform(0.95, 1.05)
+            cost.observe(chunks, machine.took_ms(chunks) * noise)
+    assert cost.step_ms(prompt_step()) == pytest.approx(machine.took_ms(prompt_step()), rel=0.06)
+
+
+def test_a_stall_in_the_first_step_of_all_moves_nothing() -> None:
+    cost = OnlineCost(PROFILE)
+    cost.observe(prompt_step(), 1e6)
+    assert cost.profile == PROFILE
+
+
+@given(st.lists(st.floats(1e-6, 1e12), max_size=40))
+@settings(deadline=None, max_examples=50)
+def test_the_correction_is_bounded_whatever_is_observed(times_ms: list[float]) -> None:
+    cost = OnlineCost(PROFILE)
+    for took_ms in times_ms:
+        cost.observe(prompt_step(), took_ms)
+    assert cost.profile.token_ms / PROFILE.token_ms * (1 + 1e-9) >= 1 / MAX_FACTOR
+    assert cost.profile.token_ms / PROFILE.token_ms <= MAX_FACTOR * (1 + 1e-9)
+
+
+def test_steps_of_which_nothing_is_known_teach_nothing() -> None:
+    free = PROFILE.corrected(0.0, 0.0)
+    cost = OnlineCost(free)
+    cost.observe(prompt_step(), 10.0)
+    cost.observe(answer_step(), 0.0)
+    assert cost.profile == free
+
+
+def test_the_profile_can_be_read_while_the_engine_learns() -> None:
+    cost, machine, done = OnlineCost(PROFILE), Machine(2.0, 2.0), threading.Event()
+
+    def learn() -> None:
+        run(cost, machine, 200, mixed_step)
+        done.set()
+
+    thread = threading.Thread(target=learn)
+    thread.start()
+    while not done.is_set():
+        profile = cost.profile
+        scale = profile.token_ms / PROFILE.token_ms
+        assert profile.pair_ns / PROFILE.pair_ns == pytest.approx(scale), "prices of one profile are of one moment"
+    thread.join()
+
+
+def test_requests_that_have_come_and_gone_are_not_kept() -> None:
+    cost = OnlineCost(replace(PROFILE))
+    for _ in range(1100):
+        cost.prefill_ms(request_at(0, 10))
+    assert len(cost._counted) <= 1024

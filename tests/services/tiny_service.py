@@ -1,0 +1,137 @@
+"""The whole embedded service in this process, over a tiny random model and a store in memory, listening on a port."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.gateway.answers import Answers
+from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
+from services.gateway.catalog_source import FixedCatalog
+from services.gateway.identity import TENANT
+from services.gateway.prompt import PromptEncoder
+from services.gateway.replicas import LocalReplicas
+from services.gateway.server import GatewayServer
+from services.gateway.service import LongContextService
+from services.gateway.turns import TurnPlanner
+from services.replica.replica import Replica
+from services.sessions.policy import SessionPolicy
+from tests.swaa_runtime.builders import VOCAB_SIZE, LetterDecoder, tiny_model
+
+from .gateway.builders import CLASSES
+from .replica.builders import RECIPES, Rig, make_replica, running_engine
+from .replica.test_wire import FACTS
+from .sessions.fake_store import FakeSessionStore
+
+MAX_TOKENS = 1024
+
+
+class LetterTokenizer(LetterDecoder):
+    """Every character is one token, whatever it is; a chat template that shows what it was given."""
+
+    chat_template = "{{ messages }}"
+    eos_token = None
+    eos_token_id = None
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [(ord(letter) - ord("0")) % VOCAB_SIZE for letter in text]}
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        return "".join(f"{message['role'][0]}:{message['content']};" for message in messages) + "a:"
+
+
+@dataclass(frozen=True, slots=True)
+class TinyService:
+    """A running service, and what is behind it."""
+
+    server: GatewayServer
+    answers: Answers
+    replica: Replica
+    rig: Rig
+    store: FakeSessionStore
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.server.port}"
+
+
+@asynccontextmanager
+async def tiny_service(**policy: Any) -> AsyncIterator[TinyService]:
+    """A service of its own, in this event loop."""
+    store = FakeSessionStore()
+    async with running_engine() as rig:
+        replica = make_replica(rig, store, **policy)
+        loaded = tiny_model()
+        facts = replace(
+            FACTS,
+            fingerprint=loaded.fingerprint,
+            shape=loaded.shape,
+            max_session_tokens=MAX_TOKENS,
+            eos_token_ids=frozenset(),
+        )
+        kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
+        encoder = PromptEncoder(LetterTokenizer(), VOCAB_SIZE, MAX_TOKENS)
+        turns = TurnPlanner(FixedCatalog(tiny_catalog()), encoder, store, kept, MAX_TOKENS, TENANT)
+        answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids)
+        server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
+        await server.start()
+        try:
+            yield TinyService(server, answers, replica, rig, store)
+        finally:
+            await server.stop(0)
+            await replica.close()
+
+
+@contextmanager
+def tiny_service_thread() -> Iterator[TinyService]:
+    """The same in a thread of its own, for what blocks."""
+    started: Future[TinyService] = Future()
+    stopping = asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with tiny_service() as service:
+            started.set_result(service)
+            await stopping.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except BaseException as exc:
+            if started.done():
+                raise
+            started.set_exception(exc)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    service = started.result()
+    try:
+        yield service
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody tells. Raises TimeoutError after 20 s."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the service under test tells nobody
+            await asyncio.sleep(0.005)
+
+
+def tiny_catalog() -> Catalog:
+    """The tiny model's recipes, of made up quality."""
+    num_layers = tiny_model().shape.num_layers
+    recipes = {
+        name: NamedRecipe(name, f"about {name}", recipe, recipe.resolve(num_layers)) for name, recipe in RECIPES.items()
+    }
+    recall = {name: (1.0, 0.9 if name == "full" else 0.5) for name in recipes}
+    return Catalog(recipes, CLASSES, QualityTable("made up", (100, 1000), recall))
