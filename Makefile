@@ -96,13 +96,21 @@ bench-sessions: $(STAMP) ## Bytes per turn, save and restore rates beside raw Re
 bench-cluster: $(STAMP) ## What gateway and Ray Serve cost, and what a second replica brings
 	$(BIN)/python -m benchmarks.bench_cluster
 
+.PHONY: bench-http
+bench-http: $(STAMP) ## First token over HTTP, over gRPC, and of the engine alone
+	$(BIN)/python -m benchmarks.bench_http
+
 .PHONY: bench-prediction
 bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 	$(BIN)/python -m benchmarks.bench_prediction
 
-.PHONY: quality
-quality: $(STAMP) ## Measure the recipes' needle recall (hours on a CPU)
-	$(BIN)/python -m benchmarks.quality --recipes services/gateway/data/catalogs/smollm2.yaml
+.PHONY: bench-sla
+bench-sla: $(STAMP) ## SLAs met and quality kept under load: fixed recipes, first come first served, the planner
+	$(BIN)/python -m benchmarks.bench_sla
+
+.PHONY: eval
+eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)
+	$(BIN)/swaa eval run --timing-repeats 2 --perplexity-samples 12
 
 .PHONY: clean
 clean: ## Remove the venv and all caches

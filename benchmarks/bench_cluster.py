@@ -75,6 +75,7 @@ def settings(folder: Path, model: Path, **changes: Any) -> ServeConfig:
         dtype="float32",
         kv_memory_mib=256,
         listen="127.0.0.1:0",
+        http_listen="",
         cache_dir=folder / "cache",
         state_dir=folder / "state",
         log_level="WARNING",

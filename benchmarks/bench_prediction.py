@@ -153,7 +153,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Start a service, run both halves against it, stop it."""
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="swaa-bp-") as folder:
-        config = load_config(model=args.model, listen="127.0.0.1:0", state_dir=Path(folder))
+        config = load_config(model=args.model, listen="127.0.0.1:0", http_listen="", state_dir=Path(folder))
         async with running_service(config) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub: Any = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
             print(f"  {'recipe':16}{'tokens':>8}{'predicted':>12}{'measured':>12}{'queued':>12}{'error':>9}")

@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import workload
-from benchmarks.quality import read_recipes
+from services.quality.recipes import read_recipes
 from swaa_runtime.engine import Engine
-from swaa_runtime.model.loader import LoadedModel, load_model
+from swaa_runtime.model.loader import LoadedModel, fast_dtype, load_model
 from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
@@ -161,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs per contender and length")
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: the shipped model)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the device's fast one")
     parser.add_argument("--max-step-tokens", type=int, default=1024, help="the engine's tokens per step")
     return parser.parse_args()
 
@@ -169,11 +169,11 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure all lengths, print a table for each, and everything as one line of JSON."""
     args = _arguments()
-    dtype = getattr(torch, args.dtype)
+    dtype = getattr(torch, args.dtype) if args.dtype else fast_dtype(torch.device(args.device))
     folder = workload.model_folder(args.model, dtype)
     loaded = load_model(folder, dtype, torch.device(args.device))
     tokenizer = workload.load_tokenizer(folder)
-    recipes = {name: recipe for name, recipe in read_recipes(CATALOGUE).items() if name in RECIPES}
+    recipes = {row.name: row.recipe for row in read_recipes(CATALOGUE) if row.name in RECIPES}
     contenders = contenders_for(folder, loaded, tokenizer, recipes, args, dtype)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for num_tokens in args.lengths:
@@ -184,7 +184,7 @@ def main() -> None:
         "benchmark": "prefill",
         "model": folder.name,
         "model_fingerprint": loaded.fingerprint,
-        "dtype": args.dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "hardware": workload.hardware(loaded.model.device),
         "versions": workload.versions(),
         "date": workload.today(),

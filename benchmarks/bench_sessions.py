@@ -28,7 +28,7 @@ import torch
 from redis.asyncio import Redis
 
 from benchmarks import workload
-from benchmarks.quality import read_recipes
+from services.quality.recipes import read_recipes
 from services.replica.engine_loop import EngineLoop
 from services.replica.job import Job, SessionUse
 from services.replica.replica import Replica
@@ -289,7 +289,7 @@ def print_resume(name: str, num_tokens: int, row: dict[str, float]) -> None:
 
 async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All parts."""
-    recipes = {name: recipe for name, recipe in read_recipes(CATALOGUE).items() if name in args.recipes}
+    recipes = {row.name: row.recipe for row in read_recipes(CATALOGUE) if row.name in args.recipes}
     async with running(folder, max(args.lengths) + 2000, args.threads) as bench:
         turns = await measure_turns(bench, recipes[args.recipes[0]], args.turns, 1000, 40)
         print_turns(turns)

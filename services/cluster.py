@@ -93,7 +93,8 @@ def running_cluster(
 ) -> Iterator[Cluster]:
     """A cluster, serving; all of it is stopped on leaving. Call it on the main thread, which Ray's processes die with.
 
-    Gateways listen on `config.listen` and the ports after it, or on free ones if that says 0. `options` are more
+    Gateways listen on `config.listen`, `config.http_listen` and the ports after them, or on free ones where these
+    say 0. `options` are more
     arguments of `build`, `replica` its other one.
 
     Raises:
@@ -110,14 +111,19 @@ def running_cluster(
         cpus = {"num_cpus": str(num_cpus), "min_replicas": str(num_replicas)}
         deploy({**settings, **cpus, **(options or {})}, replicas, replica=replica)
         shared = {"replicas": replicas, "application": APPLICATION}
-        host, _, port = config.listen.rpartition(":")
         gateways = []
         for number in range(num_gateways):
-            listen = f"{host}:{int(port) + number if int(port) else 0}"
-            environment = {**settings, **shared, "listen": listen}
+            listen = {"listen": _nth(config.listen, number), "http_listen": _nth(config.http_listen, number)}
+            environment = {**settings, **shared, **listen}
             log_path = state_dir / f"gateway-{number + 1}.log"
             gateways.append(stack.enter_context(running_gateway(environment, log_path, config.drain_s)))
         yield Cluster(replicas, redis_url, tuple(gateways))
+
+
+def _nth(listen: str, number: int) -> str:
+    """The address of a gateway: the first one's, but for the port. Empty stays empty."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + number if int(port) else 0}" if listen else ""
 
 
 def explicit_settings(config: ServeConfig) -> dict[str, str]:

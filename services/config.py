@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
+from services.telemetry.logs import LogFormat
+from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -26,7 +28,9 @@ class ServeConfig(BaseSettings):
         None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
     )
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
+    )
     adapters: str | None = Field(
         None,
         description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
@@ -37,7 +41,15 @@ class ServeConfig(BaseSettings):
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
     max_running: int = Field(64, ge=1)
     max_waiting: int = Field(256, ge=0)
+    max_queued_ms: float | None = Field(
+        None, ge=0, description="requests are refused while prompts are predicted to take longer; no bound if absent"
+    )
+    swap_memory_mib: int = Field(1024, ge=0, description="host memory for preempted requests; 0: none is preempted")
+    scheduling_policy: SchedulingPolicy = Field("slack", description="slack (least slack first) or fcfs, to compare")
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC gateway; port 0 picks a free one")
+    http_listen: str = Field(
+        "127.0.0.1:8080", description="host:port of the gateway's HTTP; port 0 picks a free one; empty: no HTTP"
+    )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
@@ -59,6 +71,13 @@ class ServeConfig(BaseSettings):
     cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
     state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: LogFormat = Field("text", description="text, or json: one object a line")
+    metrics_listen: str = Field(
+        "", description="host:port of a replica's own /metrics in a cluster; port 0 picks a free one; empty: none"
+    )
+    otlp_endpoint: str = Field(
+        "", description="where traces go, by OTLP over gRPC: http://host:port; empty: nowhere; needs swaa[telemetry]"
+    )
 
     @property
     def session_quota_bytes(self) -> int | None:

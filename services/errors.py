@@ -8,8 +8,9 @@ SwaaError
 ├── SessionCorrupt          what is stored does not check out
 ├── StoreUnavailable        the session store does not answer
 ├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
+├── GatewayStopping         the gateway that had the request is being stopped
 ├── QuotaExceeded           the tenant's stored bytes would come above its quota
-└── SlaUnattainable         strict request, and no recipe is predicted to meet it
+└── SlaUnattainable         strict request, and no recipe is predicted to meet it now
 """
 
 from __future__ import annotations
@@ -45,9 +46,23 @@ class ReplicaLost(SwaaError):
     """A replica stopped answering; the turn may go on elsewhere."""
 
 
+class GatewayStopping(SwaaError):
+    """The gateway is being stopped; another one may take the request."""
+
+
 class QuotaExceeded(SwaaError):
     """What is to be stored does not fit into the tenant's quota."""
 
 
 class SlaUnattainable(SwaaError):
-    """A strict request that no recipe is predicted to satisfy."""
+    """A strict request that no recipe is predicted to satisfy now.
+
+    Attributes:
+        wait_ms: predicted wait behind what runs already.
+        retry_after_ms: when it is predicted to be satisfied if asked again; None: not even by an idle replica.
+    """
+
+    def __init__(self, message: str, wait_ms: float = 0.0, retry_after_ms: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_ms = wait_ms
+        self.retry_after_ms = retry_after_ms

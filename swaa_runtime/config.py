@@ -8,6 +8,7 @@ from typing import Literal
 from swaa_runtime.errors import InvalidRequest
 
 AttentionBackendName = Literal["windowed", "reference"]
+SchedulingPolicy = Literal["slack", "fcfs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,11 @@ class EngineConfig:
         max_waiting: requests that may wait for admission; one more is refused.
         max_model_tokens: longest sequence (prompt and generated) of one session.
         max_state_bytes: states above this are not exported: of such sessions only tokens are kept.
-        export_step_bytes: a step copies about this much of states out of the pool, so that a large state does not hold
-            up the tokens of others.
+        export_step_bytes: a step copies about this much of states out of the pool, and as much in, so that a large
+            state does not hold up the tokens of others.
+        max_queued_ms: a request is refused while prompts are predicted to take longer than this; None: no bound.
+        max_swapped_bytes: host memory for the states of preempted requests; 0: nothing is preempted.
+        policy: "slack" (least slack first, see the scheduler) or "fcfs" (strictly as they came, to compare with).
         attention_backend: "windowed" (linear, fast) or "reference" (dense, slow, obviously right).
     """
 
@@ -35,6 +39,9 @@ class EngineConfig:
     max_waiting: int = 256
     max_state_bytes: int = 4 << 30
     export_step_bytes: int = 32 << 20
+    max_queued_ms: float | None = None
+    max_swapped_bytes: int = 1 << 30
+    policy: SchedulingPolicy = "slack"
     attention_backend: AttentionBackendName = "windowed"
 
     def __post_init__(self) -> None:
@@ -47,5 +54,11 @@ class EngineConfig:
             raise InvalidRequest(
                 "max_step_tokens", self.max_step_tokens, f"must be at least max_running ({self.max_running})"
             )
+        if self.max_queued_ms is not None and not self.max_queued_ms >= 0:
+            raise InvalidRequest("max_queued_ms", self.max_queued_ms, "must be at least 0, or None")
+        if self.max_swapped_bytes < 0:
+            raise InvalidRequest("max_swapped_bytes", self.max_swapped_bytes, "must be at least 0")
+        if self.policy not in ("slack", "fcfs"):
+            raise InvalidRequest("policy", self.policy, "must be 'slack' or 'fcfs'")
         if self.attention_backend not in ("windowed", "reference"):
             raise InvalidRequest("attention_backend", self.attention_backend, "must be 'windowed' or 'reference'")

@@ -5,6 +5,7 @@ add ──▶ scheduler.admit ──▶ [restore saved KV] ──▶ scheduler.s
                                                           └──── num_computed_tokens ◀─────────┘
 
 A session's request leaves its state: exported slice by slice after its last token, then parked for the next turn.
+A preempted request's state goes to host memory and comes back when it is admitted again.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
+from swaa_runtime.kv_cache.swap import SwappedStates
 from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.scheduler import Scheduler
 from swaa_runtime.step_cost import StepCost, UnknownCost
+from swaa_runtime.usage import EngineUsage, count_blocks, count_running
 
 
 @dataclass(slots=True)
@@ -50,18 +53,30 @@ class _Live:
 class Engine:
     """Continuous batching of requests with different recipes over one model."""
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, decoder: Decoder, eos_token_ids: Collection[int]):
-        """`decoder` turns token ids into text; `eos_token_ids` end a request unless it ignores them."""
+    def __init__(
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        decoder: Decoder,
+        eos_token_ids: Collection[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`decoder` turns token ids into text; `eos_token_ids` end a request unless it ignores them.
+
+        `clock`: in seconds; deadlines and due times of requests are told on it.
+        """
         self.config = config
         self.runner = runner
         self.manager = KVCacheManager(config.num_blocks, config.block_size_tokens, config.max_step_tokens)
-        self.scheduler = Scheduler(self.manager, config.max_step_tokens, config.max_running, config.max_waiting)
+        self._cost: StepCost = UnknownCost()
+        self._clock = clock
+        self.scheduler = Scheduler(self.manager, config, self._cost, clock)
         self.parked = ParkedStates(self.manager)
+        self.swapped = SwappedStates(self.manager, runner.storage, config.max_swapped_bytes, config.export_step_bytes)
         self._exports = ExportQueue(runner.storage, config.export_step_bytes)
         self._decoder = decoder
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
-        self._cost: StepCost = UnknownCost()
         self._load = self.scheduler.load()
         self.on_freed: Callable[[list[int]], None] | None = None  # tests poison what is freed
 
@@ -75,10 +90,29 @@ class Engine:
         """What there was to do after the last step, or when a request came or went since. Any thread may read it."""
         return self._load
 
+    def usage(self) -> EngineUsage:
+        """What memory and engine are used for now. Takes time that grows with what is used: not for every step."""
+        requests, load = self.scheduler.requests, self.scheduler.load()
+        num_running, num_waiting = count_running(requests)
+        return EngineUsage(
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_blocks=count_blocks(self.manager.pool, requests, self.parked.requests),
+            block_bytes=self.runner.storage.bytes_per_block,
+            prefill_ms=load.prefill_ms,
+            num_preemptions=self.scheduler.num_preemptions,
+            swapped_bytes=self.swapped.num_bytes,
+        )
+
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._exports) or any(not request.paused for request in self.scheduler.requests)
+        return self.moves_states or any(not request.paused for request in self.scheduler.requests)
+
+    @property
+    def moves_states(self) -> bool:
+        """Whether a step would copy states, out of the pool or back into it."""
+        return bool(self._exports) or self.swapped.is_moving
 
     def add(self, request: Request, restore: Restore | None = None, saved_keys: Collection[SliceKey] = ()) -> None:
         """Queue a request.
@@ -89,7 +123,7 @@ class Engine:
 
         Raises:
             InvalidRequest: for a token id the model does not have, too many tokens, or an id in use.
-            OutOfCapacity: if the queue is full or the pool too small for it.
+            OutOfCapacity: if the queue is full, too much work is queued, or the pool is too small for it.
         """
         self._check(request)
         self.scheduler.add(request)
@@ -108,7 +142,7 @@ class Engine:
         if freed is None:
             return False
         self._freed(freed)
-        request.admitted_s = time.monotonic()
+        request.admitted_s = self._clock()
         self.scheduler.run(request)
         self._enter(request, None, saved_keys)
         return True
@@ -130,7 +164,7 @@ class Engine:
 
     def _enter(self, request: Request, restore: Restore | None, saved_keys: Collection[SliceKey]) -> None:
         shape, device = self.runner.shape, self.runner.device
-        generation = Generation(request, self._decoder, self._eos_token_ids, shape.vocab_size, device)
+        generation = Generation(request, self._decoder, self._eos_token_ids, shape.vocab_size, device, self._clock)
         self._live[request.request_id] = _Live(request, generation, restore, set(saved_keys))
         if restore is not None:
             request.restoring = (restore.compute_stop, restore.num_tokens)
@@ -180,6 +214,7 @@ class Engine:
         """Run one step of at most `max_step_tokens` tokens and return what came of it."""
         outputs = self._expire()
         self._admit()
+        self._preempt()
         self._restore()
         started_s = time.monotonic()
         scheduled = self.scheduler.schedule()
@@ -206,27 +241,58 @@ class Engine:
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every block is either free or held once by a live request or a parked state."""
+        """Raise IntegrityError unless every block is free or held once, by a live request or a parked state.
+
+        And unless every live request has its state, in the pool or in host memory, which has no other.
+        """
         exporting = [request for request in self._exports.requests if request.finish_reason is not None]
         self.manager.check_integrity([*self.scheduler.requests, *exporting, *self.parked.requests])
+        self.swapped.check_integrity(self.scheduler.requests)
 
     def _expire(self) -> list[Output]:
-        now = time.monotonic()
+        now = self._clock()
         late = [r for r in self.scheduler.requests if r.deadline_s is not None and r.deadline_s <= now]
         return [output for request in late for output in self._finish(request, FinishReason.DEADLINE)]
 
     def _admit(self) -> None:
-        admitted = self.scheduler.admit()
-        while self.scheduler.needs_memory and self.parked:
-            self._freed(self.parked.evict_oldest())
-            admitted += self.scheduler.admit()
-        for request in admitted:
-            request.admitted_s = time.monotonic()
+        for request in self.scheduler.admit(self._make_room):
+            if request.admitted_s is None:
+                request.admitted_s = self._clock()
             restore = self._live[request.request_id].restore
-            if restore is not None:
+            if request.request_id in self.swapped:
+                self.swapped.bring_back(request)
+            elif restore is not None:
                 restore.begin(request, self.manager, self.runner.storage)
 
+    def _make_room(self, num_blocks: int) -> bool:
+        """Free parked states for so many blocks; none if that would not be enough."""
+        if num_blocks > self.parked.num_blocks:
+            return False
+        self._freed(self.parked.make_room(num_blocks))
+        return True
+
+    def _preempt(self) -> None:
+        """Take out whoever has to make room, and admit those for whom that was done once the states are copied."""
+        victims = self.scheduler.preempt(self._movable_bytes, self.swapped.free_bytes, self.parked.num_blocks)
+        for request in victims:
+            self.swapped.take(request)
+        copied = self.swapped.copy_out(self.scheduler.leaving)
+        for request in copied:
+            self._freed(self.manager.free(request))
+            self.scheduler.requeue(request)
+        if copied:
+            self._admit()
+
+    def _movable_bytes(self, request: Request) -> int | None:
+        """Host memory for a request's state; None while it is on its way in, or a checkpoint of it on its way out."""
+        moving = request.request_id in self.swapped or request.request_id in self._exports
+        if moving or self._live[request.request_id].restore is not None:
+            return None
+        return self.swapped.size_bytes(request)
+
     def _restore(self) -> None:
+        """Place what has come of saved and of swapped states."""
+        self.swapped.copy_in()
         for request in self.scheduler.running:
             live = self._live[request.request_id]
             if live.restore is not None:
@@ -299,6 +365,7 @@ class Engine:
 
     def _end(self, request: Request, reason: FinishReason, state: ExportedState | None) -> Finished:
         live = self._live.pop(request.request_id)
+        self.swapped.drop(request.request_id)
         held = request.num_held_blocks
         if state is None:
             self._freed(self.manager.free(request))

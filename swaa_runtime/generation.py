@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -22,6 +22,7 @@ class Generation:
     Args:
         decoder: turns token ids into text; eos_token_ids: end the request unless it ignores them.
         vocab_size, device: of the logits.
+        clock: tells when the first token came.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Generation:
         eos_token_ids: Collection[int],
         vocab_size: int,
         device: torch.device,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._request = request
+        self._clock = clock
         self._eos_token_ids = eos_token_ids
         self._detokenizer = IncrementalDetokenizer(decoder, request.sampling.stop)
         self._generator: torch.Generator | None = None
@@ -54,7 +57,7 @@ class Generation:
         logprob = None if sampling.logprobs is None else token_logprob(logits, token_id, sampling.logprobs)
         request.token_ids.append(token_id)
         if request.first_token_s is None:
-            request.first_token_s = time.monotonic()
+            request.first_token_s = self._clock()
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
         text = "" if is_eos else self._detokenizer.push(token_id)
         reason = None

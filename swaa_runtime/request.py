@@ -71,6 +71,7 @@ class Status(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    LEAVING = "leaving"  # preempted; its state is being copied to host memory, then it waits
     FINISHED = "finished"
 
 
@@ -104,6 +105,7 @@ class Request:
         num_restored_tokens: of these, the ones whose KV came with the request.
         continues: whether another turn may follow, so that its state is to be exported.
         checkpoint_tokens: while the prompt is prefilled, its state is exported at multiples of this; 0: never.
+        num_sent_tokens: tokens of this turn that were generated elsewhere and are computed like a prompt.
         forced_token_id: what the next sampled token is, whatever the logits say: the turn goes on from one cut off.
         compute_limit: tokens from here on may not be computed yet, because their state is on its way in, or the state
             up to here on its way out; None: all may.
@@ -111,6 +113,9 @@ class Request:
         deadline_s: on the clock of time.monotonic, or None.
         ttft_due_s: when its first token is due, on the same clock; None: at no particular time.
         tpot_ms: time per token after it that is aimed at; None: none.
+        queued_s: since when it waits for admission, on the same clock.
+        num_preemptions: how often it was taken out for one more urgent.
+        preempted_at_tokens: `num_computed_tokens` when that happened last; -1: it never has.
         block_tables: per layer the block id of each logical block; 0 where freed.
         num_held_blocks, peak_blocks: blocks it holds over all layers, now and at most.
     """
@@ -127,6 +132,7 @@ class Request:
     ttft_due_s: float | None = None
     tpot_ms: float | None = None
     checkpoint_tokens: int = 0
+    num_sent_tokens: int = 0
     forced_token_id: int | None = None
     compute_limit: int | None = None
     restoring: tuple[int, int] | None = None
@@ -139,7 +145,10 @@ class Request:
     num_reserved_blocks: int = 0
     num_held_blocks: int = 0
     peak_blocks: int = 0
+    num_preemptions: int = 0
+    preempted_at_tokens: int = -1
     arrival_s: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0
     admitted_s: float | None = None
     first_token_s: float | None = None
 
@@ -157,6 +166,13 @@ class Request:
     def is_decoding(self) -> bool:
         """Whether its first token is out: from then on one token is computed at a time."""
         return self.first_token_s is not None
+
+    def next_token_due_s(self, tpot_share: float = 1.0) -> float | None:
+        """When the next token is due so that this share of `tpot_ms` holds over all since the first; None: never."""
+        if self.first_token_s is None or self.tpot_ms is None:
+            return None
+        num_tokens = self.num_generated_tokens - self.num_sent_tokens
+        return self.first_token_s + num_tokens * self.tpot_ms * tpot_share / 1e3
 
     @property
     def num_remaining_tokens(self) -> int:
@@ -238,5 +254,6 @@ def new_request(
         ttft_due_s=ttft_due_s,
         tpot_ms=tpot_ms,
         checkpoint_tokens=checkpoint_tokens,
+        num_sent_tokens=len(sent_token_ids[:-1]),
         forced_token_id=sent_token_ids[-1] if sent_token_ids else None,
     )

@@ -2,47 +2,75 @@
 
 There is no prefill phase and no decode phase: every running request has tokens that are known but not computed, one
 while it decodes and many while its prompt is being prefilled, and `num_computed_tokens` catches up.
+
+add ──▶ waiting ──admit──▶ running ──retire──▶
+           ▲                  │ preempt
+           └──requeue── leaving, its state on the way to host memory
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
+from swaa_runtime.config import EngineConfig
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
+from swaa_runtime.preemption import Candidate, Need, choose_victims, wait_ms
 from swaa_runtime.prefill_times import PrefillTimes
 from swaa_runtime.request import Request, Status
+from swaa_runtime.step_budget import (
+    MIN_PREFILL_TOKENS,
+    chunks,
+    most_tokens_within,
+    share_prefill,
+    step_limit_ms,
+)
 from swaa_runtime.step_cost import StepCost, UnknownCost
+from swaa_runtime.urgency import Urgency, slack_ms, urgency
+
+HOLD_S = 5.0
+"""Smaller requests may pass a waiting one that does not fit and aims at no time so long; then they wait behind it."""
+
+AGED_S = 30.0
+"""Of those that have waited longer than this for admission the oldest is next, however urgent others are."""
+
+
+def no_room(num_blocks: int) -> bool:
+    """There is nothing that could be given up for so many blocks."""
+    return False
 
 
 class Scheduler:
     """Admission by reserved KV memory, then one token budget per step, shared.
 
-    A request is admitted once all the memory it can come to need is set aside, so a running request never has to be
-    evicted. Waiting requests are admitted by priority, then by arrival; one that does not fit holds back those behind
-    it, so that a large one is never starved by small ones.
+    A request is admitted once all the memory it can come to need is set aside. Who is served first, in admission and
+    prefill alike, says `urgency`; how a step's tokens are divided, `step_budget`; who makes room for a request that
+    would otherwise be late, `preemption`. Under the policy "fcfs" all of this is by arrival, and nobody makes room.
+
+    Args:
+        cost: what steps are expected to take.
+        clock: in seconds; due times are told on it.
     """
 
     def __init__(
         self,
         manager: KVCacheManager,
-        max_step_tokens: int,
-        max_running: int,
-        max_waiting: int,
+        config: EngineConfig,
         cost: StepCost | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.manager = manager
+        self._config = config
+        self._by_arrival = config.policy == "fcfs"
         self._clock = clock
-        self.set_cost(cost or UnknownCost())
-        self._max_step_tokens = max_step_tokens
-        self._max_running = max_running
-        self._max_waiting = max_waiting
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.leaving: list[Request] = []
+        self.num_preemptions = 0
+        self.set_cost(cost or UnknownCost())
 
     def set_cost(self, cost: StepCost) -> None:
         """What steps are expected to take, now that it has been measured."""
@@ -51,67 +79,209 @@ class Scheduler:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests, waiting and running."""
-        return [*self.running, *self.waiting]
-
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises OutOfCapacity if the queue is full or the request could never fit."""
-        if len(self.waiting) >= self._max_waiting:
-            raise OutOfCapacity(f"{self._max_waiting} requests are waiting already; try again later")
-        self.manager.check_fits(request)
-        self.waiting.append(request)
-        self.waiting.sort(key=_order)
-
-    def admit(self) -> list[Request]:
-        """Move waiting requests to running while memory lasts; returns those moved."""
-        admitted: list[Request] = []
-        while self.waiting and len(self.running) < self._max_running and self.manager.reserve(self.waiting[0]):
-            request = self.waiting.pop(0)
-            self.run(request)
-            admitted.append(request)
-        return admitted
-
-    def schedule(self) -> list[ScheduledChunk]:
-        """The next step: at most `max_step_tokens` tokens, each running request getting its fair share of them."""
-        ready = [request for request in self.running if not request.paused and request.num_ready_tokens]
-        shares = share_budget(ready, self._max_step_tokens)
-        scheduled = []
-        for request, num_tokens in shares:
-            self.manager.extend(request, request.num_computed_tokens + num_tokens)
-            scheduled.append(ScheduledChunk(request, num_tokens))
-        return scheduled
+        """All requests, wherever they stand."""
+        return [*self.running, *self.leaving, *self.waiting]
 
     @property
     def is_full(self) -> bool:
         """Whether nothing more may run now: enough is running, or others wait that came first."""
-        return bool(self.waiting) or len(self.running) >= self._max_running
+        waiting = any(not request.paused for request in self.waiting)
+        return waiting or len(self.running) >= self._config.max_running
 
-    @property
-    def needs_memory(self) -> bool:
-        """Whether requests wait for nothing but KV memory."""
-        return bool(self.waiting) and len(self.running) < self._max_running
+    # Ways in and out.
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            OutOfCapacity: if too many wait, too much work is queued, or the request could never fit.
+        """
+        if len(self.waiting) >= self._config.max_waiting:
+            raise OutOfCapacity(f"{self._config.max_waiting} requests are waiting already; try again later")
+        self._check_queued_work()
+        self.manager.check_fits(request)
+        request.queued_s = self._clock()
+        self.waiting.append(request)
+
+    def _check_queued_work(self) -> None:
+        bound_ms = self._config.max_queued_ms
+        if bound_ms is None:
+            return
+        queued_ms = sum(self._prefill_times.ms(request) for request in self.requests if not request.is_decoding)
+        if queued_ms > bound_ms:
+            raise OutOfCapacity(
+                f"the predicted wait is {queued_ms:.0f} ms, max_queued_ms is {bound_ms:.0f} ms; try again later"
+            )
 
     def run(self, request: Request) -> None:
         """Run a request at once that has its memory already."""
         request.status = Status.RUNNING
         self.running.append(request)
 
+    def requeue(self, request: Request) -> None:
+        """A leaving request has left: it waits to be admitted again."""
+        self.leaving.remove(request)
+        request.status = Status.WAITING
+        request.queued_s = self._clock()
+        self.waiting.append(request)
+
     def retire(self, request: Request) -> None:
         """Take a request out, wherever it stands. It keeps what it holds until somebody frees that."""
-        (self.waiting if request.status is Status.WAITING else self.running).remove(request)
+        places = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.LEAVING: self.leaving}
+        places[request.status].remove(request)
         request.status = Status.FINISHED
         self._prefill_times.forget(request.request_id)
 
+    # Admission.
+
+    def admit(self, make_room: Callable[[int], bool] = no_room) -> list[Request]:
+        """Move waiting requests to running while memory lasts; returns those moved.
+
+        Args:
+            make_room: gives up what nobody runs with for so many more blocks; False if that is not enough.
+        """
+        admitted: list[Request] = []
+        order = self._admission_order() if len(self.running) < self._config.max_running else []
+        for request in order:
+            if len(self.running) >= self._config.max_running:
+                break
+            if self._reserve(request, make_room):
+                self.waiting.remove(request)
+                self.run(request)
+                admitted.append(request)
+            elif self._holds_back(request):
+                break
+        return admitted
+
+    def _admission_order(self) -> list[Request]:
+        """Who is next. A preempted request whose reader is slow waits until that has caught up."""
+        order = self._in_order([request for request in self.waiting if not request.paused])
+        if order and not self._by_arrival:
+            oldest = min(order, key=lambda request: request.queued_s)
+            if self._clock() - oldest.queued_s > AGED_S:
+                order.remove(oldest)
+                order.insert(0, oldest)
+        return order
+
+    def _reserve(self, request: Request, make_room: Callable[[int], bool]) -> bool:
+        if self.manager.reserve(request):
+            return True
+        lacking = self.manager.max_blocks(request) - self.manager.num_unreserved_blocks
+        return make_room(lacking) and self.manager.reserve(request)
+
+    def _holds_back(self, request: Request) -> bool:
+        """Whether those behind one that does not fit have to wait, lest it waits for ever or too long."""
+        if self._by_arrival or self._clock() - request.queued_s > HOLD_S:
+            return True
+        return 0 <= self._slack_ms(request) < float("inf")
+
+    def preempt(
+        self, size_bytes: Callable[[Request], int | None], free_bytes: int, spare_blocks: int = 0
+    ) -> list[Request]:
+        """Take requests out for the most urgent one that waits, if it would be late otherwise. Call after `admit`.
+
+        They are `leaving` from then on: they run nothing, and hold their memory until whoever moves their state has
+        freed that and calls `requeue`. Only then are others taken out.
+
+        Args:
+            size_bytes: host memory for a request's state; None if it cannot be moved now.
+            free_bytes: how much of that there is.
+            spare_blocks: blocks that `make_room` would give up.
+        """
+        if self._by_arrival or self.leaving or not self.running or not self.waiting:
+            return []
+        target = next(iter(self._admission_order()), None)
+        if target is None or not 0 <= (slack := self._slack_ms(target)) < float("inf"):
+            return []
+        decode_step_ms = self._decode_step_ms([*self.running, target])
+        need = Need(
+            target,
+            slack,
+            stays_ms=self._ends_in_ms(target, decode_step_ms),
+            num_blocks=max(0, self.manager.max_blocks(target) - self.manager.num_unreserved_blocks - spare_blocks),
+            num_slots=max(0, len(self.running) + 1 - self._config.max_running),
+        )
+        candidates = [
+            Candidate(running, self._slack_ms(running), self._ends_in_ms(running, decode_step_ms), size_bytes(running))
+            for running in self.running
+        ]
+        if wait_ms(need, candidates) <= slack:
+            return []
+        victims = choose_victims(need, candidates, free_bytes)
+        for request in victims:
+            self.running.remove(request)
+            self.leaving.append(request)
+            request.status = Status.LEAVING
+            request.num_preemptions += 1
+            self.num_preemptions += 1
+            request.preempted_at_tokens = request.num_computed_tokens
+        return victims
+
+    def _ends_in_ms(self, request: Request, decode_step_ms: float) -> float:
+        """When a request would be done, from the time it runs, generating all it may."""
+        prefill_ms = 0.0 if request.is_decoding else self._prefill_times.ms(request)
+        left_tokens = request.sampling.max_tokens - request.num_generated_tokens
+        return prefill_ms + left_tokens * decode_step_ms
+
+    # Order.
+
+    def _slack_ms(self, request: Request) -> float:
+        if request.is_decoding:
+            return slack_ms(request.next_token_due_s(), self._clock(), 0.0)
+        return slack_ms(request.ttft_due_s, self._clock(), self._prefill_times.ms(request))
+
+    def _urgency(self, request: Request) -> Urgency:
+        if self._by_arrival:
+            return (False, 0.0, 0, request.arrival_s)
+        return urgency(request, self._slack_ms(request))
+
+    def _in_order(self, requests: Sequence[Request]) -> list[Request]:
+        return sorted(requests, key=self._urgency) if len(requests) > 1 else list(requests)
+
+    # Steps.
+
+    def schedule(self) -> list[ScheduledChunk]:
+        """The next step: at most `max_step_tokens` tokens, one for each decoding request, the rest prefill."""
+        ready = [request for request in self.running if not request.paused and request.num_ready_tokens]
+        decodes = [ScheduledChunk(request, 1) for request in ready if request.is_decoding]
+        prefills = self._in_order([request for request in ready if not request.is_decoding])
+        scheduled = [*decodes, *self._share(prefills, self._prefill_tokens(decodes, prefills))]
+        for chunk in scheduled:
+            self.manager.extend(chunk.request, chunk.request.num_computed_tokens + chunk.num_tokens)
+        return scheduled
+
+    def _share(self, prefills: Sequence[Request], budget_tokens: int) -> list[ScheduledChunk]:
+        if self._by_arrival:
+            return chunks(prefills, share_prefill(prefills, budget_tokens, fair_share=0))
+        return chunks(prefills, share_prefill(prefills, budget_tokens))
+
+    def _prefill_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> int:
+        """Prefill of a step: what is left, as far as no decoding request's next token comes late by it."""
+        most = self._config.max_step_tokens - len(decodes)
+        if self._by_arrival or not prefills or not any(chunk.request.tpot_ms is not None for chunk in decodes):
+            return most
+        decode_step_ms = self._cost.step_ms(decodes)
+        limit_ms = step_limit_ms((chunk.request for chunk in decodes), self._clock(), decode_step_ms)
+        if limit_ms is None:
+            return most
+        most = min(most, sum(request.num_ready_tokens for request in prefills))
+        least = min(most, max(MIN_PREFILL_TOKENS, len(prefills)))
+        return most_tokens_within(
+            limit_ms, least, most, lambda tokens: self._cost.step_ms([*decodes, *self._share(prefills, tokens)])
+        )
+
+    def _decode_step_ms(self, requests: Sequence[Request]) -> float:
+        return self._cost.step_ms([ScheduledChunk(request, 1) for request in requests]) if requests else 0.0
+
     def load(self) -> EngineLoad:
         """What there is to do yet."""
-        decoding = [request for request in self.running if request.is_decoding]
-        prefills = [request for request in self.requests if not request.is_decoding]
-        step_ms = self._cost.step_ms([ScheduledChunk(request, 1) for request in decoding]) if decoding else 0.0
+        decoding = [request for request in self.requests if request.is_decoding]
+        prefills = [*self._in_order(self.running), *self._in_order([*self.leaving, *self.waiting])]
         return EngineLoad(
             self._clock(),
-            tuple(self._prefill_load(request) for request in prefills),
+            tuple(self._prefill_load(request) for request in prefills if not request.is_decoding),
             tuple(DecodeLoad(request.request_id, request.tpot_ms, request.priority) for request in decoding),
-            step_ms,
+            self._decode_step_ms(decoding),
         )
 
     def _prefill_load(self, request: Request) -> PrefillLoad:
@@ -120,31 +290,5 @@ class Scheduler:
             self._prefill_times.ms(request),
             request.ttft_due_s,
             request.priority,
-            request.status is Status.WAITING,
+            request.status is not Status.RUNNING,
         )
-
-
-def share_budget(requests: Iterable[Request], budget_tokens: int) -> list[tuple[Request, int]]:
-    """Divide a token budget: decoding requests first, then by priority, and equally within one priority.
-
-    Equal shares with what is left over passed on (max-min fairness): whoever needs less than an equal share gets all it
-    needs, so one token of a decoding request, or a short prompt, never waits behind a long prompt.
-    """
-    groups: dict[int, list[Request]] = {}
-    for request in requests:
-        decoding = request.num_remaining_tokens == 1
-        groups.setdefault(-(2**31) if decoding else -request.priority, []).append(request)
-    shares: list[tuple[Request, int]] = []
-    for key in sorted(groups):
-        group = sorted(groups[key], key=lambda request: (request.num_ready_tokens, request.arrival_s))
-        for index, request in enumerate(group):
-            share = -(-budget_tokens // (len(group) - index))
-            num_tokens = min(request.num_ready_tokens, share, budget_tokens)
-            if num_tokens > 0:
-                shares.append((request, num_tokens))
-                budget_tokens -= num_tokens
-    return shares
-
-
-def _order(request: Request) -> tuple[int, float]:
-    return (-request.priority, request.arrival_s)

@@ -10,13 +10,14 @@ from pathlib import Path
 from services.cli.process import write_whole
 from services.cluster import running_cluster
 from services.config import ServeConfig
+from services.telemetry import logs
 
 CHECK_INTERVAL_S = 1.0
 
 
 def serve_cluster(config: ServeConfig, num_replicas: int, num_gateways: int, ready_file: Path | None) -> None:
     """Serve until SIGTERM or SIGINT, then drain and stop. Raises ClusterFailed if a gateway ends by itself."""
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(config.log_level, config.log_format)
     logger = logging.getLogger(__name__)
     logger.info("starting %d replicas; the first start measures this machine", num_replicas)
     with running_cluster(config, num_replicas, num_gateways) as cluster:

@@ -34,7 +34,12 @@ def run_cluster_demo(config: ServeConfig) -> None:
     console.print(f"starting {NUM_REPLICAS} replicas and a gateway (the first start measures this machine) ...")
     with tempfile.TemporaryDirectory(prefix="swaa-demo-", ignore_cleanup_errors=True) as folder:
         own = load_config(
-            **{**config.model_dump(exclude_unset=True), "listen": "127.0.0.1:0", "state_dir": Path(folder)}
+            **{
+                **config.model_dump(exclude_unset=True),
+                "listen": "127.0.0.1:0",
+                "http_listen": "",
+                "state_dir": Path(folder),
+            }
         )
         with running_cluster(own, NUM_REPLICAS, 1) as cluster:
             asyncio.run(show_failover(cluster, console))

@@ -85,6 +85,7 @@ async def own_service(config: ServeConfig, folder: Path) -> AsyncIterator[str]:
     environment = {
         **os.environ,
         "SWAA_LISTEN": "127.0.0.1:0",
+        "SWAA_HTTP_LISTEN": "",
         "SWAA_STATE_DIR": str(folder),
         "SWAA_CACHE_DIR": str(config.cache_dir.expanduser().absolute()),
     }

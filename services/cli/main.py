@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ask, load, show, transfer
+from services.cli import ask, load, quality, show, transfer
 from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork, delete, export and import sessions.")
 app.add_typer(sessions_app, name="sessions")
+quality.register(app)
 
 Server = Annotated[str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")]
 Sla = Annotated[str | None, typer.Option(help="SLA class (header x-swaa-sla); see `swaa recipes`.")]
@@ -41,6 +42,7 @@ Question = Annotated[str, typer.Option("--question", "-q", help="Added after the
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Send the text as it is, without the model's chat template.")]
 SessionId = Annotated[str, typer.Argument(help="Session id.")]
+HttpReadyFile = Annotated[Path | None, typer.Option(help="The same for HTTP, before it; not of a cluster.")]
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -48,12 +50,14 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 @app.command("serve")
 def serve_command(
     listen: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    http_listen: Annotated[str | None, typer.Option(help="The same for HTTP; '' for none.")] = None,
     model: Annotated[str | None, typer.Option(help="'smollm2' or a Hugging Face model folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="Session store; a private Redis if absent.")] = None,
     kv_memory_mib: Annotated[int | None, typer.Option(help="Size of the KV pool.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private Redis keeps sessions.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving; one line each.")] = None,
+    http_ready_file: HttpReadyFile = None,
     ray: Annotated[bool, typer.Option("--ray", help="A cluster on this machine: replicas under Ray Serve.")] = False,
     num_replicas: Annotated[int, typer.Option(help="Of a cluster.", min=1)] = 2,
     num_gateways: Annotated[int, typer.Option(help="Of a cluster; ports count up from --listen.", min=1)] = 1,
@@ -63,7 +67,13 @@ def serve_command(
     Every setting is also an environment variable SWAA_<NAME>; see the README.
     """
     config = load_config(
-        listen=listen, model=model, device=device, redis_url=redis_url, kv_memory_mib=kv_memory_mib, state_dir=state_dir
+        listen=listen,
+        http_listen=http_listen,
+        model=model,
+        device=device,
+        redis_url=redis_url,
+        kv_memory_mib=kv_memory_mib,
+        state_dir=state_dir,
     )
     if ray:
         from services.cli import cluster
@@ -72,23 +82,25 @@ def serve_command(
         return
     from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
 
-    _run(process.serve_until_stopped(config, serve.service(config), ready_file))
+    _run(process.serve_until_stopped(config, serve.service(config), ready_file, http_ready_file))
 
 
 @app.command("gateway")
 def gateway_command(
     listen: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    http_listen: Annotated[str | None, typer.Option(help="The same for HTTP; '' for none.")] = None,
     replicas: Annotated[str | None, typer.Option(help="host:port of Ray Serve's gRPC proxy.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model that the replicas run.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="Session store that the replicas use, too.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving.")] = None,
+    http_ready_file: HttpReadyFile = None,
 ) -> None:
     """Run a gateway alone, in front of a cluster's replicas, without Ray or torch. Stops on SIGTERM or Ctrl-C."""
     from services.cli import process
     from services.gateway.process import running_gateway
 
-    config = load_config(listen=listen, replicas=replicas, model=model, redis_url=redis_url)
-    _run(process.serve_until_stopped(config, running_gateway(config), ready_file))
+    config = load_config(listen=listen, http_listen=http_listen, replicas=replicas, model=model, redis_url=redis_url)
+    _run(process.serve_until_stopped(config, running_gateway(config), ready_file, http_ready_file))
 
 
 @app.command()

@@ -12,12 +12,12 @@ from rich.table import Table
 from services.config import ServeConfig
 from services.cost import CostProfile
 from services.embedded import running_service
-from services.gateway.server import GatewayServer
+from services.gateway.front_doors import FrontDoors
 from services.replica.calibrate import QUICK, THOROUGH
 from services.replica.parts import cost_profile, running_parts
 
 
-def service(config: ServeConfig) -> AbstractAsyncContextManager[GatewayServer]:
+def service(config: ServeConfig) -> AbstractAsyncContextManager[FrontDoors]:
     """The embedded service; it logs how far the first start's measuring is."""
     return running_service(config, _log_calibration)
 

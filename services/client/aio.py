@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO, Any, Self, Unpack
 
 import grpc
+from opentelemetry.trace import TracerProvider
 
 from services.client.answer_stream import AsyncAnswerStream, News
 from services.client.connection import Connection, Deadline
@@ -32,6 +33,7 @@ from services.client.types import Accepted, Answer, Catalog, Plan, Progress, Ses
 from services.client.upload import PIECE_BYTES, fits, pieces
 from services.gateway.sla import NEW_SESSION
 from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.telemetry.tracing import Tracing
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 KEY_BYTES = 24
@@ -60,6 +62,7 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         retry: Retry = Retry(),  # noqa: B008 - frozen
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -68,9 +71,12 @@ class AsyncClient:
             timeout_s: of each call, retries included, unless it says otherwise; None: none.
             credentials: for TLS, `grpc.ssl_channel_credentials()`; None: without.
             metadata: sent with each call.
+            tracer_provider: OpenTelemetry's, for a span of each turn; None: none. Either way the service's spans are
+                part of the trace that the caller's current span is in.
         """
         self._connection = Connection(target, credentials, metadata, retry)
         self._timeout_s = timeout_s
+        self._tracing = Tracing(tracer_provider)
         self.sessions = AsyncSessions(self._connection, timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -132,12 +138,16 @@ class AsyncClient:
                 return stub.Generate(request, **call)
             return stub.GenerateUpload(pieces(request), **call)
 
-        running = self._connection.stream(
-            start, deadline, headers(options), is_prelude=lambda event: event.WhichOneof("event") in PRELUDE
-        )
-        async with contextlib.aclosing(running) as events:
-            async for event in events:
-                yield event
+        with self._tracing.span_here("client.generate") as span:
+            running = self._connection.stream(
+                start,
+                deadline,
+                (*headers(options), *span.headers),
+                is_prelude=lambda event: event.WhichOneof("event") in PRELUDE,
+            )
+            async with contextlib.aclosing(running) as events:
+                async for event in events:
+                    yield event
 
     async def plan(
         self,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
+from opentelemetry.trace import TracerProvider
 
 from services.client.aio import DEFAULT_TARGET, AsyncChat, AsyncClient, AsyncSessions
 from services.client.answer_stream import AsyncAnswerStream
@@ -190,9 +191,17 @@ class Client(Blocking[AsyncClient]):
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         retry: Retry = Retry(),  # noqa: B008 - frozen
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         """See AsyncClient."""
-        inner = AsyncClient(target, timeout_s=timeout_s, credentials=credentials, metadata=metadata, retry=retry)
+        inner = AsyncClient(
+            target,
+            timeout_s=timeout_s,
+            credentials=credentials,
+            metadata=metadata,
+            retry=retry,
+            tracer_provider=tracer_provider,
+        )
         super().__init__(inner, LoopThread())
         self.sessions = Sessions(inner.sessions, self._thread)
 

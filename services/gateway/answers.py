@@ -8,15 +8,15 @@ gRPC and HTTP translate at both ends; nothing else is theirs.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.gateway import planner
 from services.gateway.failover import run_turn
 from services.gateway.identity import new_session_id
+from services.gateway.observer import AnswerWatch, NullObserver, Observer
 from services.gateway.prompt import PromptInput
 from services.gateway.replay import replayed
 from services.gateway.replicas import LeasedReplica, Replicas
@@ -27,7 +27,7 @@ from services.sessions.store import Manifest, Store
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.request import SamplingParams
 
-logger = logging.getLogger(__name__)
+NO_OBSERVER = NullObserver()
 
 Headers = Iterable[tuple[str, str | bytes]]
 """A request's headers, names in lower case; those that are not ours are ignored."""
@@ -97,11 +97,19 @@ class _Clock:
 class Answers:
     """Stateless: all it knows is how turns are planned, where replicas and sessions are, and what ends an answer."""
 
-    def __init__(self, turns: TurnPlanner, replicas: Replicas, store: Store, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        turns: TurnPlanner,
+        replicas: Replicas,
+        store: Store,
+        eos_token_ids: frozenset[int],
+        observer: Observer = NO_OBSERVER,
+    ) -> None:
         self.turns = turns
         self._replicas = replicas
         self._store = store
         self._eos_token_ids = eos_token_ids
+        self._observer = observer
 
     async def answer(
         self, prompt: PromptInput, params: SamplingParams, headers: Headers, deadline_s: float | None = None
@@ -114,18 +122,39 @@ class Answers:
         Raises:
             Whatever `TurnPlanner.understand`, `TurnPlanner.plan` and `failover.run_turn` raise.
         """
+        with self._observer.answer(headers) as watch:
+            async with contextlib.aclosing(self._answer(prompt, params, headers, deadline_s, watch)) as events:
+                async for event in events:
+                    if isinstance(event, Accepted):
+                        watch.accepted(event)
+                    elif isinstance(event, Answered):
+                        watch.answered(event)
+                    yield event
+
+    async def _answer(
+        self,
+        prompt: PromptInput,
+        params: SamplingParams,
+        headers: Headers,
+        deadline_s: float | None,
+        watch: AnswerWatch,
+    ) -> AsyncGenerator[AnswerEvent, None]:
         clock = _Clock()
-        request = await self.turns.understand(prompt, params.max_tokens, headers, new_session_id())
+        with watch.step("understand"):
+            request = await self.turns.understand(prompt, params.max_tokens, headers, new_session_id())
+        watch.understood(request)
         if request.saved is not None:
             for again in self._replay(request, request.saved, params, clock):
                 yield again
             return
         async with self._replicas.lease(request.session) as replica:
-            planned = await self.turns.plan(request, replica)
-            job = self.turns.job(planned, uuid.uuid4().hex, params, deadline_s)
+            with watch.step("plan"):
+                planned = await self.turns.plan(request, replica)
+            job = replace(self.turns.job(planned, uuid.uuid4().hex, params, deadline_s), trace_headers=watch.headers)
             yield Accepted(job, planned)
 
             async def replan(cut_off: Job, other: LeasedReplica) -> Job:
+                watch.failed_over()
                 return await self.turns.replan(planned, cut_off, other)
 
             running = run_turn(self._replicas, replica, job, replan, self._store, self.turns.encoder.decoder)
@@ -170,16 +199,4 @@ def _told(event: Event, job: Job, planned: Planned, clock: _Clock) -> AnswerEven
 
 def _answered(done: Done, job: Job, planned: Planned, timings: Timings) -> Answered:
     missed = planner.misses(planned.request.objective, timings.ttft_ms, timings.tpot_ms)
-    logger.info(
-        "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
-        job.request_id,
-        job.session.session_id if job.session else "-",
-        job.recipe_name,
-        planned.work.prompt_tokens,
-        done.num_restored_tokens,
-        done.num_generated_tokens,
-        timings.ttft_ms,
-        timings.tpot_ms,
-        "missed" if missed else "met",
-    )
     return Answered(done, job, planned, timings, missed)

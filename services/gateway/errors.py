@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from services.errors import (
+    GatewayStopping,
     QuotaExceeded,
     ReplicaLost,
     SessionBusy,
@@ -49,6 +50,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,
+    GatewayStopping: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -58,6 +60,15 @@ def status_code(error: SwaaError) -> grpc.StatusCode:
         if cls in STATUS_CODES:
             return STATUS_CODES[cls]
     return grpc.StatusCode.INTERNAL
+
+
+def status_name(error: BaseException | None) -> str:
+    """gRPC's name of how a turn ended, whatever wire it came by: OK without an error."""
+    if error is None:
+        return grpc.StatusCode.OK.name
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return grpc.StatusCode.CANCELLED.name
+    return (status_code(error) if isinstance(error, SwaaError) else grpc.StatusCode.INTERNAL).name
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,14 @@ MAX_PROMPT_BYTES = 8 << 20
 MAX_UPLOAD_BYTES = 64 << 20
 """UTF-8 bytes of a prompt sent in pieces."""
 
+MAX_BODY_BYTES = MAX_UPLOAD_BYTES
+"""Bytes of an HTTP request's body; a prompt in JSON takes a little more than its UTF-8."""
+
+MAX_JSON_DEPTH = 64
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+"""Of a request over HTTP."""
+
 MAX_ARCHIVE_BYTES = 4 << 30
 """KV bytes of an imported session; they are kept in a temporary file until the session is whole."""
 

@@ -11,17 +11,21 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.errors import ReplicaLost
+from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
 from services.gateway.catalog_file import ServedModel, catalog_path
 from services.gateway.catalog_source import CatalogSource
+from services.gateway.front_doors import FrontDoors
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
-from services.gateway.server import GatewayServer
-from services.gateway.service import LongContextService
 from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
+from services.telemetry.page import MetricsPage
+from services.telemetry.process import running_telemetry
 from swaa_runtime.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ HEALTH_INTERVAL_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
+async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
     """A gateway in front of the replicas behind `config.replicas`, serving; drained and stopped on leaving.
 
     It waits until there is a replica, to learn what model it serves and to get its tokenizer.
@@ -41,21 +45,22 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[GatewayServer]:
     """
     proxy, redis_url = _given("replicas", config.replicas), _given("redis_url", config.redis_url)
     async with contextlib.AsyncExitStack() as stack:
-        store = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
-        stack.push_async_callback(store.close)
-        await store.ping()
+        telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-gateway"))
+        redis = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
+        stack.push_async_callback(redis.close)
+        await redis.ping()
+        store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         replicas = RemoteReplicas(proxy, config.application)
         stack.push_async_callback(replicas.close)
         async with replicas.lease(None) as replica:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
-        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint, facts.adapter_ids)
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
-        policy = config.session_policy
-        turns = TurnPlanner(catalogs, encoder, store, policy, facts.max_session_tokens, TENANT)
-        answers = Answers(turns, replicas, store, facts.eos_token_ids)
-        service = LongContextService(config.model, facts, answers, store, policy)
-        server = GatewayServer(service, config.listen)
+        turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
+        observer = observer_of(telemetry, catalogs)
+        answers = Answers(turns, replicas, store, facts.eos_token_ids, observer)
+        server = FrontDoors(config, facts, answers, store, MetricsPage(telemetry.registry))
         await server.start()
         watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
         try:
@@ -75,7 +80,7 @@ async def _encoder(replicas: RemoteReplicas, facts: ModelFacts) -> PromptEncoder
         return PromptEncoder.from_folder(Path(folder), facts.shape.vocab_size, facts.max_session_tokens)
 
 
-async def _watch(replicas: RemoteReplicas, server: GatewayServer) -> None:
+async def _watch(replicas: RemoteReplicas, server: FrontDoors) -> None:
     """Be ready as long as replicas can be asked for: other gateways may have more luck than one that is cut off.
 
     That all of them are full is no reason: they are for the others, too.

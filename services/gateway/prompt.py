@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from services.gateway.limits import MAX_PROMPT_BYTES
+from services.gateway.token_bytes import TokenBytes
 from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 
@@ -19,20 +21,66 @@ _QUESTION, _ANSWER = "\x02question\x03", "\x02answer\x03"  # appear in no prompt
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that an earlier answer made; `arguments` by name, any JSON."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        tool_calls: what an assistant's message called; then `content` may be empty.
+        tool_call_id: which call a tool's message answers; empty if it does not say.
+        name: whose message it is, for templates that show it.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    def to_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it; what it does not say is left out."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"type": "function", "id": call.call_id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name:
+            message["name"] = self.name
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Tools that the model may call, for its chat template to show.
+
+    Attributes:
+        schemas: `{"type": "function", "function": {...}}` each.
+        choice: "auto", "none", "required", or one function as `{"type": "function", "function": {"name": ...}}`.
+    """
+
+    schemas: tuple[Mapping[str, Any], ...] = ()
+    choice: str | Mapping[str, Any] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptInput:
-    """What the client sent. Exactly one of the three is not empty."""
+    """What the client sent. Exactly one of the first three is not empty; `tools` only go with messages."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     messages: tuple[ChatMessage, ...] = ()
+    tools: Tools = field(default_factory=Tools)
 
     def check(self, max_bytes: int = MAX_PROMPT_BYTES) -> None:
         """Raise InvalidRequest unless exactly one form is given and it is within bounds."""
@@ -46,9 +94,11 @@ class PromptInput:
                 raise InvalidRequest(
                     f"prompt.messages[{index}].role", message.role, f"must be one of {', '.join(ROLES)}"
                 )
-            if not message.content:
+            if not message.content and not message.tool_calls:
                 raise InvalidRequest(f"prompt.messages[{index}].content", "", "must not be empty")
         size = len(self.text.encode()) + sum(len(message.content.encode()) for message in self.messages)
+        calls = [call.arguments for message in self.messages for call in message.tool_calls]
+        size += sum(len(json.dumps(value).encode()) for value in (*calls, *self.tools.schemas))
         if size > max_bytes:
             raise InvalidRequest("prompt", f"{size} bytes", f"must be at most {max_bytes} bytes")
 
@@ -72,6 +122,10 @@ class PromptEncoder:
         decoder: Decoder = self._tokenizer
         return decoder
 
+    def token_bytes(self) -> TokenBytes:
+        """What single tokens say. Raises AttributeError for a tokenizer that is not one of the fast ones."""
+        return TokenBytes(self._tokenizer)
+
     def encode(self, prompt: PromptInput, history_token_ids: Sequence[int], thinking: bool = False) -> list[int]:
         """Token ids that the prompt adds to the history.
 
@@ -87,7 +141,7 @@ class PromptEncoder:
                         f"prompt.token_ids[{index}]", token_id, f"must be in 0..{self._vocab_size - 1}"
                     )
         elif prompt.messages:
-            text = self._render(prompt.messages, history_token_ids, thinking)
+            text = self._render(prompt, history_token_ids, thinking)
             token_ids = self._tokenize(text, special=False)
         else:
             token_ids = self._tokenize(prompt.text, special=not history_token_ids)
@@ -106,24 +160,46 @@ class PromptEncoder:
         encoded = self._tokenizer(text, add_special_tokens=special, verbose=False)
         return list(encoded["input_ids"])
 
-    def _render(self, messages: Sequence[ChatMessage], history_token_ids: Sequence[int], thinking: bool) -> str:
-        template = self._tokenizer.chat_template
-        if template is None:
+    def _render(self, prompt: PromptInput, history_token_ids: Sequence[int], thinking: bool) -> str:
+        if self._tokenizer.chat_template is None:
             raise ModelNotSupported("the model has no chat template; send text or token ids")
-        if thinking and "enable_thinking" not in template:
+        if thinking and not self._knows("enable_thinking"):
             raise ModelNotSupported("the recipe asks for thinking, which the model's chat template does not know")
-        new = [{"role": message.role, "content": message.content} for message in messages]
+        if any(message.tool_calls for message in prompt.messages) and not self._knows("tool_calls"):
+            raise ModelNotSupported("messages have tool_calls, which the model's chat template does not know")
+        tools = self._tool_options(prompt.tools)
+        new = [message.to_template() for message in prompt.messages]
         if not history_token_ids:
-            return self._apply(new, thinking, True)
+            return self._apply(new, thinking, tools)
+        if tools:
+            raise InvalidRequest("tools", f"{len(prompt.tools.schemas)} tools", "give them in a session's first turn")
         return self._after_answer(new, thinking, history_token_ids[-1])
 
-    def _after_answer(self, new: list[dict[str, str]], thinking: bool, last_token_id: int) -> str:
+    def _knows(self, variable: str) -> bool:
+        return variable in str(self._tokenizer.chat_template)  # a model may have several templates, by name
+
+    def _tool_options(self, tools: Tools) -> dict[str, Any]:
+        """What the template is told of tools. Raises ModelNotSupported for what it cannot tell the model."""
+        if not tools.schemas or tools.choice == "none":
+            return {}
+        if not self._knows("tools"):
+            raise ModelNotSupported("the model's chat template does not know tools")
+        options: dict[str, Any] = {"tools": [dict(schema) for schema in tools.schemas]}
+        if self._knows("tool_choice"):
+            return {**options, "tool_choice": tools.choice}
+        if tools.choice != "auto":
+            raise ModelNotSupported(
+                f"tool_choice is {tools.choice!r}: the model's chat template knows no choice, only 'auto' and 'none'"
+            )
+        return options
+
+    def _after_answer(self, new: list[dict[str, Any]], thinking: bool, last_token_id: int) -> str:
         """What the template puts after an answer for new messages: the difference of two renderings.
 
         The answer's own end marker is part of it, unless the model wrote it already as its last token.
         """
         old = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-        longer = self._apply([*old, *new], thinking, True)
+        longer = self._apply([*old, *new], thinking, {})
         head, found, tail = longer.partition(_ANSWER)
         if not found or _QUESTION not in head:
             raise ModelNotSupported("the model's chat template drops earlier turns; it cannot continue a session")
@@ -132,10 +208,10 @@ class PromptEncoder:
             tail = tail[len(end) :]
         return tail
 
-    def _apply(self, messages: list[dict[str, str]], thinking: bool, generate: bool) -> str:
+    def _apply(self, messages: list[dict[str, Any]], thinking: bool, tools: Mapping[str, Any]) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, enable_thinking=thinking
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking, **tools
             )
         except Exception as exc:  # templates raise whatever they like, by jinja's raise_exception
             raise InvalidRequest(

@@ -62,7 +62,7 @@ class _Remote:
             raise ReplicaLost(f"replica {self.replica_id} at {self.address} cannot be reached") from None
         timeout_s = None if job.deadline_s is None else job.deadline_s - time.monotonic()
         stub: Any = pb_grpc.ReplicaStub(self.channel)  # type: ignore[no-untyped-call]
-        call = stub.Run(run_request(job), timeout=timeout_s)
+        call = stub.Run(run_request(job), timeout=timeout_s, metadata=job.trace_headers)
         try:
             async for message in call:
                 yield event_from(message, job.request_id)

@@ -10,6 +10,7 @@ from services.gateway import messages
 from services.gateway.answers import Accepted, Answers
 from services.gateway.errors import Context, aborting
 from services.gateway.limits import MAX_UPLOAD_BYTES
+from services.gateway.plans import plan_response, recipes_response
 from services.gateway.prompt import PromptInput
 from services.gateway.sessions import SessionRpcs
 from services.gateway.upload import collect_upload
@@ -17,9 +18,8 @@ from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import Store
-from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
+from swaa_runtime.errors import DeadlineExceeded
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
-from swaa_runtime.request import SamplingParams
 
 
 class LongContextService(SessionRpcs):
@@ -74,37 +74,11 @@ class LongContextService(SessionRpcs):
     async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
         """See the proto."""
         async with aborting(context):
-            max_tokens = request.max_tokens if request.HasField("max_tokens") else messages.DEFAULT_MAX_TOKENS
-            params = SamplingParams(max_tokens=max_tokens)
-            if request.prompt_tokens and request.HasField("prompt"):
-                raise InvalidRequest("prompt_tokens", request.prompt_tokens, "give either prompt or prompt_tokens")
-            headers = context.invocation_metadata() or ()
-            if request.prompt_tokens:
-                objective, work, plan = await self._answers.plan_length(
-                    request.prompt_tokens, params.max_tokens, headers
-                )
-                return messages.plan_message(plan, objective, work)
-            prompt = messages.prompt_input(request.prompt)
-            prompt.check()
-            planned = await self._answers.plan(prompt, params.max_tokens, headers)
-            return messages.plan_message(planned.plan, planned.request.objective, planned.work)
+            return await plan_response(self._answers, request, context.invocation_metadata() or ())
 
     async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
         """See the proto."""
-        facts, source = self._facts, self._answers.turns.catalogs
-        response = pb.ListRecipesResponse(
-            model=self._model_name,
-            num_layers=facts.shape.num_layers,
-            max_model_tokens=facts.max_session_tokens,
-            attention_backend=facts.attention_backend,
-            device=facts.device,
-            cost_source=f"{facts.cost.hardware}, {facts.cost.measured_at}",
-            catalog_source=str(source.path),
-            catalog_error=source.error,
-            catalog_loaded_at_s=source.loaded_at_s,
-        )
-        messages.catalog_message(source.current, response)
-        return response
+        return recipes_response(self._model_name, self._facts, self._answers.turns.catalogs)
 
 
 def _deadline_s(context: Context) -> float | None:

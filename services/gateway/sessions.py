@@ -10,22 +10,20 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from typing import Self
 
-from services.errors import SessionCorrupt, SessionNotFound, StaleSession
+from services.errors import SessionCorrupt, StaleSession
 from services.gateway import messages
 from services.gateway.errors import Context, aborting
 from services.gateway.identity import TENANT, new_session_id
 from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
+from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.facts import ModelFacts
 from services.sessions.archive import distinct_segments, read_archive, write_archive
 from services.sessions.check import check_segments, check_tokens
 from services.sessions.policy import SessionPolicy
-from services.sessions.prefix import prefix_ids, prefix_scope
 from services.sessions.store import Manifest, SegmentRef, Store
 from swaa_runtime.errors import InvalidRequest
-
-MAX_SESSIONS_LISTED = 1000
 
 
 class SessionRpcs(pb_grpc.LongContextServicer):
@@ -33,37 +31,30 @@ class SessionRpcs(pb_grpc.LongContextServicer):
 
     def __init__(self, facts: ModelFacts, store: Store, policy: SessionPolicy) -> None:
         self._facts = facts
-        self._policy = policy
+        self._admin = SessionAdmin(store, policy)
         self._store = store
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
         """See the proto."""
         async with aborting(context):
-            return messages.session_message(await self._store.get(TENANT, request.session_id))
+            return messages.session_message(await self._admin.get(request.session_id))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         """See the proto."""
         async with aborting(context):
-            limit = request.limit if request.HasField("limit") else 100
-            if not 1 <= limit <= MAX_SESSIONS_LISTED:
-                raise InvalidRequest("limit", limit, f"must be in 1..{MAX_SESSIONS_LISTED}")
-            sessions = await self._store.list_sessions(TENANT, limit)
+            limit = request.limit if request.HasField("limit") else DEFAULT_SESSIONS_LISTED
+            sessions = await self._admin.recent(limit)
             return pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
         """See the proto."""
         async with aborting(context):
-            forked = await self._store.fork(TENANT, request.session_id, new_session_id())
-            return messages.session_message(forked)
+            return messages.session_message(await self._admin.fork(request.session_id))
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """See the proto."""
         async with aborting(context):
-            prefixes: list[str] = []
-            with contextlib.suppress(SessionCorrupt, SessionNotFound):  # what cannot be read can still be deleted
-                prefixes = self._prefixes(await self._store.get(TENANT, request.session_id))
-            await self._store.delete(TENANT, request.session_id)
-            await self._store.delete_prefixes(TENANT, prefixes)
+            await self._admin.delete(request.session_id)
             return pb.DeleteSessionResponse()
 
     async def ExportSession(
@@ -97,13 +88,6 @@ class SessionRpcs(pb_grpc.LongContextServicer):
                 )
                 await self._store.save(TENANT, imported, spool, expected_version=0)
             return messages.session_message(await self._store.get(TENANT, imported.session_id))
-
-    def _prefixes(self, manifest: Manifest) -> list[str]:
-        """Prefix states that the session's prompts have left: they go with it, whoever else might have used them."""
-        scope = prefix_scope(TENANT, manifest.session_id, self._policy)
-        tokens, turns, recipe = manifest.token_ids, manifest.turns, manifest.recipe
-        ids = prefix_ids(scope, manifest.model_fingerprint, self._policy, recipe, tokens, turns)
-        return [prefix_id for _, prefix_id in ids]
 
     async def _fetch(self, manifest: Manifest, ref: SegmentRef) -> bytes:
         """One segment. Raises StaleSession or SessionNotFound if it is gone because the session moved on."""

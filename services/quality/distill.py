@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.quality.batched import BatchGenerator
 from services.quality.examples import Example
 from services.quality.practice import Practice
 from swaa_runtime.engine import Engine
+from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.outputs import Finished
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, SamplingParams, new_request
@@ -62,6 +64,42 @@ def answer_all(
             done += 1
             progress(done, len(practices))
             submit()
+
+
+def answer_batched(
+    loaded: LoadedModel,
+    generator: BatchGenerator,
+    tokenizer: Any,
+    practices: Sequence[Practice],
+    recipe: Recipe,
+    batch_tokens: int,
+    progress: Progress,
+) -> Iterator[Answered]:
+    """As `answer_all`, in padded batches of prompts of about one length: faster on a GPU, same answers."""
+    rules = recipe.resolve(loaded.shape.num_layers)
+    longest_first = sorted(practices, key=lambda practice: -len(practice.sample.token_ids))
+    at = 0
+    while at < len(longest_first):
+        size = max(1, batch_tokens // len(longest_first[at].sample.token_ids))
+        group = longest_first[at : at + size]
+        limits = [practice.sample.max_new_tokens for practice in group]
+        state, token_ids = generator.start([practice.sample.token_ids for practice in group], rules, max(limits))
+        answers = [[token_id] for token_id in token_ids]
+
+        def ended(answer: list[int], limit: int) -> bool:
+            return answer[-1] in loaded.eos_token_ids or len(answer) >= limit
+
+        while not all(map(ended, answers, limits)):
+            token_ids = generator.step(state, token_ids)
+            for answer, limit, token_id in zip(answers, limits, token_ids, strict=True):
+                if not ended(answer, limit):
+                    answer.append(token_id)
+        for practice, answer in zip(group, answers, strict=True):
+            at += 1
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            finished = answer[-1] in loaded.eos_token_ids
+            yield Answered(practice, tuple(answer), practice.sample.score(text), finished)
+            progress(at, len(practices))
 
 
 def to_example(answered: Answered, keep: Keep, tokenizer: Any, replace_with_reference: bool) -> Example | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from services.quality.distill import Answered, Keep, Progress, answer_all, reference_example, to_example
+from services.quality.distill import Answered, Keep, reference_example, to_example
 from services.quality.examples import Example
 from services.quality.flex import packed_kernel
 from services.quality.lora import add_lora, save_adapter
 from services.quality.practice import Practice, make_practice
 from services.quality.tasks.sample import PromptBuilder
 from services.quality.training import Step, TrainConfig, Trainer
-from swaa_runtime.engine import Engine
 from swaa_runtime.model.adapters import weights_fingerprint
 from swaa_runtime.model.loader import load_model
 from swaa_runtime.recipe import Recipe
@@ -70,17 +69,11 @@ class Tally:
     replaced: int = 0
 
 
-def distill(
-    engine: Engine,
-    tokenizer: Any,
-    practices: Sequence[Practice],
-    keep: Keep,
-    replace_with_reference: bool,
-    progress: Progress,
-    tallies: dict[str, Tally],
+def keep_examples(
+    answers: Iterable[Answered], tokenizer: Any, keep: Keep, replace_with_reference: bool, tallies: dict[str, Tally]
 ) -> Iterator[Example]:
-    """Examples of the full-attention model's own answers; `tallies` counts them by task as they come."""
-    for answered in answer_all(engine, tokenizer, practices, FULL, progress):
+    """What is to be learnt from answers (see `to_example`); `tallies` counts them by task as they come."""
+    for answered in answers:
         example = to_example(answered, keep, tokenizer, replace_with_reference)
         _count(tallies.setdefault(answered.practice.task, Tally()), answered, keep, example)
         if example is not None:
@@ -104,6 +97,7 @@ class FinetuneJob:
     """One training.
 
     Attributes:
+        model_name: what the adapter's configuration calls its model.
         checkpoint_steps: save a checkpoint every so many steps; an unfinished training of the same job goes on from it.
         max_seconds: stop (and save a checkpoint) after this long; None: train to the end.
     """
@@ -114,13 +108,14 @@ class FinetuneJob:
     config: TrainConfig
     device: str = "cpu"
     dtype: str = "bfloat16"
+    model_name: str = ""
     checkpoint_steps: int = 50
     max_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended: `finished` is whether the adapter was written (else only a checkpoint)."""
+    """How a training ended: `finished` is whether it came to its end, or was stopped by its time limit."""
 
     finished: bool
     num_steps: int
@@ -130,6 +125,8 @@ class Outcome:
 
 def finetune(job: FinetuneJob, examples: Sequence[Example], on_step: Callable[[Step], None]) -> Outcome:
     """Train an adapter for a recipe and write it to `job.output`; log.jsonl there has a line for every step.
+
+    One that its time limit stops is written as it is, and can be trained further from its checkpoint.
 
     Raises:
         ModelNotSupported: for a model that cannot be run or trained.
@@ -156,7 +153,5 @@ def finetune(job: FinetuneJob, examples: Sequence[Example], on_step: Callable[[S
                 trainer.save(checkpoints)
             if stopped:
                 break
-    finished = trainer.step == trainer.num_steps
-    if finished:
-        save_adapter(peft_model, job.output, base, job.recipe, job.model_folder.name)
-    return Outcome(finished, trainer.step, loss, time.monotonic() - start_s)
+    save_adapter(peft_model, job.output, base, job.recipe, job.model_name)
+    return Outcome(trainer.step == trainer.num_steps, trainer.step, loss, time.monotonic() - start_s)

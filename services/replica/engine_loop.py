@@ -207,7 +207,7 @@ class EngineLoop:
                 outputs = self._engine.step()
                 self._busy_since_s = None
                 self._dispatch(outputs)
-                idle = not outputs  # every step that ran a token has an output
+                idle = not outputs and not self._engine.moves_states  # every step that ran a token has an output
             self._fail(EngineFailed("the engine was shut down"))
         except Exception as exc:
             logger.exception("engine failed")

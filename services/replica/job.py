@@ -34,6 +34,7 @@ class Job:
         restore: how its history gets its KV back.
         sent_token_ids: tokens of the turn that the client has already, as it was cut off elsewhere. The turn goes on
             after them; the last of them comes out once more, as the first token.
+        trace_headers: `traceparent` and `tracestate` of whoever asks; empty without a trace.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Job:
     session: SessionUse | None = None
     restore: RestorePlan | None = None
     sent_token_ids: tuple[int, ...] = ()
+    trace_headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

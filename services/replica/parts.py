@@ -26,11 +26,16 @@ from services.replica.online_cost import OnlineCost
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
+from services.sessions.store import Store
+from services.telemetry.engine_metrics import EngineMetrics
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
+from services.telemetry.process import Telemetry
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 from swaa_runtime.model.adapters import CONFIG_FILE
-from swaa_runtime.model.loader import LoadedModel, convert_gguf, load_model, torch_dtype
+from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
 
 DEFAULT_MODEL = "smollm2"
@@ -44,8 +49,9 @@ class Parts:
     loaded: LoadedModel
     engine: EngineLoop
     engine_config: EngineConfig
-    store: RedisSessionStore
+    store: Store
     replica: Replica
+    engine_metrics: EngineMetrics
 
 
 def model_folder(config: ServeConfig) -> Path:
@@ -57,7 +63,12 @@ def model_folder(config: ServeConfig) -> Path:
                 f"model {config.model!r} is neither {DEFAULT_MODEL!r} nor a Hugging Face model folder"
             )
         return folder
-    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", torch_dtype(config.dtype))
+    return convert_gguf(default_model_file(), config.cache_dir.expanduser() / "models", served_dtype(config))
+
+
+def served_dtype(config: ServeConfig) -> torch.dtype:
+    """The dtype of weights, activations and KV."""
+    return fast_dtype(torch.device(config.device)) if config.dtype == "auto" else torch_dtype(config.dtype)
 
 
 def adapter_folders(config: ServeConfig) -> dict[str, Path]:
@@ -96,20 +107,25 @@ def default_model_file() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRunner) -> AsyncIterator[Parts]:
+async def running_parts(
+    config: ServeConfig, runner: type[ModelRunner] = ModelRunner, telemetry: Telemetry | None = None
+) -> AsyncIterator[Parts]:
     """Store, model and engine, running; everything is stopped on leaving.
 
     Args:
         runner: what runs the model; benchmarks put their own in its place.
+        telemetry: told what store, engine and replica do; None: nobody is.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
         ModelNotSupported: if the model cannot be served.
     """
+    telemetry = telemetry or Telemetry()
     async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(config))
+        redis = await stack.enter_async_context(_store(config))
+        store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
-        dtype, device = torch_dtype(config.dtype), torch.device(config.device)
+        dtype, device = served_dtype(config), torch.device(config.device)
         loaded = await asyncio.to_thread(load_model, folder, dtype, device, adapter_folders(config))
         engine_config = _engine_config(config, loaded)
         engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
@@ -123,9 +139,11 @@ async def running_parts(config: ServeConfig, runner: type[ModelRunner] = ModelRu
             bytes_per_token_layer,
             store,
             config.session_policy,
+            telemetry.tracing,
         )
         stack.push_async_callback(replica.close)
-        yield Parts(folder, loaded, engine, engine_config, store, replica)
+        engine_metrics = EngineMetrics(telemetry.registry, lambda: engine.call(Engine.usage))
+        yield Parts(folder, loaded, engine, engine_config, store, replica, engine_metrics)
 
 
 @contextlib.asynccontextmanager
@@ -154,6 +172,9 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
+        max_queued_ms=config.max_queued_ms,
+        max_swapped_bytes=config.swap_memory_mib << 20,
+        policy=config.scheduling_policy,
     )
 
 

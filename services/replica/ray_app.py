@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from services.config import ServeConfig, load_config
+from services.http_server import serving
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.directory import Directory
 from services.replica.parts import learning_cost, model_facts, running_parts
@@ -26,6 +27,9 @@ from services.replica.ray_router import QUEUED_TOKENS, SessionRouter
 from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
 from services.replica.wire import facts_message
+from services.telemetry import logs
+from services.telemetry.page import MetricsPage
+from services.telemetry.process import running_telemetry
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.runner import ModelRunner
 
@@ -119,13 +123,17 @@ class RayReplica:
         config = load_config(**settings)
         if config.redis_url is None:
             raise InvalidRequest("redis_url", None, "must be set: replicas share sessions in one Redis")
-        logging.getLogger("services").setLevel(config.log_level)
+        logs.configure_hosted(config.log_level, config.log_format)
         async with contextlib.AsyncExitStack() as stack:
-            parts = await stack.enter_async_context(running_parts(config, self.runner))
+            telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-replica"))
+            parts = await stack.enter_async_context(running_parts(config, self.runner, telemetry))
             cost = await learning_cost(config, parts, _log_calibration)
             server = ReplicaServer(parts.replica, parts.model_folder, config.replica_host, config.replica_port)
             await server.start()
             stack.push_async_callback(server.stop, LAST_MESSAGE_S)
+            if config.metrics_listen:
+                page = MetricsPage(telemetry.registry, [parts.engine_metrics.refresh])
+                await stack.enter_async_context(serving(page.app(), "metrics_listen", config.metrics_listen))
             self._stack = stack.pop_all()
         # With the process id, so that one can find the process of a replica that one hears of.
         replica_id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"

@@ -22,11 +22,13 @@ from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
 from services.replica.lease import Leases
 from services.replica.restorer import Restorer
 from services.replica.saver import TurnSaver
+from services.replica.turn_trace import restore_span, tell_phases, turn_span
 from services.restore_plan import RestorePlan, SavedState, segments_past
 from services.sessions.check import check_state, check_tokens
 from services.sessions.policy import SessionPolicy
 from services.sessions.prefix import prefix_ids, prefix_scope
 from services.sessions.store import Manifest, SegmentRef, Store
+from services.telemetry.tracing import Span, Tracing
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import SliceKey
@@ -45,6 +47,7 @@ class _Turn:
     request: Request
     manifest: Manifest | None
     state: SavedState | None
+    span: Span
     history: str = "none"
     restore_ms: float = 0.0
     feeding: asyncio.Task[None] | None = None
@@ -61,6 +64,7 @@ class Replica:
         bytes_per_token_layer: int,
         store: Store,
         policy: SessionPolicy,
+        tracing: Tracing | None = None,
     ) -> None:
         self.model_fingerprint = loaded.fingerprint
         self.shape = loaded.shape
@@ -69,6 +73,7 @@ class Replica:
         self._bytes_per_block = bytes_per_block
         self._store = store
         self._policy = policy
+        self._tracing = tracing or Tracing()
         self._leases = Leases(store)
         self._restorer = Restorer(engine, store, loaded.shape)
         self._remaining_tokens: dict[str, int] = {}
@@ -100,12 +105,13 @@ class Replica:
             OutOfCapacity, InvalidRequest, DeadlineExceeded, EngineFailed: the turn ends, nothing is saved.
         """
         async with contextlib.AsyncExitStack() as stack:
+            span = stack.enter_context(turn_span(self._tracing, job))
             manifest, fence = None, 0
             if job.session is not None:
                 fence = await stack.enter_async_context(self._leases.hold(job.session, job.request_id))
                 manifest = await self._current(job.session)
             state = await self._saved_state(job, manifest)
-            turn = _Turn(job, self._request(job, manifest), manifest, state)
+            turn = _Turn(job, self._request(job, manifest), manifest, state, span)
             saver = await stack.enter_async_context(await self._saver(turn))
             self._remaining_tokens[job.request_id] = turn.request.num_remaining_tokens
             stack.callback(self._remaining_tokens.pop, job.request_id, None)
@@ -243,9 +249,11 @@ class Replica:
         job, started_s = turn.job, time.monotonic()
         tenant = "" if job.session is None else job.session.tenant
         try:
-            await self._restorer.feed(tenant, job.request_id, fetched, state.kv_format)
+            with restore_span(turn.span, fetched):
+                await self._restorer.feed(tenant, job.request_id, fetched, state.kv_format)
         except (SessionCorrupt, StoreUnavailable) as exc:
-            logger.warning("request %s: %s; computing from tokens", job.request_id, exc)
+            extra = {"request_id": job.request_id, "trace_id": turn.span.trace_id}
+            logger.warning("request %s: %s; computing from tokens", job.request_id, exc, extra=extra)
             turn.history = f"recomputed: {exc}"
             await self.engine.abandon_restore(job.request_id)
             return
@@ -260,10 +268,13 @@ class Replica:
     async def _finish(self, turn: _Turn, saver: TurnSaver, finished: Finished, fence: int) -> Done:
         if turn.feeding is not None:
             await turn.feeding
+        tell_phases(turn.span, finished)
         outcome, save_ms = None, 0.0
         if turn.job.session is not None:
             started_s = time.monotonic()
-            outcome = await self._save(turn, turn.job.session, saver, finished, fence)
+            with turn.span.child("store.save", "client") as saving:
+                outcome = await self._save(turn, turn.job.session, saver, finished, fence)
+                saving.note(saved=outcome.saved, saved_bytes=outcome.saved_bytes)
             save_ms = (time.monotonic() - started_s) * 1e3
         admitted_s = finished.admitted_s or finished.arrival_s
         num_tokens = finished.num_computed_tokens

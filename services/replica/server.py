@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
 
@@ -19,6 +20,7 @@ from services.pb.swaa.v1 import replica_pb2 as pb
 from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.replica import Replica
 from services.replica.wire import RUN_OPTIONS, TOKENIZER_FILES, job_from, run_event
+from services.telemetry.tracing import Headers, trace_headers
 from services.wire_errors import error_metadata
 from swaa_runtime.errors import InvalidRequest, SwaaError
 
@@ -37,7 +39,8 @@ class ReplicaServicer(pb_grpc.ReplicaServicer):
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunEvent]:
         """See the proto."""
         try:
-            job = job_from(request, _deadline_s(context))
+            trace = trace_headers(cast("Headers", context.invocation_metadata() or ()))
+            job = replace(job_from(request, _deadline_s(context)), trace_headers=trace)
             async with contextlib.aclosing(self._replica.generate(job)) as events:
                 async for event in events:
                     yield run_event(event)

@@ -32,7 +32,22 @@ def dense_attention(
             query, key, value, 0.0, causal, attn_mask=bias, scale=scale
         )
         return out, lse
+    if query.device.type == "cuda" and bias is None and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash_attention(query, key, value, scale, causal)
     return dense_attention_math(query, key, value, scale, causal=causal, bias=bias)
+
+
+def _flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
+) -> Partial:
+    """torch's own flash attention on CUDA; it wants as many key heads as query heads."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (kv.repeat_interleave(groups, dim=1) for kv in (key, value))
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, causal, False, scale=scale
+    )
+    return out, lse
 
 
 def dense_attention_math(

@@ -38,6 +38,9 @@ class ExportQueue:
     def __bool__(self) -> bool:
         return bool(self._exports)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._exports
+
     @property
     def requests(self) -> list[Request]:
         """Requests whose state is being exported."""

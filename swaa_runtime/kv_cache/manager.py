@@ -27,6 +27,11 @@ class KVCacheManager:
         self.max_step_tokens = max_step_tokens
         self.num_reserved_blocks = 0
 
+    @property
+    def num_unreserved_blocks(self) -> int:
+        """Blocks that are set aside for nobody."""
+        return self.pool.num_blocks - 1 - self.num_reserved_blocks
+
     def max_blocks(self, request: Request) -> int:
         """Most blocks that a request can hold at any time, over all layers: what admission reserves."""
         return sum(self._max_layer_blocks(rule, request) for rule in request.rules)
@@ -54,7 +59,7 @@ class KVCacheManager:
     def reserve(self, request: Request) -> bool:
         """Set aside all that a request can come to hold. False if that much is not left now."""
         needed = self.max_blocks(request)
-        if self.num_reserved_blocks + needed > self.pool.num_blocks - 1:
+        if needed > self.num_unreserved_blocks:
             return False
         self.num_reserved_blocks += needed
         request.num_reserved_blocks = needed

@@ -26,6 +26,11 @@ class ParkedStates:
         """All parked requests."""
         return self._requests.values()
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that all of them hold."""
+        return sum(request.num_reserved_blocks for request in self._requests.values())
+
     def park(self, request: Request) -> None:
         """Keep what an ended request holds."""
         self._manager.park(request)
@@ -46,6 +51,14 @@ class ParkedStates:
                 return None
             freed += self.evict_oldest()
         request.num_computed_tokens = request.num_restored_tokens = parked.num_computed_tokens
+        return freed
+
+    def make_room(self, num_blocks: int) -> list[int]:
+        """Free the oldest states until they held so many blocks. Returns the ids; none if all together hold fewer."""
+        freed: list[int] = []
+        if num_blocks <= self.num_blocks:
+            while len(freed) < num_blocks:
+                freed += self.evict_oldest()
         return freed
 
     def drop(self, request_id: str) -> list[int]:

@@ -77,7 +77,7 @@ class Restore:
             self._lay_out(request, layer, manager, storage)
             freed.difference_update(request.block_tables[layer])  # some are in use again
         _write(request, storage, swapped)
-        request.num_restored_tokens = self.num_tokens - request.num_computed_tokens
+        request.num_restored_tokens += self.num_tokens - request.num_computed_tokens
         request.num_computed_tokens = self.num_tokens
         request.compute_limit = None
         return list(freed)

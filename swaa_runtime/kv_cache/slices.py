@@ -6,7 +6,7 @@ so that a later turn leaves the earlier slices alone; layers that keep sinks and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -43,12 +43,29 @@ class KVSlice:
 
 def needed_slices(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_layer: int) -> list[SliceKey]:
     """What must be kept of `num_tokens` computed tokens for another turn to follow: nothing more, nothing twice."""
+    return _slices(rules, num_tokens, keeps_whole_history, bytes_per_token_layer)
+
+
+def resident_slices(
+    rules: Sequence[LayerRule], num_tokens: int, prompt_stop: int, continues: bool, bytes_per_token_layer: int
+) -> list[SliceKey]:
+    """What must be kept of `num_tokens` computed tokens for this very turn to go on (see `keeps_everything`)."""
+
+    def keeps(rule: LayerRule) -> bool:
+        return keeps_everything(rule, num_tokens, prompt_stop, continues)
+
+    return _slices(rules, num_tokens, keeps, bytes_per_token_layer)
+
+
+def _slices(
+    rules: Sequence[LayerRule], num_tokens: int, keeps: Callable[[LayerRule], bool], bytes_per_token_layer: int
+) -> list[SliceKey]:
     groups: dict[LayerRule, list[int]] = {}
     for layer, rule in enumerate(rules):
         groups.setdefault(rule, []).append(layer)
     keys: list[SliceKey] = []
     for rule, layers in groups.items():
-        for start, stop in _needed_ranges(rule, num_tokens):
+        for start, stop in _needed_ranges(rule, num_tokens, keeps(rule)):
             per_slice = max(1, SLICE_TARGET_BYTES // (bytes_per_token_layer * SLICE_TOKENS))
             keys += [SliceKey(tuple(some), start, stop) for some in _batched(layers, per_slice)]
     return keys
@@ -61,12 +78,14 @@ def keeps_whole_history(rule: LayerRule) -> bool:
 
 def state_bytes(rules: Sequence[LayerRule], num_tokens: int, bytes_per_token_layer: int) -> int:
     """Bytes of the state that `needed_slices` describes."""
-    tokens = sum(stop - start for rule in rules for start, stop in _needed_ranges(rule, num_tokens))
+    tokens = sum(
+        stop - start for rule in rules for start, stop in _needed_ranges(rule, num_tokens, keeps_whole_history(rule))
+    )
     return tokens * bytes_per_token_layer
 
 
-def _needed_ranges(rule: LayerRule, num_tokens: int) -> list[tuple[int, int]]:
-    if keeps_whole_history(rule):
+def _needed_ranges(rule: LayerRule, num_tokens: int, keeps_all: bool) -> list[tuple[int, int]]:
+    if keeps_all:
         edges = [*range(0, num_tokens, SLICE_TOKENS), num_tokens]
         return list(pairwise(edges))
     ranges = [(0, min(rule.sink_tokens, num_tokens)), (first_needed(rule, num_tokens, False), num_tokens)]

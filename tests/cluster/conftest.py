@@ -33,6 +33,7 @@ def config(folder: Path, default_model_folder: Path) -> ServeConfig:
         dtype="float32",
         kv_memory_mib=8,
         listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
         drain_s=20.0,
         cache_dir=folder / "cache",
         state_dir=folder / "state",

@@ -21,6 +21,7 @@ def test_nothing_of_a_killed_cluster_stays_behind(config: ServeConfig, tmp_path:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_")},
         **settings,
+        "SWAA_HTTP_LISTEN": "",
         "SWAA_CACHE_DIR": str(config.cache_dir),
         "SWAA_STATE_DIR": str(tmp_path),
         "PYTHONPATH": str(Path(__file__).parents[2]),

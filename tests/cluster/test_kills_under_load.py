@@ -74,6 +74,7 @@ def running(default_model_folder: Path) -> Iterator[Running]:
             "SWAA_CACHE_DIR": str(folder / "cache"),
             "SWAA_STATE_DIR": str(folder / "state"),
             "SWAA_LISTEN": "127.0.0.1:0",
+            "SWAA_HTTP_LISTEN": "",
             "OMP_NUM_THREADS": "1",
         }
         options = ("--num-replicas", str(NUM_REPLICAS), "--num-gateways", "2", "--ready-file", str(ready))

@@ -42,6 +42,7 @@ SOME_RAY_PORT = 20000  # of those that Ray picks at random
 
 NEEDED = (
     Connection("client", GATEWAY, 50051),
+    Connection("client", GATEWAY, 8080),
     Connection(GATEWAY, WORKER, 9000),
     Connection(GATEWAY, WORKER, 9100),
     Connection(GATEWAY, REDIS, 6379),

@@ -136,8 +136,9 @@ def check_addresses(manifests: Sequence[Manifest]) -> Iterator[str]:
             yield f"{one.name}: serve-grpc is not Serve's gRPC port {grpc_port}"
     if str(worker.port("replica")) != worker.environment(manifests)["SWAA_REPLICA_PORT"]:
         yield f"{worker.name}: port replica is not SWAA_REPLICA_PORT"
-    if not settings["SWAA_LISTEN"].endswith(f":{gateway.port('grpc')}"):
-        yield f"SWAA_LISTEN is {settings['SWAA_LISTEN']}, and the port grpc is {gateway.port('grpc')}"
+    for name, port in (("SWAA_LISTEN", "grpc"), ("SWAA_HTTP_LISTEN", "http")):
+        if not settings[name].endswith(f":{gateway.port(port)}"):
+            yield f"{name} is {settings[name]}, and the port {port} is {gateway.port(port)}"
     cluster = ray_service(manifests)["spec"]["rayClusterConfig"]
     redis_urls = {one.name: one.environment(manifests)["SWAA_REDIS_URL"] for one in (gateway, worker)}
     redis_urls[head.name] = cluster["gcsFaultToleranceOptions"]["redisAddress"]

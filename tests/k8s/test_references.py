@@ -102,6 +102,11 @@ CASES: dict[str, Case] = {
         environment(GATEWAY, "SWAA_LISTEN", "0.0.0.0:50052"),
         r"SWAA_LISTEN is 0\.0\.0\.0:50052",
     ),
+    "a gateway's HTTP on another port": (
+        check_addresses,
+        environment(GATEWAY, "SWAA_HTTP_LISTEN", "0.0.0.0:8081"),
+        r"SWAA_HTTP_LISTEN is 0\.0\.0\.0:8081",
+    ),
     "a Redis that is not there": (
         check_addresses,
         environment(WORKER, "SWAA_REDIS_URL", "redis://swaa:x@redis:6379/0"),

@@ -21,6 +21,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_suit_a_laptop() -> None:
     config = load_config()
     assert (config.model, config.device, config.listen) == ("smollm2", "cpu", "127.0.0.1:50051")
+    assert config.http_listen == "127.0.0.1:8080"
     assert config.redis_url is None
     assert config.session_ttl_s == 86400
 
@@ -35,6 +36,12 @@ def test_flags_go_over_the_environment_and_absent_flags_do_not(monkeypatch: pyte
     monkeypatch.setenv("SWAA_KV_MEMORY_MIB", "64")
     config = load_config(listen="127.0.0.1:2", kv_memory_mib=None, state_dir=Path("here"))
     assert (config.listen, config.kv_memory_mib, config.state_dir) == ("127.0.0.1:2", 64, Path("here"))
+
+
+def test_http_is_turned_off_by_an_empty_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAA_HTTP_LISTEN", "")
+    assert load_config().http_listen == ""
+    assert load_config(http_listen="127.0.0.1:0").http_listen == "127.0.0.1:0"
 
 
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

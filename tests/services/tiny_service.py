@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.catalog_source import FixedCatalog
@@ -21,6 +22,9 @@ from services.gateway.service import LongContextService
 from services.gateway.turns import TurnPlanner
 from services.replica.replica import Replica
 from services.sessions.policy import SessionPolicy
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
+from services.telemetry.process import Telemetry
 from tests.swaa_runtime.builders import VOCAB_SIZE, LetterDecoder, tiny_model
 
 from .gateway.builders import CLASSES
@@ -62,11 +66,12 @@ class TinyService:
 
 
 @asynccontextmanager
-async def tiny_service(**policy: Any) -> AsyncIterator[TinyService]:
-    """A service of its own, in this event loop."""
-    store = FakeSessionStore()
+async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> AsyncIterator[TinyService]:
+    """A service of its own, in this event loop. `telemetry` is told what it does."""
+    telemetry, fake = telemetry or Telemetry(), FakeSessionStore()
+    store = ObservedStore(fake, StoreMetrics(telemetry.registry))
     async with running_engine() as rig:
-        replica = make_replica(rig, store, **policy)
+        replica = make_replica(rig, store, telemetry.tracing, **policy)
         loaded = tiny_model()
         facts = replace(
             FACTS,
@@ -77,12 +82,14 @@ async def tiny_service(**policy: Any) -> AsyncIterator[TinyService]:
         )
         kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
         encoder = PromptEncoder(LetterTokenizer(), VOCAB_SIZE, MAX_TOKENS)
-        turns = TurnPlanner(FixedCatalog(tiny_catalog()), encoder, store, kept, MAX_TOKENS, TENANT)
-        answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids)
+        catalogs = FixedCatalog(tiny_catalog())
+        turns = TurnPlanner(catalogs, encoder, store, kept, MAX_TOKENS, TENANT)
+        observer = observer_of(telemetry, catalogs)
+        answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids, observer)
         server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
         await server.start()
         try:
-            yield TinyService(server, answers, replica, rig, store)
+            yield TinyService(server, answers, replica, rig, fake)
         finally:
             await server.stop(0)
             await replica.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.batch import Batch, ScheduledChunk
-from swaa_runtime.config import AttentionBackendName, EngineConfig
+from swaa_runtime.config import AttentionBackendName, EngineConfig, SchedulingPolicy
 from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -264,6 +265,9 @@ def engine_config(
     max_state_bytes: int = 1 << 30,
     export_step_bytes: int = 1 << 20,
     attention_backend: AttentionBackendName = "windowed",
+    max_queued_ms: float | None = None,
+    max_swapped_bytes: int = 1 << 30,
+    policy: SchedulingPolicy = "slack",
 ) -> EngineConfig:
     return EngineConfig(
         num_blocks=num_blocks,
@@ -275,18 +279,24 @@ def engine_config(
         max_state_bytes=max_state_bytes,
         export_step_bytes=export_step_bytes,
         attention_backend=attention_backend,
+        max_queued_ms=max_queued_ms,
+        max_swapped_bytes=max_swapped_bytes,
+        policy=policy,
     )
 
 
 def build_rig(
-    loaded: LoadedModel | None = None, config: EngineConfig | None = None, eos_token_ids: Sequence[int] = ()
+    loaded: LoadedModel | None = None,
+    config: EngineConfig | None = None,
+    eos_token_ids: Sequence[int] = (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> Rig:
     """An engine over a tiny model whose unwritten and freed memory is NaN: reading either shows in the logits."""
     config = config or engine_config()
     runner = RecordingRunner(loaded or tiny_model(), config)
     storage = runner.storage
     storage.fill(range(1, config.num_blocks), NAN)
-    engine = Engine(runner, config, LetterDecoder(), eos_token_ids)
+    engine = Engine(runner, config, LetterDecoder(), eos_token_ids, clock)
     engine.on_freed = lambda blocks: storage.fill(blocks, NAN)
     return Rig(engine, runner)
 

@@ -91,15 +91,19 @@ def test_a_step_never_runs_more_tokens_than_its_budget_and_uses_all_of_it() -> N
         assert done == min(16, known)
 
 
-def test_a_short_prompt_behind_a_long_one_gets_its_first_token_at_once() -> None:
+@pytest.mark.parametrize(("due_in_s", "num_steps"), [(None, 10), (10.0, 1)])
+def test_a_short_prompt_passes_a_long_one_and_at_once_if_it_is_due(due_in_s: float | None, num_steps: int) -> None:
+    """Nothing due: by its part of the fair share. Due: by its slack."""
     rig = build_rig(config=engine_config(max_step_tokens=16))
     long = rig.add(build_request("long", 800, SLIDING))
     rig.step()
-    rig.add(build_request("short", 10, SLIDING))
-    rig.step()
-    rig.step()
-    assert len(rig.tokens("short")) >= 1
-    assert long.num_computed_tokens < 60
+    due_s = None if due_in_s is None else time.monotonic() + due_in_s
+    rig.add(build_request("short", 10, SLIDING, ttft_due_s=due_s))
+    for _ in range(num_steps):
+        assert not rig.tokens("short")
+        rig.step()
+    assert rig.tokens("short")
+    assert long.num_remaining_tokens > 600
     rig.run()
     assert_equals_oracle(rig, tiny_model(), long)
 

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.workload import make_tiny_model
+
 from .harness import Service
+
+CHAT_TEMPLATE = """
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif -%}
+{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""The default model's, and tools as Qwen's templates show them."""
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +37,17 @@ def service(walk_folder: Path) -> Iterator[Service]:
     folder = walk_folder / "shared"
     folder.mkdir()
     with Service(folder) as service:
+        yield service
+        assert service.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def tiny(walk_folder: Path, default_model_folder: Path) -> Iterator[Service]:
+    """A service of a tiny random model, with little memory: for what does not depend on the answer's sense."""
+    folder = walk_folder / "tiny"
+    folder.mkdir()
+    model = make_tiny_model(folder, default_model_folder)
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    with Service(folder, model=str(model), dtype="float32", kv_memory_mib="16", cache_dir=str(folder)) as service:
         yield service
         assert service.stop() == 0

@@ -38,6 +38,7 @@ class Service:
         self.state_dir = folder / "state"
         self._log_path = folder / "serve.log"
         self._ready = folder / "address"
+        self._http_ready = folder / "http-address"
         self._environment = environment(
             SWAA_STATE_DIR=str(self.state_dir), **{f"SWAA_{name.upper()}": value for name, value in settings.items()}
         )
@@ -48,7 +49,9 @@ class Service:
         """Start it and wait until it serves."""
         self._close()
         self._ready.unlink(missing_ok=True)
-        command = (*SWAA, "serve", "--listen", "127.0.0.1:0", "--ready-file", str(self._ready))
+        listen = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
+        ready = ("--ready-file", str(self._ready), "--http-ready-file", str(self._http_ready))
+        command = (*SWAA, "serve", *listen, *ready)
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         until = time.monotonic() + START_TIMEOUT_S
@@ -62,6 +65,10 @@ class Service:
     @property
     def address(self) -> str:
         return self._ready.read_text(encoding="utf-8")
+
+    @property
+    def http_address(self) -> str:
+        return self._http_ready.read_text(encoding="utf-8")
 
     @property
     def log(self) -> str:

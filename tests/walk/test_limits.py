@@ -9,15 +9,19 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
+from swaa_runtime.model.loader import fast_dtype
 
 from .harness import Service, log_of, open_turn, read_until, refused, run_turn
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
-POOL_TOKENS = (100 << 20) // 23040
-"""Of full attention: about 4,500."""
+DTYPE_BYTES = fast_dtype(torch.device("cpu")).itemsize
+KV_MEMORY_MIB = 50 * DTYPE_BYTES
+POOL_TOKENS = (KV_MEMORY_MIB << 20) // (30 * 2 * 3 * 64 * DTYPE_BYTES)
+"""Of full attention (layers, K and V, heads, head_dim): about 4,500."""
 
 BIG = 3000
 """Two requests of so many tokens do not fit."""
@@ -29,7 +33,7 @@ FULL = {"x-swaa-recipe": "full"}
 def small(walk_folder: Path) -> Iterator[Service]:
     folder = walk_folder / "small"
     folder.mkdir()
-    with Service(folder, kv_memory_mib="100", session_ttl_s="1", drain_s="0") as service:
+    with Service(folder, kv_memory_mib=str(KV_MEMORY_MIB), session_ttl_s="1", drain_s="0") as service:
         yield service
         assert service.stop() == 0
 

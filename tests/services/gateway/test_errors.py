@@ -50,6 +50,7 @@ def test_the_table_is_the_protos() -> None:
         "SessionCorrupt": "DATA_LOSS",
         "StoreUnavailable": "UNAVAILABLE",
         "EngineFailed": "UNAVAILABLE",
+        "GatewayStopping": "UNAVAILABLE",
     }
     assert {cls.__name__: code.name for cls, code in STATUS_CODES.items()} == expected
 

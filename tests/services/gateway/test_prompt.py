@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from services.gateway.limits import MAX_PROMPT_BYTES
-from services.gateway.prompt import ChatMessage, PromptEncoder, PromptInput
+from services.gateway.prompt import ChatMessage, PromptEncoder, PromptInput, ToolCall, Tools
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 
 VOCAB_SIZE, MAX_MODEL_TOKENS = 49152, 8192
@@ -198,3 +198,63 @@ def test_thinking_reaches_the_template_that_knows_it() -> None:
     encoder = chat_encoder(lambda messages, **options: f"{options['enable_thinking']}", chat_template="enable_thinking")
     assert bytes(encoder.encode(PromptInput(messages=(USER,)), (), thinking=True)) == b"True"
     assert bytes(encoder.encode(PromptInput(messages=(USER,)), ())) == b"False"
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALLS = ChatMessage("assistant", "", (ToolCall("c", "look", {"at": 1}),))
+
+
+def shows(messages: Any, **options: Any) -> str:
+    return repr((messages, {name: options[name] for name in ("tools", "tool_choice") if name in options}))
+
+
+def shown(encoder: PromptEncoder, prompt: PromptInput) -> Any:
+    prompt.check()
+    return bytes(encoder.encode(prompt, ())).decode()
+
+
+def test_tools_reach_the_template_that_knows_them() -> None:
+    encoder = chat_encoder(shows, chat_template="tools")
+    asked = PromptInput(messages=(USER,), tools=Tools((LOOK,)))
+    assert shown(encoder, asked) == repr(([{"role": "user", "content": USER.content}], {"tools": [LOOK]}))
+    none = PromptInput(messages=(USER,), tools=Tools((LOOK,), "none"))
+    assert shown(encoder, none) == shown(encoder, PromptInput(messages=(USER,)))
+    for choice in ("required", {"type": "function", "function": {"name": "look"}}):
+        with pytest.raises(ModelNotSupported, match="knows no choice, only 'auto' and 'none'"):
+            shown(encoder, PromptInput(messages=(USER,), tools=Tools((LOOK,), choice)))
+
+
+def test_a_choice_of_tools_reaches_the_template_that_knows_it() -> None:
+    encoder = chat_encoder(shows, chat_template="tools tool_choice")
+    assert "'tool_choice': 'required'" in shown(
+        encoder, PromptInput(messages=(USER,), tools=Tools((LOOK,), "required"))
+    )
+
+
+def test_calls_and_results_reach_the_template_that_knows_them() -> None:
+    result = ChatMessage("tool", "a ship", tool_call_id="c", name="look")
+    text = shown(chat_encoder(shows, chat_template="tool_calls"), PromptInput(messages=(USER, CALLS, result)))
+    called = {"type": "function", "id": "c", "function": {"name": "look", "arguments": {"at": 1}}}
+    assert repr({"role": "assistant", "content": "", "tool_calls": [called]}) in text
+    assert repr({"role": "tool", "content": "a ship", "tool_call_id": "c", "name": "look"}) in text
+
+
+def test_what_a_template_does_not_know_is_refused() -> None:
+    encoder = chat_encoder(shows)
+    with pytest.raises(ModelNotSupported, match="does not know tools"):
+        shown(encoder, PromptInput(messages=(USER,), tools=Tools((LOOK,))))
+    with pytest.raises(ModelNotSupported, match="messages have tool_calls"):
+        shown(encoder, PromptInput(messages=(USER, CALLS)))
+
+
+def test_tools_belong_to_a_sessions_first_turn() -> None:
+    encoder = chat_encoder(shows, chat_template="tools")
+    with pytest.raises(InvalidRequest, match="give them in a session's first turn"):
+        encoder.encode(PromptInput(messages=(USER,), tools=Tools((LOOK,))), (1, 2))
+
+
+def test_bytes_of_tools_are_counted() -> None:
+    big = {"type": "function", "function": {"name": "look", "description": "x" * 100}}
+    assert refused(PromptInput(messages=(USER,), tools=Tools((big,))), max_bytes=100).field == "prompt"
+    calls = ChatMessage("assistant", "", (ToolCall("c", "look", {"at": "x" * 100}),))
+    assert refused(PromptInput(messages=(USER, calls)), max_bytes=100).field == "prompt"

@@ -24,12 +24,23 @@ from services.replica.job import Done, Job, SessionUse
 from services.replica.replica import Replica
 from services.replica.server import ReplicaServer
 from services.replica.wire import facts_message
+from services.telemetry.tracing import Tracing
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
-from tests.services.replica.builders import NEW, Ran, Rig, asynchronous, make_job, make_replica, running_engine
+from tests.services.replica.builders import (
+    NEW,
+    Ran,
+    Rig,
+    asynchronous,
+    make_job,
+    make_replica,
+    next_use,
+    running_engine,
+)
 from tests.services.replica.builders import run_turn as run_local
 from tests.services.replica.test_wire import FACTS
 from tests.services.sessions.fake_store import FakeSessionStore
+from tests.services.telemetry.tracing import Spans
 from tests.swaa_runtime.builders import LetterDecoder, engine_config
 
 
@@ -78,13 +89,17 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def running(
-    num_nodes: int = 1, max_step_tokens: int = 32, application: str = "", model_folder: Path = Path()
+    num_nodes: int = 1,
+    max_step_tokens: int = 32,
+    application: str = "",
+    model_folder: Path = Path(),
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Cluster]:
     async with contextlib.AsyncExitStack() as stack:
         store, directory = FakeSessionStore(), Directory()
         for _ in range(num_nodes):
             rig = await stack.enter_async_context(running_engine(engine_config(max_step_tokens=max_step_tokens)))
-            replica = make_replica(rig, store)
+            replica = make_replica(rig, store, tracing)
             server = ReplicaServer(replica, model_folder, "127.0.0.1", 0)
             await server.start()
             stack.push_async_callback(server.stop, 0)
@@ -119,6 +134,31 @@ async def test_a_turn_over_the_wire_is_the_turn() -> None:
         assert [event.num_computed_tokens for event in ran.progress] == [32, 40]
         assert ran.done.session is None
         await until(lambda: cluster.directory.held == 0)
+
+
+@asynchronous
+async def test_a_trace_goes_on_over_the_wire_down_to_the_store() -> None:
+    spans = Spans()
+    tracing = Tracing(spans.provider)
+    async with running(tracing=tracing) as cluster:
+        await run_remote(cluster, make_job(40, NEW))
+        await cluster.directory.nodes[0].rig.forget()
+        spans.clear()
+        with tracing.span("gateway.answer") as span:
+            again = make_job(10, await next_use(cluster.store), trace_headers=span.headers)
+            ran = await run_remote(cluster, again)
+        assert ran.done.session is not None
+        assert ran.done.session.history == "restored"
+    assert len(spans.trace_ids()) == 1
+    assert spans.parents() == {
+        "gateway.answer": None,
+        "replica.turn": "gateway.answer",
+        "store.restore": "replica.turn",
+        "replica.queue": "replica.turn",
+        "replica.prefill": "replica.turn",
+        "replica.decode": "replica.turn",
+        "store.save": "replica.turn",
+    }
 
 
 @asynchronous

@@ -16,6 +16,7 @@ from services.replica.replica import Replica
 from services.restore_plan import RestorePlan
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest, SessionStore, Store
+from services.telemetry.tracing import Tracing
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
@@ -106,10 +107,11 @@ async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Ri
         await asyncio.to_thread(loop.close)
 
 
-def make_replica(rig: Rig, store: Store, **policy: Any) -> Replica:
+def make_replica(rig: Rig, store: Store, tracing: Tracing | None = None, /, **policy: Any) -> Replica:
     storage = rig.runner.storage
     kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
-    return Replica(tiny_model(), rig.loop, storage.bytes_per_block, storage.bytes_per_token_layer, store, kept)
+    bytes_per_block, per_token_layer = storage.bytes_per_block, storage.bytes_per_token_layer
+    return Replica(tiny_model(), rig.loop, bytes_per_block, per_token_layer, store, kept, tracing)
 
 
 def load_plan(manifest: Manifest | None, recipe: str) -> RestorePlan | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from services.errors import (
     QuotaExceeded,
@@ -23,6 +24,8 @@ from services.sessions.codec import encode_manifest
 from services.sessions.prefix_codec import encode_prefix
 from services.sessions.slice_codec import decode_slice
 from services.sessions.store import Manifest, PrefixStore, SavedPrefix, SessionStore
+from services.telemetry.metrics import StoreMetrics
+from services.telemetry.observed_store import ObservedStore
 
 from .builders import HEAD_DIM, NUM_KV_HEADS, asynchronous, make_prefix, make_session
 from .fake_store import FakeSessionStore
@@ -37,7 +40,15 @@ class Store(SessionStore, PrefixStore, Protocol):
 Open = Callable[..., AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.redis)])
+class Observed(ObservedStore):
+    """Adds what only these tests ask for."""
+
+    def __init__(self, store: FakeSessionStore) -> None:
+        super().__init__(store, StoreMetrics(CollectorRegistry()))
+        self.usage = store.usage
+
+
+@pytest.fixture(params=["fake", "observed", pytest.param("redis", marks=pytest.mark.redis)])
 def open_any(request: pytest.FixtureRequest) -> Open:
     if request.param == "redis":
         opener: Open = request.getfixturevalue("open_store")
@@ -45,7 +56,8 @@ def open_any(request: pytest.FixtureRequest) -> Open:
 
     @asynccontextmanager
     async def open_fake(**kwargs: Any) -> AsyncIterator[Store]:
-        yield FakeSessionStore(**kwargs)
+        fake = FakeSessionStore(**kwargs)
+        yield Observed(fake) if request.param == "observed" else fake
 
     return open_fake
 

@@ -85,3 +85,15 @@ def test_merging_takes_all_from_the_range_that_has_all_the_weight() -> None:
     assert torch.equal(merge((one, high), (two, low)), one)
     assert torch.equal(merge((one, low), (two, high)), two)
     assert torch.equal(merge((one, high), (two, high)), torch.full_like(one, 1.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(1, 300, False), (64, 300, False), (200, 200, True)])
+def test_flash_attention_on_a_gpu_is_the_written_out_one(queries: int, keys: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 9, queries, 64, dtype=torch.bfloat16, device="cuda")
+    key, value = torch.randn(2, 1, 3, keys, 64, dtype=torch.bfloat16, device="cuda")
+    out, lse = dense_attention(query, key, value, 0.125, causal=causal)
+    want, want_lse = dense_attention_math(query.float(), key.float(), value.float(), 0.125, causal=causal)
+    assert float((out.float() - want).norm() / want.norm()) < 1e-2
+    assert float((lse - want_lse).abs().max()) < 1e-2

@@ -20,7 +20,15 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention, swaa_attention
-from swaa_runtime.model.loader import LoadedModel, check_supported, convert_gguf, load_model, shape_of, wrap_model
+from swaa_runtime.model.loader import (
+    LoadedModel,
+    check_supported,
+    convert_gguf,
+    fast_dtype,
+    load_model,
+    shape_of,
+    wrap_model,
+)
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
@@ -35,6 +43,21 @@ def folder(tmp_path: Path) -> Path:
     """A tiny model as a Hugging Face folder."""
     build_transformer(tiny_config("llama", num_layers=2), "eager").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags : fpu sse2 avx2 avx512f avx512_bf16", torch.bfloat16),
+        ("flags : fpu sse2 avx2 avx512f", torch.float32),
+        ("Features : fp asimd bf16", torch.bfloat16),
+    ],
+)
+def test_bfloat16_is_for_processors_that_compute_in_it(tmp_path: Path, flags: str, dtype: torch.dtype) -> None:
+    (tmp_path / "cpuinfo").write_text(flags)
+    assert fast_dtype(CPU, tmp_path / "cpuinfo") is dtype
+    assert fast_dtype(CPU, tmp_path / "absent") is torch.float32
+    assert fast_dtype(torch.device("cuda"), tmp_path / "absent") is torch.bfloat16
 
 
 # What is supported.

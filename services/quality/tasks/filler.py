@@ -1,10 +1,11 @@
-"""Needle-in-a-haystack samples: varied filler sentences, one fact at a random depth, one question about it."""
+"""Text around what is asked for: sentences drawn from lists, no two prompts alike, and how needles are laid into it."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from services.quality.tasks.sample import PromptBuilder
 
 WHO = (
     "The baker", "A retired teacher", "My neighbour", "The new librarian", "An old sailor", "The youngest student",
@@ -34,46 +35,45 @@ THEN = (
     "and later regretted it", "because there was nothing else to do", "and the others laughed", "as people often do",
     "and it cost almost nothing", "though the weather was poor", "and then went to sleep", "to everyone's surprise",
 )  # fmt: skip
-TOPICS = (
-    "Lisbon", "Oslo", "Nairobi", "Kyoto", "Toronto", "Lima", "Prague", "Hanoi", "Dublin", "Cairo", "Warsaw", "Seattle",
-    "Athens", "Helsinki", "Bogota", "Vienna", "Jakarta", "Madrid", "Sydney", "Boston",
-)  # fmt: skip
 
 MAX_DEPTH = 0.7
-"""Needles lie in the first 70 %: one in the last window would be found by every recipe."""
+"""What is asked for lies in the first 70 % of the text: in the last window every recipe would find it."""
+
+LEAST_PIECE_TOKENS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class NeedleSample:
-    """One prompt and the text that a right answer contains."""
-
-    token_ids: tuple[int, ...]
-    answer: str
-
-
-def make_sample(tokenizer: Any, num_tokens: int, rng: random.Random) -> NeedleSample:
-    """A chat prompt of at most `num_tokens` tokens, and less than a sentence short of it."""
-    topic, answer = rng.choice(TOPICS), str(rng.randint(1000, 9999))
-    needle = f"The special magic number for {topic} is {answer}."
-    question = f"What is the special magic number for {topic} mentioned in the text above?"
-    sentences: list[str] = []
-    budget = num_tokens - _count(tokenizer, _chat(tokenizer, f" {needle}\n\n{question}"))
-    while (budget := budget - _count(tokenizer, " " + (sentence := _sentence(rng)))) >= 0:
-        sentences.append(sentence)
-    sentences.insert(int(rng.random() * MAX_DEPTH * len(sentences)), needle)
-    prompt = _chat(tokenizer, " ".join(sentences) + f"\n\n{question}")
-    return NeedleSample(tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]), answer)
-
-
-def _sentence(rng: random.Random) -> str:
+def sentence(rng: random.Random) -> str:
+    """One sentence of filler."""
     return f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHERE)} {rng.choice(WHEN)}, {rng.choice(THEN)}."
 
 
-def _chat(tokenizer: Any, content: str) -> str:
-    message = [{"role": "user", "content": content}]
-    text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    return text
+def fill(
+    prompts: PromptBuilder,
+    budget_tokens: int,
+    piece: Callable[[], str],
+    *,
+    separator: str = " ",
+    least_piece_tokens: int = LEAST_PIECE_TOKENS,
+) -> list[str]:
+    """Pieces, each after a separator, of at most `budget_tokens` tokens together, and less than one piece fewer.
+
+    Args:
+        least_piece_tokens: no piece is shorter; how many are drawn depends on it, so it belongs to the sample.
+    """
+    pieces = [piece() for _ in range(budget_tokens // least_piece_tokens + 1)]
+    kept = []
+    for text, count in zip(pieces, prompts.count([separator + text for text in pieces]), strict=True):
+        budget_tokens -= count
+        if budget_tokens < 0:
+            break
+        kept.append(text)
+    return kept
 
 
-def _count(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def bury(needles: Sequence[str], filler: Sequence[str], rng: random.Random) -> list[str]:
+    """Filler with the needles in it, in their order, at random places within the first `MAX_DEPTH` of it."""
+    depths = sorted(int(rng.random() * MAX_DEPTH * (len(filler) + 1)) for _ in needles)
+    pieces = list(filler)
+    for needle, depth in reversed(list(zip(needles, depths, strict=True))):
+        pieces.insert(depth, needle)
+    return pieces

@@ -1,0 +1,259 @@
+"""SLAs met and quality kept under load: fixed recipes, first come first served, and the planner, on the same requests.
+
+    python -m benchmarks.bench_sla                                        # default model, CPU, about 20 minutes
+    python -m benchmarks.bench_sla --device cuda --model-shape qwen3-4b   # random weights of that shape
+
+Capacity is the rate at which the requests' predicted work under full attention keeps one replica exactly busy, by the
+measured cost profile; answers' tokens count as riding along in steps that prompts take anyway. At every load the same
+requests come at the same (Poisson) times to every policy:
+
+    fixed: NAME     one recipe for all, our scheduler            x-swaa-recipe: NAME
+    fcfs: full      full attention, first come first served      the same, SWAA_SCHEDULING_POLICY=fcfs
+    fcfs: planner   the planner, first come first served         SWAA_SCHEDULING_POLICY=fcfs
+    planner         the planner and our scheduler
+    planner strict  the same, refusing what it would miss        x-swaa-strict: true; only if named in --policies
+
+An SLA is met if time to first token, time per token and least quality are; a refusal or an error is a miss. Objectives
+of time to first token are multiples of the mean work under full attention, so that a run of minutes tells: see
+--objectives. Quality is the catalogue's table. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+
+from benchmarks import workload
+from benchmarks.served import served
+from benchmarks.sla_policies import DEFAULT_SCHEDULING, Policy, Row, Setup, all_policies, gains, request_ms, requests_of
+from services.cost import CostProfile
+from services.gateway.catalog import Catalog
+from services.gateway.catalog_file import ServedModel, load_catalog
+from services.gateway.limits import GRPC_OPTIONS
+from services.load.prompts import TokenPrompts
+from services.load.report import make_report
+from services.load.runner import LoadRunner
+from services.load.trace import TraceRequest, TraceSpec, make_trace, parse_names, parse_numbers
+from services.pb.swaa.v1 import long_context_pb2 as pb
+from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+
+LOADS = (0.5, 0.8, 1.2, 1.6, 2.0)
+TIMEOUT_S = 3600.0
+WARM_UP = 3
+SAMPLE_S = 2000.0
+"""One request a second: enough of them for the mean work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is served, and the load that suits it. `fixed`: recipes to compare with."""
+
+    lengths: str
+    max_tokens: str
+    fixed: tuple[str, ...]
+    settings: Mapping[str, str]
+
+
+SHAPES = {
+    "default": Shape(
+        "250:0.35,1000:0.35,2500:0.2,5000:0.1", "8-24", ("full", "wide-tail", "middle-tail", "sliding-tail"), {}
+    ),
+    "tiny": Shape("50:0.5,200:0.3,800:0.2", "2-6", ("full", "sliding"), {"dtype": "float32", "kv_memory_mib": "64"}),
+    "qwen3-4b": Shape(
+        "2000:0.35,8000:0.35,24000:0.2,64000:0.1",
+        "16-128",
+        ("full", "interleaved-wide", "interleaved", "quarter", "sliding-decode"),
+        {"kv_memory_mib": "49152", "max_step_tokens": "8192"},
+    ),
+}
+
+
+def set_up(address: str, cache_dir: Path, spec: TraceSpec) -> Setup:
+    """Ask the running service what it is, and read the cost profile it measured."""
+    with grpc.insecure_channel(address, options=GRPC_OPTIONS) as channel:
+        stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
+        answer = stub.ListRecipes(pb.ListRecipesRequest())
+    catalog: Catalog = load_catalog(Path(answer.catalog_source), ServedModel(answer.num_layers))[0]
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in cache_dir.glob("cost-*.json")]
+    used = next(file for file in files if f"{file['hardware']}, {file['measured_at']}" == answer.cost_source)
+    profile = CostProfile.from_mapping(used)
+    sample = make_trace(replace(spec, rate_per_s=1.0, duration_s=SAMPLE_S))
+    mean_ms = {
+        name: sum(request_ms(profile, named, request) for request in sample) / len(sample)
+        for name, named in catalog.recipes.items()
+    }
+    return Setup(profile, mean_ms)
+
+
+async def run_policy(
+    address: str, policy: Policy, traces: Mapping[float, Sequence[TraceRequest]], prompts: TokenPrompts
+) -> list[Row]:
+    """Send every load to a running service, one after the other; each ends when all is answered."""
+    rows = []
+    async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
+        stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
+        runner = LoadRunner(stub, prompts, TIMEOUT_S)
+        for load, trace in traces.items():
+            asked = [replace(each, headers={**each.headers, **policy.headers}) for each in trace]
+            await runner.run([replace(each, arrival_ms=0.0) for each in asked[:WARM_UP]])
+            rows.append(Row(policy, load, make_report(await runner.run(asked)).total))
+            print_row(rows[-1])
+    return rows
+
+
+def print_row(row: Row) -> None:
+    """One line of the table."""
+    figures = row.figures
+    p50, p95 = (figures.ttft_ms[0], figures.ttft_ms[2]) if figures.ttft_ms else (0.0, 0.0)
+    print(
+        f"{row.policy.name:24}{row.load:>6.1f}{figures.num_requests:>9}{figures.hit_rate:>9.1%}"
+        f"{figures.hit_latency_rate:>9.1%}{figures.mean_quality:>9.3f}{figures.num_refused:>9}{figures.num_errors:>8}"
+        f"{p50:>11,.0f}{p95:>11,.0f}{figures.goodput_tokens_s:>11,.0f}{figures.ttft_error_median:>9.1%}",
+        flush=True,
+    )
+
+
+def print_gains(by_load: Mapping[float, Mapping[str, Any]]) -> None:
+    """A sentence for each load."""
+    for load, gain in by_load.items():
+        print(
+            f"at {load:.1f} x capacity the planner meets {gain['hit_rate']:.1%} at quality {gain['mean_quality']:.3f}; "
+            f"the best fixed recipe of at least that quality, {gain['best_fixed']}, meets "
+            f"{gain['best_fixed_hit_rate']:.1%}: {gain['gain_points']:+.1f} points"
+        )
+
+
+def model_folder(args: argparse.Namespace, folder: Path) -> Path | None:
+    """The model to serve; None is the default one."""
+    if args.model is not None:
+        return Path(args.model)
+    if args.model_shape == "default":
+        return None
+    tokenizer = args.tokenizer or workload.model_folder(None, torch.bfloat16)
+    if args.model_shape == "tiny":
+        return workload.make_tiny_model(folder, tokenizer)
+    return workload.make_qwen3_4b(folder, tokenizer, torch.device(args.device))
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run everything; the figures as data."""
+    shape = SHAPES[args.model_shape]
+    fixed = args.fixed or shape.fixed
+    spec = TraceSpec(
+        rate_per_s=1.0,
+        duration_s=1.0,
+        prompt_tokens=parse_numbers("lengths", args.lengths or shape.lengths),
+        max_tokens=parse_numbers("max_tokens", args.max_tokens or shape.max_tokens),
+        sla_classes=parse_names("classes", args.classes),
+        seed=args.seed,
+    )
+    objectives = {
+        name: float(factor) for name, _, factor in (part.partition(":") for part in args.objectives.split(","))
+    }
+    model = model_folder(args, folder)
+    settings = {
+        **shape.settings,
+        "device": args.device,
+        "state_dir": str(folder / "state"),
+        "cache_dir": str(args.cache),
+    }
+    settings |= {} if model is None else {"model": str(model)}
+    settings |= dict(part.split("=", 1) for part in args.setting)
+    chosen = [p for p in all_policies(fixed) if p.name in args.policies or (not args.policies and not p.strict)]
+    tokenizer = workload.load_tokenizer(model or workload.model_folder(None, torch.bfloat16))
+    prompts = TokenPrompts(workload.prompt_tokens(tokenizer, 6000), args.seed)
+    rows: list[Row] = []
+    setup: Setup | None = None
+    traces: dict[float, list[TraceRequest]] = {}
+    for scheduling in dict.fromkeys(policy.scheduling for policy in chosen):
+        other = {} if scheduling == DEFAULT_SCHEDULING else {"scheduling_policy": scheduling}
+        with served(folder / scheduling, {**settings, **other}) as address:
+            if setup is None:
+                setup = set_up(address, args.cache, spec)
+                window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
+                for load in args.loads:
+                    loaded = replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s)
+                    traces[load] = requests_of(loaded, objectives, setup.mean_ms["full"])
+                print_setup(setup, window_s, traces)
+            for policy in chosen:
+                if policy.scheduling == scheduling:
+                    rows += asyncio.run(run_policy(address, policy, traces, prompts))
+    assert setup is not None
+    by_load = gains(rows)
+    print_gains(by_load)
+    return {
+        "hardware": workload.hardware(torch.device(args.device)),
+        "model": args.model or args.model_shape,
+        "capacity_per_s": setup.capacity_per_s,
+        "mean_work_ms": dict(setup.mean_ms),
+        "cost_profile": setup.profile.to_mapping(),
+        "objectives": objectives,
+        "rows": [{"policy": row.policy.name, "load": row.load, **asdict(row.figures)} for row in rows],
+        "gains": by_load,
+    }
+
+
+def print_setup(setup: Setup, window_s: float, traces: Mapping[float, Sequence[TraceRequest]]) -> None:
+    """Capacity and the table's head."""
+    work = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in setup.mean_ms.items())
+    print(f"mean work of a request, by the cost profile: {work}")
+    print(f"capacity: {setup.capacity_per_s:.3f} requests/s under full attention; requests arrive for {window_s:.0f} s")
+    counts = ", ".join(f"{len(trace)} at {load:.1f} x" for load, trace in traces.items())
+    print(f"requests: {counts}\n")
+    print(
+        f"{'policy':24}{'load':>6}{'requests':>9}{'SLA met':>9}{'in time':>9}{'quality':>9}{'refused':>9}{'errors':>8}"
+        f"{'TTFT p50':>11}{'TTFT p95':>11}{'goodput':>11}{'off by':>9}",
+        flush=True,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=18.0, help="what all loads of all policies may take, about")
+    parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="multiples of the capacity")
+    parser.add_argument("--policies", nargs="+", default=[], help="only these (default: all but the strict one)")
+    parser.add_argument("--fixed", nargs="+", help="recipes to compare with (default: by shape)")
+    parser.add_argument("--model-shape", choices=sorted(SHAPES), default="default")
+    parser.add_argument("--model", help="Hugging Face folder, instead of a shape's random weights")
+    parser.add_argument("--tokenizer", type=Path, help="its folder, for random weights (default: the shipped)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--lengths", help="prompt tokens (default: by shape), like swaa load")
+    parser.add_argument("--max-tokens", help="generated tokens (default: by shape), like swaa load")
+    parser.add_argument("--classes", default="interactive:0.4,balanced:0.4,quality:0.2", help="like swaa load")
+    parser.add_argument(
+        "--objectives",
+        default="interactive:2,balanced:4,quality:12",
+        help="time to first token by class, in multiples of the mean work under full attention",
+    )
+    parser.add_argument("--setting", action="append", default=[], help="name=value of the service; may be repeated")
+    parser.add_argument("--cache", type=Path, default=workload.REPO / ".cache" / "swaa", help="models, cost profiles")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and end with one line of JSON."""
+    args = _arguments()
+    with tempfile.TemporaryDirectory(prefix="swaa-sla-") as folder:
+        results = measure(args, Path(folder))
+    summary = {
+        "benchmark": "sla",
+        "versions": workload.versions(),
+        "date": workload.today(),
+        "command": workload.command("benchmarks.bench_sla"),
+        **results,
+    }
+    print("\n" + json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

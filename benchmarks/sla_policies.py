@@ -1,0 +1,115 @@
+"""What `bench_sla` compares, what a replica's capacity is, and how much the planner gains. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.cost import CostProfile, StepWork, decode_keys, prefill_work
+from services.gateway.catalog import NamedRecipe
+from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
+from services.load.report import Group
+from services.load.trace import TraceRequest, TraceSpec, make_trace
+from swaa_runtime.visibility import Turn
+
+DEFAULT_SCHEDULING = "slack"
+"""The service's own scheduling policy, as its setting names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One way to serve the load. `recipe`: the one that all requests ask for, if it is one."""
+
+    name: str
+    scheduling: str = DEFAULT_SCHEDULING
+    recipe: str | None = None
+    strict: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it adds to every request's."""
+        recipe = {RECIPE_HEADER: self.recipe} if self.recipe is not None else {}
+        return {**recipe, **({STRICT_HEADER: "true"} if self.strict else {})}
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is one of those that the planner is to beat."""
+        return self.name.startswith("fixed: ")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one policy at one load."""
+
+    policy: Policy
+    load: float
+    figures: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is known of the service before it is loaded. `mean_ms`: mean work of a request, by recipe."""
+
+    profile: CostProfile
+    mean_ms: Mapping[str, float]
+
+    @property
+    def capacity_per_s(self) -> float:
+        """Requests per second that keep one replica exactly busy under full attention."""
+        return 1e3 / self.mean_ms["full"]
+
+    def window_s(self, budget_s: float, loads: Sequence[float], chosen: Sequence[Policy]) -> float:
+        """How long requests may arrive at each load, so that all of it, with its queues, takes the budget."""
+        shares = [self.mean_ms[policy.recipe or "full"] / self.mean_ms["full"] for policy in chosen]
+        return budget_s / sum(max(1.0, load * share) for load in loads for share in shares)
+
+
+def all_policies(fixed: Sequence[str]) -> list[Policy]:
+    """Those of one scheduling policy together, as each needs a service of its own."""
+    return [
+        *(Policy(f"fixed: {name}", recipe=name) for name in fixed),
+        Policy("planner"),
+        Policy("planner strict", strict=True),
+        Policy("fcfs: full", "fcfs", "full"),
+        Policy("fcfs: planner", "fcfs"),
+    ]
+
+
+def request_ms(profile: CostProfile, named: NamedRecipe, request: TraceRequest) -> float:
+    """How long a request keeps a replica busy; its answer's tokens ride along in others' steps."""
+    stop = request.prompt_tokens
+    prefill = profile.prefill_ms(prefill_work(named.rules, (Turn(0, stop),), 0, stop))
+    token = profile.decode_ms(StepWork(decode_rows=1.0, decode_keys=decode_keys(named.rules, stop)))
+    return prefill + (request.max_tokens - 1) * token
+
+
+def requests_of(spec: TraceSpec, objectives: Mapping[str, float], unit_ms: float) -> list[TraceRequest]:
+    """A trace whose requests ask for time to first token in multiples of a unit, by class."""
+
+    def headers(request: TraceRequest) -> dict[str, str]:
+        return {**request.headers, TTFT_HEADER: f"{objectives[request.headers[SLA_HEADER]] * unit_ms:.1f}"}
+
+    return [replace(request, headers=headers(request)) for request in make_trace(spec)]
+
+
+def gains(rows: Sequence[Row], policy: str = "planner") -> dict[float, dict[str, Any]]:
+    """By load, the planner beside the best fixed recipe that keeps at least its mean quality."""
+    out: dict[float, dict[str, Any]] = {}
+    for row in rows:
+        if row.policy.name != policy:
+            continue
+        rivals = [other for other in rows if other.policy.is_fixed and other.load == row.load]
+        as_good = [other for other in rivals if other.figures.mean_quality >= row.figures.mean_quality]
+        if not as_good:
+            continue
+        best = max(as_good, key=lambda other: other.figures.hit_rate)
+        out[row.load] = {
+            "hit_rate": row.figures.hit_rate,
+            "mean_quality": row.figures.mean_quality,
+            "best_fixed": best.policy.recipe,
+            "best_fixed_hit_rate": best.figures.hit_rate,
+            "best_fixed_mean_quality": best.figures.mean_quality,
+            "gain_points": 100 * (row.figures.hit_rate - best.figures.hit_rate),
+        }
+    return out

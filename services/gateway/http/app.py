@@ -1,0 +1,46 @@
+"""The HTTP application: all endpoints, and one answer to every error. No CORS: pages of other origins get nothing."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from services.gateway.answers import Answers
+from services.gateway.http.errors import answer_error, answer_http_exception
+from services.gateway.http.openai_api import OpenAiApi
+from services.gateway.http.running import Running
+from services.gateway.http.service_api import Health, ServiceApi
+from services.gateway.session_admin import SessionAdmin
+from services.replica.facts import ModelFacts
+from services.telemetry.page import MetricsPage
+from swaa_runtime.errors import SwaaError
+
+
+def build_app(
+    model_name: str,
+    facts: ModelFacts,
+    answers: Answers,
+    sessions: SessionAdmin,
+    health: Health,
+    running: Running,
+    metrics: MetricsPage | None = None,
+) -> Starlette:
+    """The application of one gateway.
+
+    Args:
+        model_name: as it is told to clients.
+        facts: of the replicas' model, as they were when the service started.
+        health: what probes are told; the caller writes to it.
+        running: where requests run, so that the caller can end them.
+        metrics: what Prometheus reads; None: there is no such page.
+    """
+    openai = OpenAiApi(model_name, facts, answers, running)
+    service = ServiceApi(model_name, facts, answers, sessions, health)
+    return Starlette(
+        routes=[*openai.routes(), *service.routes(), *([] if metrics is None else [metrics.route()])],
+        exception_handlers={
+            SwaaError: answer_error,
+            HTTPException: answer_http_exception,
+            Exception: answer_error,
+        },
+    )

@@ -1,0 +1,93 @@
+"""How many tokens of each request a step runs. Pure functions: no memory, no clock.
+
+|- decoding: one each -|------------ prefill, as much as the decoding ones' next tokens allow ------------|
+                       |- fair: FAIR_SHARE of it, max-min -|- the rest: most urgent first, all it can use -|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from swaa_runtime.batch import ScheduledChunk
+from swaa_runtime.request import Request
+
+FAIR_SHARE = 1 / 8
+"""Part of a step's prefill that is divided equally, so that nothing that runs ever stands still: a prompt of n tokens
+has its first token after ceil(n / (FAIR_SHARE * prefill tokens of a step / max_running)) steps at the latest."""
+
+MIN_PREFILL_TOKENS = 16
+"""A step runs so much prefill, if there is any, however soon the next token of a decoding request is due."""
+
+TPOT_SHARE = 0.95
+"""Next tokens are due after this part of their target, as a step may take longer than predicted."""
+
+MAX_EVALUATIONS = 6
+"""A search for the right number of tokens predicts no more steps than this."""
+
+
+def share_prefill(prefills: Sequence[Request], budget_tokens: int, fair_share: float = FAIR_SHARE) -> list[int]:
+    """Tokens of each of `prefills`, most urgent first, together at most `budget_tokens`.
+
+    With a `fair_share` above 0 each gets at least one, if the budget has as many.
+    """
+    needs = [request.num_ready_tokens for request in prefills]
+    fair_tokens = 0 if fair_share == 0 else max(int(budget_tokens * fair_share), len(needs))
+    shares = max_min_fair(needs, min(budget_tokens, fair_tokens))
+    left = budget_tokens - sum(shares)
+    for index, need in enumerate(needs):
+        more = min(need - shares[index], left)
+        shares[index] += more
+        left -= more
+    return shares
+
+
+def max_min_fair(needs: Sequence[int], budget: int) -> list[int]:
+    """Equal shares of a budget; what one does not need is passed on, the smallest need first."""
+    shares = [0] * len(needs)
+    for served, index in enumerate(sorted(range(len(needs)), key=needs.__getitem__)):
+        shares[index] = min(needs[index], -(-budget // (len(needs) - served)))
+        budget -= shares[index]
+    return shares
+
+
+def step_limit_ms(decoding: Iterable[Request], now_s: float, decode_step_ms: float) -> float | None:
+    """How long a step may take so that each decoding request's next token comes when it is due; None: any time.
+
+    One whose token cannot be in time any more counts as due in half its target, so that it catches up. One whose target
+    is shorter than a step that only decodes counts for nothing: no share of the budget would help it.
+    """
+    limits = []
+    for request in decoding:
+        due_s = request.next_token_due_s(TPOT_SHARE)
+        if due_s is None or request.tpot_ms is None or request.tpot_ms < decode_step_ms:
+            continue
+        left_ms = (due_s - now_s) * 1e3
+        limits.append(left_ms if left_ms >= decode_step_ms else request.tpot_ms / 2)
+    return min(limits, default=None)
+
+
+def most_tokens_within(limit_ms: float, low: int, high: int, step_ms: Callable[[int], float]) -> int:
+    """The most tokens in low..high whose step is predicted to take at most `limit_ms`; `low` if none is.
+
+    Interpolates, as a step's time is nearly linear in its tokens. After MAX_EVALUATIONS predictions it takes the most
+    that is known to be within the limit.
+    """
+    if high <= low or (high_ms := step_ms(high)) <= limit_ms:
+        return high
+    if (low_ms := step_ms(low)) >= limit_ms:
+        return low
+    for _ in range(MAX_EVALUATIONS - 2):
+        if high - low <= 1:
+            break
+        guess = low + int((high - low) * (limit_ms - low_ms) / (high_ms - low_ms))
+        guess = min(max(guess, low + 1), high - 1)
+        if (guess_ms := step_ms(guess)) <= limit_ms:
+            low, low_ms = guess, guess_ms
+        else:
+            high, high_ms = guess, guess_ms
+    return low
+
+
+def chunks(requests: Sequence[Request], shares: Sequence[int]) -> list[ScheduledChunk]:
+    """What those with a share run."""
+    return [ScheduledChunk(request, share) for request, share in zip(requests, shares, strict=True) if share]

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swaa_runtime.request import Request
+from swaa_runtime.step_budget import (
+    FAIR_SHARE,
+    MAX_EVALUATIONS,
+    TPOT_SHARE,
+    chunks,
+    max_min_fair,
+    most_tokens_within,
+    share_prefill,
+    step_limit_ms,
+)
+from tests.swaa_runtime.builders import build_request
+
+NEEDS = st.lists(st.integers(1, 60), min_size=1, max_size=8)
+
+
+def prompts(needs: list[int]) -> list[Request]:
+    return [build_request(str(index), [0] * need) for index, need in enumerate(needs)]
+
+
+# Sharing.
+
+
+@given(NEEDS, st.integers(0, 120), st.sampled_from([0.0, FAIR_SHARE, 1.0]))
+def test_shares_are_within_need_and_budget_and_leave_nothing_unused(needs: list[int], budget: int, fair: float) -> None:
+    shares = share_prefill(prompts(needs), budget, fair)
+    assert all(0 <= share <= need for share, need in zip(shares, needs, strict=True))
+    assert sum(shares) == min(budget, sum(needs))
+
+
+@given(NEEDS, st.integers(1, 120))
+def test_equal_shares_are_max_min_fair(needs: list[int], budget: int) -> None:
+    """Whoever gets less than it needs gets no less than any other, up to the one token of rounding."""
+    shares = max_min_fair(needs, budget)
+    assert sum(shares) == min(budget, sum(needs))
+    for share, need in zip(shares, needs, strict=True):
+        assert share == need or max(shares) <= share + 1
+
+
+@given(NEEDS, st.integers(8, 120))
+def test_everybody_gets_its_part_of_the_fair_share_and_at_least_a_token(needs: list[int], budget: int) -> None:
+    part = max(1, int(budget * FAIR_SHARE) // len(needs))
+    for share, need in zip(share_prefill(prompts(needs), budget), needs, strict=True):
+        assert share >= min(need, part)
+
+
+@given(NEEDS, st.integers(8, 120))
+def test_beyond_its_fair_share_nobody_gets_anything_before_the_more_urgent_are_done(
+    needs: list[int], budget: int
+) -> None:
+    shares = share_prefill(prompts(needs), budget)
+    fair = max_min_fair(needs, min(budget, max(int(budget * FAIR_SHARE), len(needs))))
+    unfinished = [index for index, need in enumerate(needs) if shares[index] < need]
+    for index in range(len(needs)):
+        if unfinished and index > unfinished[0]:
+            assert shares[index] == fair[index]
+
+
+def test_a_short_prompt_behind_a_huge_one_gets_through_in_few_steps() -> None:
+    huge, short = build_request("huge", [0] * 100_000), build_request("short", [0] * 500)
+    steps = 0
+    while short.num_remaining_tokens:
+        shares = share_prefill([huge, short], 1024)
+        huge.num_computed_tokens += shares[0]
+        short.num_computed_tokens += shares[1]
+        steps += 1
+    assert steps == 8
+
+
+def test_without_a_fair_share_it_is_strictly_in_order() -> None:
+    assert share_prefill(prompts([50, 3, 9]), 55, fair_share=0) == [50, 3, 2]
+    first, second, _ = prompts([50, 3, 9])
+    assert [(c.request, c.num_tokens) for c in chunks([first, second], [50, 0])] == [(first, 50)]
+
+
+# Next tokens that are due.
+
+
+def decoding(tokens: int, tpot_ms: float | None = 100.0, first_token_s: float = 10.0) -> Request:
+    """A request that has so many tokens."""
+    request = build_request("d", [0] * 5, tpot_ms=tpot_ms)
+    request.first_token_s = first_token_s
+    request.token_ids += [0] * tokens
+    return request
+
+
+def test_the_next_token_is_due_a_target_after_the_last_one_was() -> None:
+    assert decoding(1).next_token_due_s() == pytest.approx(10.1)
+    assert decoding(7).next_token_due_s() == pytest.approx(10.7)
+    assert decoding(7, tpot_ms=None).next_token_due_s() is None
+    assert build_request(tpot_ms=100.0).next_token_due_s() is None
+
+
+def test_tokens_that_came_from_elsewhere_are_not_counted() -> None:
+    request = build_request("d", [0] * 5, tpot_ms=100.0, sent_token_ids=[1, 2, 3])
+    request.first_token_s = 10.0
+    request.token_ids.append(3)
+    assert request.next_token_due_s() == pytest.approx(10.1)
+
+
+def test_a_step_may_take_until_the_earliest_next_token_is_due() -> None:
+    requests = [decoding(5), decoding(2), decoding(3, tpot_ms=None)]
+    assert step_limit_ms(requests, now_s=10.15, decode_step_ms=20.0) == pytest.approx(200.0 * TPOT_SHARE - 150.0)
+
+
+def test_one_that_is_behind_its_target_catches_up() -> None:
+    assert step_limit_ms([decoding(2)], now_s=10.19, decode_step_ms=20.0) == 50.0
+    assert step_limit_ms([decoding(2)], now_s=99.0, decode_step_ms=20.0) == 50.0
+
+
+@pytest.mark.parametrize("requests", [[], [decoding(3, tpot_ms=None)], [decoding(2, tpot_ms=19.0)]])
+def test_nothing_due_or_no_target_within_reach_is_no_limit(requests: list[Request]) -> None:
+    assert step_limit_ms(requests, now_s=10.0, decode_step_ms=20.0) is None
+
+
+# How many tokens that allows.
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(50, 5000),
+    st.floats(0, 300),
+    st.floats(0.001, 1.0),
+    st.floats(0, 1e-4),
+    st.floats(0, 600),
+)
+def test_the_most_tokens_within_a_limit(
+    low: int, high: int, fixed: float, per_token: float, per_square: float, limit: float
+) -> None:
+    """Never above the limit unless at the least, nearly the most that there could be, with few predictions."""
+    asked: list[int] = []
+
+    def step_ms(tokens: int) -> float:
+        asked.append(tokens)
+        return fixed + per_token * tokens + per_square * tokens**2
+
+    tokens = most_tokens_within(limit, low, high, step_ms)
+    assert low <= tokens <= high
+    assert len(asked) <= MAX_EVALUATIONS
+    assert tokens == low or step_ms(tokens) <= limit
+    best = max((n for n in range(low, high + 1) if step_ms(n) <= limit), default=low)
+    assert tokens >= low + 0.9 * (best - low) - 1
+
+
+def test_linear_steps_are_solved_exactly() -> None:
+    assert most_tokens_within(300.0, 16, 1000, lambda tokens: 100.0 + 0.5 * tokens) == 400
+
+
+def test_no_more_is_predicted_than_needed() -> None:
+    asked: list[int] = []
+
+    def step_ms(tokens: int) -> float:
+        asked.append(tokens)
+        return float(tokens)
+
+    assert most_tokens_within(10.0, 50, 50, step_ms) == 50
+    assert asked == []
+    assert most_tokens_within(10.0, 2, 9, step_ms) == 9
+    assert asked == [9]
