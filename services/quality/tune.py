@@ -155,7 +155,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
         "card": {
             "hardware": env.hardware(device),
             "date": env.today(),
-            "command": env.command("swaa calibrate --quality"),
+            "command": env.command("swaa"),
             "versions": env.versions(),
             "tasks": args.tasks,
             "lengths_tokens": args.lengths,

@@ -19,8 +19,8 @@ WORTH = (0.1, 0.9, 0.0, 0.5)
 
 def nll(recipe: Recipe) -> float:
     """Layers 1 and 3 matter; 0 helps a little; beside 1, layer 3 is worth nothing."""
-    chosen = set(recipe.lookback_layers or ())
-    worth = sum(WORTH[layer] for layer in chosen)
+    chosen = {int(layer) for layer in recipe.lookback_layers or ()}
+    worth = sum(value for layer, value in enumerate(WORTH) if layer in chosen)
     return 2.0 - worth + (0.45 if {1, 3} <= chosen else 0.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from swaa_runtime.errors import InvalidRecipe, ModelNotSupported
 from swaa_runtime.model.adapters import (
-    BASE_FINGERPRINT,
-    CONFIG_FILE,
     WEIGHTS_FILE,
     Adapters,
     merge_adapter,
@@ -34,25 +31,8 @@ from tests.swaa_runtime.builders import (
     oracle_logits,
     random_tokens,
     tiny_config,
+    write_adapter,
 )
-
-TARGETS = ("q_proj", "v_proj")
-
-
-def write_adapter(folder: Path, seed: int, rank: int = 4, base: str | None = None, **config: Any) -> Path:
-    """A peft folder with random weights for the tiny model's query and value projections."""
-    model = build_transformer(tiny_config("llama"), ATTENTION_NAME)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, module in model.named_modules():
-        if name.endswith(TARGETS):
-            for kind, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
-                tensors[f"base_model.model.{name}.lora_{kind}.weight"] = torch.randn(shape, generator=generator) * 0.2
-    folder.mkdir()
-    save_file(tensors, folder / WEIGHTS_FILE, None if base is None else {BASE_FINGERPRINT: base})
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": list(TARGETS), "bias": "none"}
-    (folder / CONFIG_FILE).write_text(json.dumps(settings | config), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture
