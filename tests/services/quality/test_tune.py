@@ -19,7 +19,7 @@ from services.quality.tune import main
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.model.loader import load_model
 from swaa_runtime.recipe import Recipe
-from swaa_runtime.request import Turn
+from swaa_runtime.visibility import Turn
 from tests.services.quality.builders import LetterTokenizer, example
 from tests.swaa_runtime.builders import build_rig, random_tokens, tiny_model
 
