@@ -4,13 +4,13 @@
 #     benchmarks/device_finetune.sh MODEL_FOLDER OUTPUT_FOLDER
 #
 # Needs torch, transformers, safetensors, peft, numpy. Sizes and times (seconds) are variables, for shorter tries.
-#   LAYERS           a file that `swaa calibrate --quality` wrote: layers are taken from it, not chosen again
 #   STAGES           of "data layers train eval"; each leaves its files in WORK for the next
+#   LAYERS           without the stage "layers": a file that `swaa calibrate --quality` wrote, to take the layers from
 #   TORCHINDUCTOR_CACHE_DIR   keep it between machines: compiling FlexAttention anew took 180 s once
 # One process at a time uses the GPU: twelve engines side by side took 7 minutes for what batches do in one.
 set -u
 MODEL=$1 OUT=$2
-STAGES=${STAGES:-data layers train eval} WORK=${WORK:-$(mktemp -d)} LAYERS=${LAYERS:-}
+STAGES=${STAGES:-data layers train eval} WORK=${WORK:-$(mktemp -d)} LAYERS=${LAYERS:-services/quality/data/layers_smollm2.json}
 PROMPTS=${PROMPTS:-600} REFERENCES=${REFERENCES:-1800} LENGTHS=${LENGTHS:-1000 2000 4000 7000}
 TRAIN_S=${TRAIN_S:-150} RATE=${RATE:-4e-4} EPOCHS=${EPOCHS:-1} NUM_LAYERS=${NUM_LAYERS:-10}
 EVAL_S=${EVAL_S:-120} EVAL_SAMPLES=${EVAL_SAMPLES:-25} EVAL_LENGTHS=${EVAL_LENGTHS:-4000 7000}
@@ -37,8 +37,9 @@ if wants data; then
   tune distilled distill $ON --lengths $LENGTHS --count "$PROMPTS" --reference --runner batched --processes 8 \
     --output "$WORK/distilled.jsonl"
   wait
+  touch "$WORK/distilled.jsonl"
 fi
-if wants layers && [ -z "$LAYERS" ]; then
+if wants layers; then
   say "layers by the likelihood of right answers"
   LAYERS=$OUT/layers.json
   # shellcheck disable=SC2086
