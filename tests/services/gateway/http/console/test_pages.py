@@ -8,9 +8,8 @@ from importlib.resources import files
 import pytest
 
 from services.gateway.http.console_pages import CONTENT_TYPES
+from tests.services.gateway.http.builders import FakeAnswers, client_of, make_app
 from tests.services.replica.builders import asynchronous
-
-from ..builders import FakeAnswers, client_of, make_app
 
 FOLDER = files("services.gateway.http").joinpath("console")
 NAMES = sorted(file.name for file in FOLDER.iterdir())
