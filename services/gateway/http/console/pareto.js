@@ -41,7 +41,7 @@ function drawAxes(x, y, low, high, width) {
     svg("path", { class: "axis", d: `M${BOX.left},${y(1)} V${y(0)} H${width - BOX.right}` }),
     ...[0, 0.5, 1].map((value) => svg("text", { x: BOX.left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(1))),
     ...ticks.map((time) => svg("text", { x: x(time), y: HEIGHT - BOX.bottom + 18, "text-anchor": "middle" }, ms(time).replace(".00", "").replace(".0", ""))),
-    svg("text", { x: (width + BOX.left) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "predicted time to first token; shaded: meets the aim"),
+    svg("text", { x: (width + BOX.left) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "predicted TTFT; shaded: meets the aim"),
     svg("text", { x: 0, y: 12 }, "quality"),
   ];
 }

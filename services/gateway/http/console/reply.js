@@ -85,7 +85,7 @@ export class Reply {
     const rows = [
       ["Time to first token", ms(objective.ttft_ms), ms(prediction.ttft_ms), timings ? ms(timings.ttft_ms) : "…"],
       ["Time per further token", ms(objective.tpot_ms), ms(prediction.tpot_ms), timings ? ms(timings.tpot_ms) : "…"],
-      ["Quality", quality(objective.min_quality), quality(prediction.quality), "not of one answer"],
+      ["Quality", quality(objective.min_quality), quality(prediction.quality), "–"],
     ];
     byId("ran-figures").replaceChildren(...rows.map(([name, ...values]) =>
       element("tr", {}, element("th", { scope: "row" }, name), ...values.map((value) => element("td", {}, value)))));

@@ -155,8 +155,12 @@ def test_a_phone_scrolls_one_way_only(page: Page) -> None:
     page.until("session-list", "1 turn")
     page.run("document.getElementById('more').open = true")
     assert page.run("return document.documentElement.scrollWidth") <= 360
-    wide = "return [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 360.5)"
-    assert page.run(wide + ".filter(e => !e.closest('.unseen, svg')).map(e => e.outerHTML.slice(0, 80))") == []
+    wide = """
+    const right = (element) => element.getBoundingClientRect().right;
+    const inside = [...document.querySelectorAll('section *')].filter((each) => !each.closest('.unseen'));
+    return inside.filter((each) => right(each) > right(each.closest('section')) + 0.5).map((each) => each.outerHTML)
+    """
+    assert page.run(wide) == []
     small = "return [...document.querySelectorAll('button, select')].filter(e => e.offsetHeight && e.offsetHeight < 24)"
     assert page.run(small) == []
     session = page.all("#session-list li")[0].get_attribute("data-session")
