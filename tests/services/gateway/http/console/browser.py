@@ -173,7 +173,7 @@ class Page:
         return str(self.run("return document.getElementById(arguments[0]).textContent", name))
 
     def run(self, script: str, *args: Any) -> Any:
-        return self.driver.execute_script(script, *args)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *args)
 
     def until(self, name: str, text: str) -> None:
         """Wait until that element says so."""
@@ -189,4 +189,5 @@ class Page:
 
     def errors(self) -> list[str]:
         """What browsers call errors, since last asked."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        log = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in log if entry["level"] == "SEVERE"]

@@ -9,13 +9,13 @@ import pytest
 from .browser import ConsoleService, Page, browser, console_service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def console() -> Iterator[ConsoleService]:
     with console_service() as service:
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def any_page(console: ConsoleService) -> Iterator[Page]:
     with browser() as driver:
         yield Page(driver, console)

@@ -54,7 +54,7 @@ def test_ask_with_an_upload_watch_and_delete_its_session(page: Page, tmp_path: P
     session = page.all("#session-list li")[0].get_attribute("data-session")
     assert page.find("session").get_attribute("value") == session
     page.find("session-list").find_element(By.XPATH, ".//button[text()='Delete']").click()
-    assert session in page.text("confirm-text")
+    assert str(session) in page.text("confirm-text")
     page.find("confirm-yes").click()
     page.until("sessions-text", "Deleted.")
     assert page.all("#session-list li") == []
@@ -218,8 +218,8 @@ def test_everything_that_can_be_used_has_a_name(page: Page) -> None:
 def test_colours_have_enough_contrast(page: Page, scheme: str) -> None:
     page.open(scheme=scheme)
     style = "const s = getComputedStyle(document.documentElement); return n => s.getPropertyValue(n).trim()"
-    names = ("page", "card", "ink", "quiet", "accent", "accent-ink", "good", "bad", "control", "focus", "empty")
-    names += ("full", "lookback", "window", "sinks")
+    marks = ("full", "lookback", "window", "sinks")
+    names = ("page", "card", "ink", "quiet", "accent", "accent-ink", "good", "bad", "control", "focus", *marks)
     read = f"const get = (() => {{ {style} }})(); return Object.fromEntries(arguments[0].map(n => [n, get('--' + n)]))"
     colours: dict[str, str] = page.run(read, names)
     for text, ground in (
@@ -230,7 +230,7 @@ def test_colours_have_enough_contrast(page: Page, scheme: str) -> None:
         ("bad", "card"),
     ):
         assert contrast(colours[text], colours[ground]) >= LEAST_CONTRAST, (text, ground)
-    for mark in ("control", "focus", "full", "lookback", "window", "sinks"):
+    for mark in ("control", "focus", *marks):
         assert contrast(colours[mark], colours["card"]) >= 3, mark
 
 
@@ -267,9 +267,7 @@ def test_the_picture_follows_the_runtimes_rules(page: Page, continues: bool) -> 
         {"done": done, "promptStop": 40, "continues": continues} for done in (0, 1, 2, 5, 9, 10, 17, 35, 39, 40, 41, 60)
     ]
     recipes = page.run("return fetch('api/recipes').then((r) => r.json())")["recipes"]
-    drawn = page.driver.execute_async_script(  # type: ignore[no-untyped-call]
-        script, [each["recipe"] for each in recipes], num_layers, moments
-    )
+    drawn = page.driver.execute_async_script(script, [each["recipe"] for each in recipes], num_layers, moments)
     for each, by_moment in zip(recipes, drawn, strict=True):
         named = catalog.recipes[each["recipe"]["name"]]
         assert by_moment == [spans(named, moment["done"], 40, continues) for moment in moments], named.name
