@@ -51,6 +51,7 @@ class RestorePlan:
         num_tokens: tokens that need not be computed after that.
         predicted_ms: from the start of fetching to the first new token.
         reason: the choice in words, with its figures.
+        work_tokens, work_ms: what the engine computes; how much of `predicted_ms` that takes.
     """
 
     kind: RestoreKind
@@ -60,11 +61,18 @@ class RestorePlan:
     num_tokens: int
     predicted_ms: float
     reason: str
+    work_tokens: int = 1
+    work_ms: float = 0.0
 
     @property
     def num_restored_tokens(self) -> int:
         """Tokens whose KV comes from elsewhere."""
         return self.num_tokens - self.compute_stop
+
+    @property
+    def fetch_ms(self) -> float:
+        """Of `predicted_ms`, what the engine waits for what is fetched."""
+        return max(0.0, self.predicted_ms - self.work_ms)
 
 
 def segments_past(
@@ -99,12 +107,14 @@ def plan_restore(
 
     recompute_ms = compute_ms(0, stop)
     if state is None:
-        return RestorePlan("none", None, "", 0, 0, recompute_ms, "nothing is saved")
+        return RestorePlan("none", None, "", 0, 0, recompute_ms, "nothing is saved", stop, recompute_ms)
     num_tokens = state.num_tokens
     rest_ms = compute_ms(num_tokens, stop)
     if is_hot:
         reason = "a replica has it in its KV memory"
-        return RestorePlan("hot", state.source, state.prefix_id, 0, num_tokens, rest_ms, reason)
+        return RestorePlan(
+            "hot", state.source, state.prefix_id, 0, num_tokens, rest_ms, reason, stop - num_tokens, rest_ms
+        )
 
     def load_ms(first: int) -> float:
         return sum(ref.num_bytes for ref in segments_past(state.segments, first, rules)) / MIB * cost.restore_ms_per_mib
@@ -119,7 +129,9 @@ def plan_restore(
         mixed_ms = max(compute_ms(0, cut), load_ms(cut))
         if cut and mixed_ms < MIX_GAIN * min(whole_ms, recompute_ms - rest_ms):
             reason = f"{figures}, computing {cut} tokens while loading the rest {mixed_ms:.0f} ms"
-            return RestorePlan("mix", state.source, state.prefix_id, cut, num_tokens, mixed_ms + rest_ms, reason)
+            work = (cut + stop - num_tokens, compute_ms(0, cut) + rest_ms)
+            return RestorePlan("mix", state.source, state.prefix_id, cut, num_tokens, mixed_ms + rest_ms, reason, *work)
     if whole_ms + rest_ms <= recompute_ms:
-        return RestorePlan("load", state.source, state.prefix_id, 0, num_tokens, whole_ms + rest_ms, figures)
-    return RestorePlan("recompute", None, "", 0, 0, recompute_ms, figures)
+        work = (stop - num_tokens, rest_ms)
+        return RestorePlan("load", state.source, state.prefix_id, 0, num_tokens, whole_ms + rest_ms, figures, *work)
+    return RestorePlan("recompute", None, "", 0, 0, recompute_ms, figures, stop, recompute_ms)

@@ -11,6 +11,17 @@ AttentionBackendName = Literal["windowed", "reference"]
 SchedulingPolicy = Literal["slack", "fcfs"]
 
 
+FAIR_SHARE = 1 / 8
+"""Part of a step's prefill that is divided equally, so that nothing that runs ever stands still: a prompt of n tokens
+has its first token after ceil(n / (FAIR_SHARE * prefill tokens of a step / max_running)) steps at the latest."""
+
+MIN_PREFILL_TOKENS = 16
+"""A step runs so much prefill, if there is any, however soon the next token of a decoding request is due."""
+
+TPOT_SHARE = 0.95
+"""Next tokens are due after this part of their target, as a step may take longer than predicted."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Sizes and choices of one engine.

@@ -10,12 +10,14 @@ class PrefillLoad:
     """A request that has no token yet.
 
     Attributes:
+        remaining_tokens: to compute until its first token; what is restored is not.
         remaining_ms: predicted time until its first token if it had the engine for itself.
         ttft_due_s: when that is due, on the engine's clock (time.monotonic); None: at no particular time.
         waiting: whether it waits for admission still.
     """
 
     request_id: str
+    remaining_tokens: int
     remaining_ms: float
     ttft_due_s: float | None
     priority: int

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
-from swaa_runtime.config import EngineConfig
+from swaa_runtime.config import MIN_PREFILL_TOKENS, EngineConfig
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
@@ -22,7 +22,6 @@ from swaa_runtime.preemption import Candidate, Need, choose_victims, wait_ms
 from swaa_runtime.prefill_times import PrefillTimes
 from swaa_runtime.request import Request, Status
 from swaa_runtime.step_budget import (
-    MIN_PREFILL_TOKENS,
     chunks,
     most_tokens_within,
     share_prefill,
@@ -287,8 +286,18 @@ class Scheduler:
     def _prefill_load(self, request: Request) -> PrefillLoad:
         return PrefillLoad(
             request.request_id,
+            _tokens_to_compute(request),
             self._prefill_times.ms(request),
             request.ttft_due_s,
             request.priority,
             request.status is not Status.RUNNING,
         )
+
+
+def _tokens_to_compute(request: Request) -> int:
+    """Tokens of a prompt that are not computed yet, without those whose KV is on its way in."""
+    restored = 0
+    if request.restoring is not None:
+        start, stop = request.restoring
+        restored = max(0, stop - max(start, request.num_computed_tokens))
+    return max(1, request.num_remaining_tokens - restored)

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
+from swaa_runtime.config import FAIR_SHARE, TPOT_SHARE
 from swaa_runtime.request import Request
-
-FAIR_SHARE = 1 / 8
-"""Part of a step's prefill that is divided equally, so that nothing that runs ever stands still: a prompt of n tokens
-has its first token after ceil(n / (FAIR_SHARE * prefill tokens of a step / max_running)) steps at the latest."""
-
-MIN_PREFILL_TOKENS = 16
-"""A step runs so much prefill, if there is any, however soon the next token of a decoding request is due."""
-
-TPOT_SHARE = 0.95
-"""Next tokens are due after this part of their target, as a step may take longer than predicted."""
 
 MAX_EVALUATIONS = 6
 """A search for the right number of tokens predicts no more steps than this."""

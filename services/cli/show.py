@@ -26,7 +26,7 @@ async def plan(
         f"{objective.sla_class}: TTFT {objective.ttft_ms:,.0f} ms, TPOT {objective.tpot_ms:.0f} ms, "
         f"quality {objective.min_quality:.2f}"
     )
-    for name in ("", "recipe", "quality", "TTFT ms", "TPOT ms", "KV MiB", "computed", "misses"):
+    for name in ("", "recipe", "quality", "wait ms", "work ms", "TTFT ms", "TPOT ms", "KV MiB", "computed", "misses"):
         table.add_column(name, justify="left" if name in ("", "recipe", "misses") else "right", no_wrap=True)
     for candidate in answer.candidates:
         predicted = candidate.prediction
@@ -34,6 +34,8 @@ async def plan(
             "*" if candidate.recipe.name == answer.chosen.recipe.name else "",
             candidate.recipe.name,
             f"{predicted.quality:.2f}",
+            f"{predicted.wait_ms:,.0f}",
+            f"{predicted.work_ms:,.0f}",
             f"{predicted.ttft_ms:,.0f}",
             f"{predicted.tpot_ms:.1f}",
             f"{predicted.kv_bytes / MIB:,.1f}",

@@ -60,13 +60,20 @@ class RestorePlan:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a recipe is expected to give. `quality`: recall relative to full attention at this length, 0..1."""
+    """What a recipe is expected to give.
+
+    `quality`: recall relative to full attention at this length, 0..1. Of `ttft_ms`, `wait_ms` is spent on others;
+    `work_ms` keeps the engine busy. `harmed_turns`: promised before, would miss what they aim at because of this one.
+    """
 
     ttft_ms: float
     tpot_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
+    wait_ms: float
+    work_ms: float
+    harmed_turns: int
     restore: RestorePlan
 
 

@@ -151,6 +151,7 @@ class Answers:
             with watch.step("plan"):
                 planned = await self.turns.plan(request, replica)
             job = replace(self.turns.job(planned, uuid.uuid4().hex, params, deadline_s), trace_headers=watch.headers)
+            replica.promise(job)
             yield Accepted(job, planned)
 
             async def replan(cut_off: Job, other: LeasedReplica) -> Job:
@@ -182,10 +183,9 @@ class Answers:
         self, prompt_tokens: int, max_tokens: int, headers: Headers
     ) -> tuple[Objective, planner.Work, planner.Plan]:
         """The same for a prompt of which only the length is known."""
-        objective, history = await self.turns.objective(headers)
+        asked = await self.turns.ask(headers)
         async with self._replicas.lease(None) as replica:
-            work = self.turns.work(prompt_tokens, max_tokens, history, objective, replica)
-            return objective, work, self.turns.choose(objective, work, replica)
+            return asked.objective, *self.turns.plan_length(asked, prompt_tokens, max_tokens, replica)
 
 
 def _told(event: Event, job: Job, planned: Planned, clock: _Clock) -> AnswerEvent:

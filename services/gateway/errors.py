@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from services.errors import (
     GatewayStopping,
@@ -35,10 +41,13 @@ logger = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+RETRY_AFTER_KEY = "retry-after-ms"
+"""Trailing metadata: whole milliseconds after which to ask again. The status details say the same as RetryInfo."""
+
 STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
-    SlaUnattainable: grpc.StatusCode.FAILED_PRECONDITION,
+    SlaUnattainable: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionNotFound: grpc.StatusCode.NOT_FOUND,
     SessionBusy: grpc.StatusCode.ABORTED,
     StaleSession: grpc.StatusCode.ABORTED,
@@ -62,6 +71,20 @@ def status_code(error: SwaaError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def trailing_metadata(error: SwaaError) -> tuple[tuple[str, str | bytes], ...]:
+    """What goes with an error's status: when to try again, if that is known."""
+    if not isinstance(error, SlaUnattainable) or error.retry_after_ms is None:
+        return ()
+    retry_ms = math.ceil(error.retry_after_ms)
+    delay = Duration()
+    delay.FromMilliseconds(retry_ms)
+    detail = AnyMessage()
+    detail.Pack(RetryInfo(retry_delay=delay))
+    number, _ = status_code(error).value
+    status = rpc_status.to_status(Status(code=number, message=str(error), details=[detail]))
+    return (*status.trailing_metadata, (RETRY_AFTER_KEY, str(retry_ms)))
+
+
 def status_name(error: BaseException | None) -> str:
     """gRPC's name of how a turn ended, whatever wire it came by: OK without an error."""
     if error is None:
@@ -77,7 +100,7 @@ async def aborting(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except SwaaError as exc:
-        await context.abort(status_code(exc), str(exc))
+        await context.abort(status_code(exc), str(exc), trailing_metadata(exc))
     except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
         raise
     except Exception as exc:

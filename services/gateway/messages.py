@@ -86,6 +86,9 @@ def prediction_message(prediction: Prediction) -> pb.Prediction:
         quality=prediction.quality,
         kv_bytes=prediction.kv_bytes,
         computed_tokens=prediction.computed_tokens,
+        wait_ms=prediction.wait_ms,
+        work_ms=prediction.work_ms,
+        harmed_turns=prediction.num_harmed,
         restore=pb.RestorePlan(
             kind=prediction.restore.kind,
             source=prediction.restore.source or "",

@@ -1,10 +1,17 @@
-"""Objective to recipe: the best quality whose predicted latency meets the SLA. Pure: figures in, plan out."""
+"""Objective to recipe: the best quality whose predicted latency meets the SLA. Pure: figures in, plan out.
+
+Each recipe is weighed by what it would do here and now: its own work, what waits and decodes already (see
+`services.backlog`), its quality at this length, and whose promises it would break. Among equals in quality the least
+work wins: it leaves the most for others.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from services.backlog import Backlog, Forecast, PendingTurn
 from services.cost import CostProfile, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
 from services.gateway.catalog import Catalog, NamedRecipe
@@ -13,19 +20,26 @@ from services.restore_plan import RestorePlan, SavedState, plan_restore
 from services.sessions.store import Manifest
 from swaa_runtime.visibility import Turn
 
+LEAST_RETRY_MS = 1000.0
+"""When to ask again if answers that are being generated are in the way: nobody knows when they end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be served: a prompt of so many tokens after a (possibly empty) history, and the replica's backlog.
+    """What is to be served: a prompt after a (possibly empty) history, and what the replica has to do already.
 
-    `states`: by recipe name, KV of its start that is saved. `is_hot`: the session's is in a replica's memory.
+    Attributes:
+        spent_ms: time that has passed since the request came.
+        states: by recipe name, KV of its start that is saved.
+        is_hot: whether the session's is in the replica's memory.
     """
 
     prompt_tokens: int
     max_tokens: int
     history: Manifest | None
     continues: bool
-    queue_ms: float
+    backlog: Backlog = field(default_factory=Backlog)
+    spent_ms: float = 0.0
     states: Mapping[str, SavedState] = field(default_factory=dict)
     is_hot: bool = False
 
@@ -37,14 +51,25 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a recipe is expected to give. `computed_tokens`: tokens to run before the first new one."""
+    """What a recipe is expected to give.
+
+    Attributes:
+        ttft_ms: from the request's arrival: `wait_ms`, and what the turn takes alone (`restore.predicted_ms`).
+        wait_ms: time behind and beside other turns, and since the request came.
+        work_ms: time that the turn itself keeps the engine busy until its first token.
+        computed_tokens: tokens to run before the first new one.
+        num_harmed: turns promised before, of this priority or above, that would miss what they aim at.
+    """
 
     ttft_ms: float
+    wait_ms: float
+    work_ms: float
     tpot_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
     restore: RestorePlan
+    num_harmed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +95,64 @@ class Plan:
     candidates: tuple[Candidate, ...]
 
 
-def predict(
-    named: NamedRecipe, work: Work, catalog: Catalog, cost: CostProfile, bytes_per_token_layer: int
-) -> Prediction:
-    """What one recipe is expected to give for this work.
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that a plan depends on."""
 
-    Saved KV can be used only under the recipe it was computed under; under any other the history is recomputed.
-    """
-    prompt_start = work.history_tokens
-    stop = prompt_start + work.prompt_tokens
-    turns = (*(work.history.turns if work.history is not None else ()), Turn(prompt_start, stop))
-    state = work.states.get(named.name)
-    is_hot = work.is_hot and state is not None and state.source == "session"
-    restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
-    halfway = stop + work.max_tokens // 2
-    return Prediction(
-        ttft_ms=work.queue_ms + restore.predicted_ms,
-        tpot_ms=cost.tpot_ms(decode_keys(named.rules, halfway)),
-        quality=catalog.quality.quality_at(named.name, stop),
-        kv_bytes=kv_tokens(named.rules, stop, work.continues) * bytes_per_token_layer,
-        computed_tokens=stop - restore.num_restored_tokens,
-        restore=restore,
-    )
+    objective: Objective
+    work: Work
+    forecast: Forecast
+    catalog: Catalog
+    cost: CostProfile
+    bytes_per_token_layer: int
+
+    def weigh(self, named: NamedRecipe) -> Candidate:
+        """One recipe with what it is expected to give, and what of the objective it would miss."""
+        prediction = self.predict(named)
+        missed = misses(
+            self.objective, prediction.ttft_ms, prediction.tpot_ms, prediction.quality, prediction.num_harmed
+        )
+        return Candidate(named, prediction, missed)
+
+    def predict(self, named: NamedRecipe) -> Prediction:
+        """What one recipe is expected to give.
+
+        Saved KV can be used only under the recipe it was computed under; under any other the history is recomputed.
+        """
+        work, cost = self.work, self.cost
+        prompt_start = work.history_tokens
+        stop = prompt_start + work.prompt_tokens
+        turns = (*(work.history.turns if work.history is not None else ()), Turn(prompt_start, stop))
+        state = work.states.get(named.name)
+        is_hot = work.is_hot and state is not None and state.source == "session"
+        restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
+        alone_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
+        token_ms = max(0.0, alone_ms - cost.decode_step_ms)
+        due_in_ms = self.objective.ttft_ms - work.spent_ms
+        newcomer = PendingTurn(
+            "", max(1, restore.work_tokens), restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms
+        )
+        outcome = self.forecast.outcome(newcomer, token_ms)
+        return Prediction(
+            ttft_ms=work.spent_ms + outcome.first_token_ms,
+            wait_ms=work.spent_ms + outcome.wait_ms,
+            work_ms=restore.work_ms,
+            tpot_ms=max(alone_ms, work.backlog.decode_step_ms + token_ms),
+            quality=self.catalog.quality.quality_at(named.name, stop),
+            kv_bytes=kv_tokens(named.rules, stop, work.continues) * self.bytes_per_token_layer,
+            computed_tokens=stop - restore.num_restored_tokens,
+            restore=restore,
+            num_harmed=len(outcome.harmed),
+        )
+
+    def at(self, backlog: Backlog, forecast: Forecast) -> Scene:
+        """The same request, had it come just now to a replica with this backlog."""
+        return replace(self, work=replace(self.work, backlog=backlog, spent_ms=0.0), forecast=forecast)
 
 
-def misses(objective: Objective, ttft_ms: float, tpot_ms: float, quality: float | None = None) -> tuple[str, ...]:
+def misses(
+    objective: Objective, ttft_ms: float, tpot_ms: float, quality: float | None = None, num_harmed: int = 0
+) -> tuple[str, ...]:
     """What of an objective some figures miss, in words; empty if they meet it."""
     out = []
     if ttft_ms > objective.ttft_ms:
@@ -103,6 +161,8 @@ def misses(objective: Objective, ttft_ms: float, tpot_ms: float, quality: float 
         out.append(f"tpot {tpot_ms:.1f} ms is above {objective.tpot_ms:.1f} ms")
     if quality is not None and quality < objective.min_quality:
         out.append(f"quality {quality:.2f} is below {objective.min_quality:.2f}")
+    if num_harmed:
+        out.append(f"harm to {num_harmed} promised before, which would miss what they aim at")
     return tuple(out)
 
 
@@ -113,27 +173,23 @@ def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, 
         SlaUnattainable: if the request is strict and nothing (or not the recipe it names) is predicted to meet it.
         InvalidRequest: if it names a recipe that does not exist.
     """
-    candidates = []
-    for named in catalog.recipes.values():
-        prediction = predict(named, work, catalog, cost, bytes_per_token_layer)
-        missed = misses(objective, prediction.ttft_ms, prediction.tpot_ms, prediction.quality)
-        candidates.append(Candidate(named, prediction, missed))
-    candidates.sort(key=lambda c: (-c.prediction.quality, c.prediction.ttft_ms))
+    forecast = Forecast(work.backlog, cost.max_step_tokens)
+    scene = Scene(objective, work, forecast, catalog, cost, bytes_per_token_layer)
+    candidates = sorted(map(scene.weigh, catalog.recipes.values()), key=_preference)
     if objective.recipe_name is not None:
         wanted = catalog.recipe(RECIPE_HEADER, objective.recipe_name)
-        chosen = next(c for c in candidates if c.named is wanted)
-        reason = f"asked for by {RECIPE_HEADER}"
+        eligible = [c for c in candidates if c.named is wanted]
+        chosen, reason = eligible[0], f"asked for by {RECIPE_HEADER}"
     else:
+        eligible = candidates
         chosen, reason = choose(candidates)
     if objective.strict and not chosen.meets:
-        raise SlaUnattainable(
-            f"strict: {chosen.named.name!r} is the nearest recipe, but its predicted {'; '.join(chosen.misses)}"
-        )
+        raise _refusal(scene, chosen, eligible)
     return Plan(chosen, reason, tuple(candidates))
 
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
-    """The best of candidates that are sorted best quality first, and the reason in words."""
+    """The best of candidates that are sorted best first, and the reason in words."""
     meeting = [c for c in candidates if c.meets]
     if meeting:
         return meeting[0], "best quality of those predicted to meet the SLA"
@@ -142,3 +198,44 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
         fastest = min(good_enough, key=lambda c: c.prediction.ttft_ms)
         return fastest, "none is predicted to meet the SLA: the fastest of sufficient quality"
     return candidates[0], "none has sufficient quality: the best there is"
+
+
+def _preference(candidate: Candidate) -> tuple[float, float, float]:
+    prediction = candidate.prediction
+    return (-prediction.quality, prediction.work_ms, prediction.tpot_ms)
+
+
+def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[Candidate]) -> SlaUnattainable:
+    """Why a strict request is refused, and when it would not be."""
+    wait_ms, name = nearest.prediction.wait_ms, nearest.named.name
+    nothing = Backlog()
+    idle = scene.at(nothing, Forecast(nothing, scene.cost.max_step_tokens))
+    alone = {c.named.name: idle.weigh(c.named) for c in eligible}
+    would = [c for c in alone.values() if c.meets]
+    if not would:
+        missed = "; ".join(alone[name].misses)
+        return SlaUnattainable(
+            f"strict: no recipe ever meets it here; {name!r} is the nearest, but its predicted {missed}, even if idle",
+            wait_ms,
+        )
+    least = min(would, key=lambda c: c.prediction.work_ms)
+    retry_after_ms = _retry_after_ms(scene, least.named)
+    return SlaUnattainable(
+        f"strict: {name!r} is the nearest recipe, but its predicted {'; '.join(nearest.misses)}, with a wait of "
+        f"{wait_ms:.0f} ms; try again in {retry_after_ms:.0f} ms",
+        wait_ms,
+        retry_after_ms,
+    )
+
+
+def _retry_after_ms(scene: Scene, named: NamedRecipe) -> float:
+    """When enough of the backlog is predicted to be done for a recipe that an idle replica would meet the SLA with."""
+    forecast = scene.forecast
+    times_ms = sorted(forecast.first_tokens_ms)
+
+    def meets(after_ms: float) -> bool:
+        later = forecast.later(after_ms)
+        return scene.at(later.backlog, later).weigh(named).meets
+
+    at = bisect_left(times_ms, True, key=meets)
+    return times_ms[at] if at < len(times_ms) else max(LEAST_RETRY_MS, *times_ms, 0.0)

@@ -12,13 +12,16 @@ from typing import Any, cast
 
 import grpc
 
+from services.backlog import Backlog
 from services.errors import ReplicaLost
-from services.gateway.replicas import LeasedReplica
+from services.gateway.replicas import LeasedReplica, TurnPromise
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.facts import ModelFacts
 from services.replica.job import Event, Job, SessionUse
+from services.replica.promises import Promises
 from services.replica.wire import RUN_OPTIONS, TOKENIZER_FILES, event_from, facts_from, run_request
+from services.replica.wire_backlog import backlog_from
 from services.wire_errors import error_from
 from swaa_runtime.errors import DeadlineExceeded
 
@@ -49,12 +52,26 @@ class _Remote:
     facts: ModelFacts
     replica_id: str
     address: str
-    queued_tokens: int
+    told: Backlog
+    told_s: float
     is_hot: bool
     channel: grpc.aio.Channel
+    turn_promise: TurnPromise
 
-    async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+    @property
+    def backlog(self) -> Backlog:
         """See `LeasedReplica`."""
+        return self.turn_promise.promises.added_to(self.told.aged((time.monotonic() - self.told_s) * 1e3))
+
+    def promise(self, job: Job) -> None:
+        """See `LeasedReplica`."""
+        self.turn_promise.make(job)
+
+    def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+        """See `LeasedReplica`."""
+        return self.turn_promise.kept_by(self._run(job))
+
+    async def _run(self, job: Job) -> AsyncGenerator[Event, None]:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.channel.channel_ready()
@@ -86,6 +103,7 @@ class RemoteReplicas:
         self._proxy = grpc.aio.insecure_channel(proxy, options=RUN_OPTIONS)
         self._application = application
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._promises: dict[str, Promises] = {}
 
     async def close(self) -> None:
         """Close all connections."""
@@ -117,16 +135,21 @@ class RemoteReplicas:
         """See `Replicas`. Waits for up to LEASE_TIMEOUT_S while there is none."""
         call, grant = await self._granted(session)
         address = grant.address
+        promises = self._promises.setdefault(address, Promises())
         try:
-            yield _Remote(
-                facts=facts_from(grant.model),
-                replica_id=grant.replica_id,
-                address=address,
-                queued_tokens=grant.queued_tokens,
-                is_hot=grant.is_hot,
-                channel=self._channel(address),
-            )
+            with TurnPromise(promises) as turn_promise:
+                yield _Remote(
+                    facts=facts_from(grant.model),
+                    replica_id=grant.replica_id,
+                    address=address,
+                    told=backlog_from(grant.backlog),
+                    told_s=time.monotonic(),
+                    is_hot=grant.is_hot,
+                    channel=self._channel(address),
+                    turn_promise=turn_promise,
+                )
         except ReplicaLost:
+            self._promises.pop(address, None)
             if (channel := self._channels.pop(address, None)) is not None:
                 await channel.close(None)
             raise

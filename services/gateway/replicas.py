@@ -8,9 +8,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from services.backlog import Backlog
 from services.cost import CostProfile
 from services.replica.facts import ModelFacts
 from services.replica.job import Event, Job, SessionUse
+from services.replica.promises import Promises
+from swaa_runtime.outputs import TokenOutput
 
 
 class LeasedReplica(Protocol):
@@ -22,13 +25,17 @@ class LeasedReplica(Protocol):
         ...
 
     @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens of all its turns that have not been computed yet."""
+    def backlog(self) -> Backlog:
+        """What it has to do, with all that this gateway has promised its time to."""
         ...
 
     @property
     def is_hot(self) -> bool:
         """Whether the session's state is in its KV memory."""
+        ...
+
+    def promise(self, job: Job) -> None:
+        """The turn of this lease will run there: whoever plans from now on reckons with it."""
         ...
 
     def generate(self, job: Job) -> AsyncGenerator[Event, None]:
@@ -47,12 +54,44 @@ class Replicas(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class TurnPromise:
+    """What one lease has promised. Ends with the turn's first token, or with the lease."""
+
+    promises: Promises
+    request_id: str | None = None
+
+    def __enter__(self) -> TurnPromise:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def make(self, job: Job) -> None:
+        """The turn has been planned."""
+        self.promises.add(job)
+        self.request_id = job.request_id
+
+    async def kept_by(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """The turn's events, watched for its first token."""
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, TokenOutput):
+                    self.end()
+                yield event
+
+    def end(self) -> None:
+        """Nobody has to reckon with it any more."""
+        if self.request_id is not None:
+            self.promises.end(self.request_id)
+
+
 class RunningReplica(Protocol):
     """The part of `services.replica.replica.Replica` that this needs; it needs torch, this does not."""
 
     @property
-    def queued_tokens(self) -> int:
-        """See `LeasedReplica`."""
+    def backlog(self) -> Backlog:
+        """What it has to do."""
         ...
 
     def is_hot(self, tenant: str, session_id: str, version: int) -> bool:
@@ -69,13 +108,17 @@ class _Local:
     facts: ModelFacts
     replica: RunningReplica
     is_hot: bool
+    promise_of: TurnPromise
 
     @property
-    def queued_tokens(self) -> int:
-        return self.replica.queued_tokens
+    def backlog(self) -> Backlog:
+        return self.promise_of.promises.added_to(self.replica.backlog)
+
+    def promise(self, job: Job) -> None:
+        self.promise_of.make(job)
 
     def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        return self.replica.generate(job)
+        return self.promise_of.kept_by(self.replica.generate(job))
 
 
 class LocalReplicas:
@@ -87,6 +130,7 @@ class LocalReplicas:
         """`cost`: what turns cost now, as far as that has been learnt since; None: what `facts` say."""
         self._replica = replica
         self._facts = facts
+        self._promises = Promises()
         self._cost = cost
 
     @contextlib.asynccontextmanager
@@ -94,4 +138,5 @@ class LocalReplicas:
         """See `Replicas`."""
         is_hot = session is not None and self._replica.is_hot(session.tenant, session.session_id, session.version)
         facts = self._facts if self._cost is None else replace(self._facts, cost=self._cost())
-        yield _Local(facts, self._replica, is_hot)
+        with TurnPromise(self._promises) as promise:
+            yield _Local(facts, self._replica, is_hot, promise)

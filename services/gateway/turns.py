@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from services.errors import SessionNotFound, StaleSession
 from services.gateway import planner
@@ -33,6 +33,16 @@ from swaa_runtime.visibility import Turn
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request's headers ask for, and the session they name. One catalogue holds from here to the end."""
+
+    catalog: Catalog
+    objective: Objective
+    history: Manifest | None
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Understood:
     """A request whose headers, session and prompt are known.
 
@@ -41,12 +51,20 @@ class Understood:
 
     prompt: PromptInput
     max_tokens: int
-    objective: Objective
+    asked: Asked
     session: SessionUse | None
-    history: Manifest | None
     token_ids: tuple[int, ...]
     saved: Manifest | None = None
-    arrival_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def objective(self) -> Objective:
+        """What it asks for."""
+        return self.asked.objective
+
+    @property
+    def history(self) -> Manifest | None:
+        """The session it continues."""
+        return self.asked.history
 
     @property
     def history_token_ids(self) -> tuple[int, ...]:
@@ -104,15 +122,16 @@ class TurnPlanner:
         """The catalogue as it is now."""
         return self.catalogs.current
 
-    async def objective(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Objective, Manifest | None]:
+    async def ask(self, metadata: Iterable[tuple[str, str | bytes]]) -> Asked:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
-        objective = parse_headers(metadata, self.catalog.sla_classes, self.catalog.tenant(self._tenant))
+        arrival_s, catalog, history = time.monotonic(), self.catalog, None
+        objective = parse_headers(metadata, catalog.sla_classes, catalog.tenant(self._tenant))
         if objective.recipe_name is not None:
-            self.catalog.recipe(RECIPE_HEADER, objective.recipe_name)
-        if objective.session_id in (None, NEW_SESSION):
-            return objective, None
-        assert objective.session_id is not None  # noqa: S101 - for the type checker
-        return objective, await self._store.get(self._tenant, objective.session_id)
+            catalog.recipe(RECIPE_HEADER, objective.recipe_name)
+        if objective.session_id not in (None, NEW_SESSION):
+            assert objective.session_id is not None  # noqa: S101 - for the type checker
+            history = await self._store.get(self._tenant, objective.session_id)
+        return Asked(catalog, objective, history, arrival_s)
 
     async def understand(
         self,
@@ -129,13 +148,13 @@ class TurnPlanner:
             InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session; StaleSession if the
                 session that the idempotency key opened has moved on.
         """
-        objective, history = await self.objective(metadata)
-        key = objective.idempotency_key
+        asked = await self.ask(metadata)
+        objective, history, key = asked.objective, asked.history, asked.objective.idempotency_key
         if objective.session_id == NEW_SESSION and key:
             new_session_id = keyed_session_id(self._tenant, key)
             history = await self._opened(new_session_id)
         if history is not None and has_saved(history, objective):
-            return await self._saved(prompt, max_tokens, objective, history)
+            return await self._saved(prompt, max_tokens, asked, history)
         if history is not None and objective.session_id == NEW_SESSION:
             raise StaleSession(f"session {history.session_id!r}, which this {IDEMPOTENCY_HEADER} opened, has moved on")
         session = None
@@ -145,9 +164,8 @@ class TurnPlanner:
             session = SessionUse(self._tenant, new_session_id, 0, key)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
-        understood = Understood(prompt, max_tokens, objective, session, history, tuple(token_ids))
-        self._check_length(understood)
-        return understood
+        self._check_length(asked, len(token_ids), max_tokens)
+        return Understood(prompt, max_tokens, asked, session, tuple(token_ids))
 
     async def _opened(self, session_id: str) -> Manifest | None:
         try:
@@ -155,85 +173,62 @@ class TurnPlanner:
         except SessionNotFound:
             return None
 
-    async def _saved(self, prompt: PromptInput, max_tokens: int, objective: Objective, saved: Manifest) -> Understood:
+    async def _saved(self, prompt: PromptInput, max_tokens: int, asked: Asked, saved: Manifest) -> Understood:
         """The request of a turn that is saved already. Raises InvalidRequest if the saved one had another prompt."""
         history, thinking = before_last_turn(saved), saved.recipe.thinking
         history_ids = () if history is None else history.token_ids
         token_ids = tuple(await asyncio.to_thread(self.encoder.encode, prompt, history_ids, thinking))
         if token_ids != last_prompt(saved):
             bound = "was given with another prompt; a key is for one call only"
-            raise InvalidRequest(IDEMPOTENCY_HEADER, objective.idempotency_key, bound)
-        session = SessionUse(self._tenant, saved.session_id, saved.version - 1, objective.idempotency_key)
-        return Understood(prompt, max_tokens, objective, session, history, token_ids, saved)
+            raise InvalidRequest(IDEMPOTENCY_HEADER, asked.objective.idempotency_key, bound)
+        session = SessionUse(self._tenant, saved.session_id, saved.version - 1, asked.objective.idempotency_key)
+        return Understood(prompt, max_tokens, replace(asked, history=history), session, token_ids, saved)
 
     def replay(self, request: Understood, saved: Manifest) -> Planned:
         """A turn that is saved already, as a plan: nothing is to be computed, and nothing was weighed."""
-        known_tokens, named = len(request.all_token_ids), self._named(saved)
+        catalog = request.asked.catalog
+        known_tokens, named = len(request.all_token_ids), _named(saved, catalog)
         reason = "an earlier attempt has saved this turn: its tokens are sent again"
-        is_known = named.name in self.catalog.recipes
+        is_known = named.name in catalog.recipes
         prediction = planner.Prediction(
             ttft_ms=0.0,
+            wait_ms=0.0,
+            work_ms=0.0,
             tpot_ms=0.0,
-            quality=self.catalog.quality.quality_at(named.name, known_tokens) if is_known else 0.0,
+            quality=catalog.quality.quality_at(named.name, known_tokens) if is_known else 0.0,
             kv_bytes=0,
             computed_tokens=0,
-            restore=RestorePlan("none", None, "", 0, known_tokens, 0.0, reason),
+            restore=RestorePlan("none", None, "", 0, known_tokens, 0.0, reason, work_tokens=0),
         )
-        work = Work(len(request.token_ids), request.max_tokens, request.history, continues=True, queue_ms=0.0)
+        work = Work(len(request.token_ids), request.max_tokens, request.history, continues=True)
         return Planned(request, work, planner.Plan(planner.Candidate(named, prediction, ()), reason, ()))
-
-    def _named(self, saved: Manifest) -> NamedRecipe:
-        """The recipe that the session was saved under, whether it is in the catalogue still or not."""
-        known = self.catalog.recipes.get(saved.recipe_name)
-        if known is not None and known.recipe == saved.recipe:
-            return known
-        num_layers = len(next(iter(self.catalog.recipes.values())).rules)
-        rules = saved.recipe.resolve(num_layers)
-        return NamedRecipe(f"{saved.recipe_name} (as it was)", "no longer in the catalogue", saved.recipe, rules)
 
     async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""
         planned = await self._plan(request, replica)
         if planned.plan.chosen.named.recipe.thinking:  # only now is it known that the prompt has to ask for it
             token_ids = await asyncio.to_thread(self.encoder.encode, request.prompt, request.history_token_ids, True)
+            self._check_length(request.asked, len(token_ids), request.max_tokens)
             request = replace(request, token_ids=tuple(token_ids))
-            self._check_length(request)
             planned = await self._plan(request, replica)
         return planned
 
     async def _plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         states: dict[str, SavedState] = {}
         if request.session is not None:
-            states = await self._states(request, request.session, self.catalog.recipes.values(), replica)
-        work = self.work(len(request.token_ids), request.max_tokens, request.history, request.objective, replica)
-        work = replace(work, states=states)
-        return Planned(request, work, self.choose(request.objective, work, replica))
+            recipes = request.asked.catalog.recipes.values()
+            states = await self._states(request, request.session, recipes, replica)
+        work, plan = _choose(request.asked, len(request.token_ids), request.max_tokens, states, replica)
+        return Planned(request, work, plan)
 
-    def work(
-        self,
-        prompt_tokens: int,
-        max_tokens: int,
-        history: Manifest | None,
-        objective: Objective,
-        replica: LeasedReplica,
-    ) -> Work:
-        """What is to be served, as far as it is known without the prompt's tokens. Raises InvalidRequest."""
-        self._check_tokens(prompt_tokens, max_tokens, history)
-        own = {name: session_state(history, named) for name, named in self.catalog.recipes.items()}
-        return Work(
-            prompt_tokens,
-            max_tokens,
-            history,
-            continues=objective.session_id is not None,
-            queue_ms=replica.queued_tokens * replica.facts.cost.token_ms,
-            states={name: state for name, state in own.items() if state is not None},
-            is_hot=replica.is_hot,
-        )
-
-    def choose(self, objective: Objective, work: Work, replica: LeasedReplica) -> planner.Plan:
-        """Pick the recipe for work. Raises SlaUnattainable, InvalidRequest."""
-        facts = replica.facts
-        return planner.plan(objective, work, self.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+    def plan_length(
+        self, asked: Asked, prompt_tokens: int, max_tokens: int, replica: LeasedReplica
+    ) -> tuple[Work, planner.Plan]:
+        """The same for a prompt of which only the length is known: no prefix can be. Raises as `plan` does."""
+        self._check_length(asked, prompt_tokens, max_tokens)
+        own = {name: session_state(asked.history, named) for name, named in asked.catalog.recipes.items()}
+        states = {name: state for name, state in own.items() if state is not None}
+        return _choose(asked, prompt_tokens, max_tokens, states, replica)
 
     def job(self, planned: Planned, request_id: str, sampling: SamplingParams, deadline_s: float | None) -> Job:
         """The turn, for a replica."""
@@ -246,7 +241,7 @@ class TurnPlanner:
             sampling=sampling,
             priority=planned.request.objective.priority,
             deadline_s=deadline_s,
-            ttft_due_s=planned.request.arrival_s + planned.request.objective.ttft_ms / 1e3,
+            ttft_due_s=planned.request.asked.arrival_s + planned.request.objective.ttft_ms / 1e3,
             tpot_ms=planned.request.objective.tpot_ms,
             session=planned.request.session,
             restore=planned.plan.chosen.prediction.restore,
@@ -278,14 +273,40 @@ class TurnPlanner:
             request.turns,
         )
 
-    def _check_length(self, request: Understood) -> None:
-        self._check_tokens(len(request.token_ids), request.max_tokens, request.history)
-
-    def _check_tokens(self, prompt_tokens: int, max_tokens: int, history: Manifest | None) -> None:
-        known = prompt_tokens + (0 if history is None else len(history.token_ids))
+    def _check_length(self, asked: Asked, prompt_tokens: int, max_tokens: int) -> None:
+        known = prompt_tokens + (0 if asked.history is None else len(asked.history.token_ids))
         if known + max_tokens > self._max_session_tokens:
             raise InvalidRequest(
                 "prompt",
                 f"{known} tokens with history, and max_tokens {max_tokens}",
                 f"together they must be at most {self._max_session_tokens}",
             )
+
+
+def _choose(
+    asked: Asked, prompt_tokens: int, max_tokens: int, states: Mapping[str, SavedState], replica: LeasedReplica
+) -> tuple[Work, planner.Plan]:
+    """Nothing is awaited between the look at the backlog and the choice, nor before it is promised (`Answers`)."""
+    work = Work(
+        prompt_tokens,
+        max_tokens,
+        asked.history,
+        continues=asked.objective.session_id is not None,
+        backlog=replica.backlog,
+        spent_ms=(time.monotonic() - asked.arrival_s) * 1e3,
+        states=states,
+        is_hot=replica.is_hot,
+    )
+    facts = replica.facts
+    plan = planner.plan(asked.objective, work, asked.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+    return work, plan
+
+
+def _named(saved: Manifest, catalog: Catalog) -> NamedRecipe:
+    """The recipe that the session was saved under, whether it is in the catalogue still or not."""
+    known = catalog.recipes.get(saved.recipe_name)
+    if known is not None and known.recipe == saved.recipe:
+        return known
+    num_layers = len(next(iter(catalog.recipes.values())).rules)
+    rules = saved.recipe.resolve(num_layers)
+    return NamedRecipe(f"{saved.recipe_name} (as it was)", "no longer in the catalogue", saved.recipe, rules)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.replica import Replica
+from services.replica.wire_backlog import backlog_message
 from swaa_runtime.errors import EngineFailed
 
 CHECKS = 3
@@ -46,6 +47,7 @@ class Directory:
                 replica_id=self._replica_id,
                 address=self._address,
                 queued_tokens=self._replica.queued_tokens,
+                backlog=backlog_message(self._replica.backlog),
                 is_hot=self._replica.is_hot(request.tenant, request.session_id, request.version),
                 model=self._model(),
             )

@@ -19,6 +19,7 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, SwaaError
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
+from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Finished, Output
 from swaa_runtime.request import Request
 
@@ -105,6 +106,11 @@ class EngineLoop:
     def failure(self) -> EngineFailed | None:
         """Why the engine stopped, if it did."""
         return self._failure
+
+    @property
+    def load(self) -> EngineLoad:
+        """What the engine has to do; see `Engine.load`."""
+        return self._engine.load
 
     def stuck_s(self) -> float:
         """How long the step that is running now has taken; 0 when none is."""

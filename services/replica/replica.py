@@ -15,11 +15,13 @@ import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from services.backlog import Backlog, backlog_of
 from services.errors import SessionCorrupt, SessionNotFound, StaleSession, StoreUnavailable
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.hot_sessions import HotSessions
 from services.replica.job import Done, Event, Job, SessionOutcome, SessionUse
 from services.replica.lease import Leases
+from services.replica.promises import Promises
 from services.replica.restorer import Restorer
 from services.replica.saver import TurnSaver
 from services.replica.turn_trace import restore_span, tell_phases, turn_span
@@ -77,12 +79,18 @@ class Replica:
         self._leases = Leases(store)
         self._restorer = Restorer(engine, store, loaded.shape)
         self._remaining_tokens: dict[str, int] = {}
+        self._accepted = Promises()
         self._hot = HotSessions(engine)
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens of all requests here that have not been computed yet."""
         return sum(self._remaining_tokens.values())
+
+    @property
+    def backlog(self) -> Backlog:
+        """What there is to do, with the turns that have not reached the engine yet."""
+        return self._accepted.added_to(backlog_of(self.engine.load, time.monotonic()))
 
     @property
     def num_turns(self) -> int:
@@ -105,6 +113,8 @@ class Replica:
             OutOfCapacity, InvalidRequest, DeadlineExceeded, EngineFailed: the turn ends, nothing is saved.
         """
         async with contextlib.AsyncExitStack() as stack:
+            self._accepted.add(job)
+            stack.callback(self._accepted.end, job.request_id)
             span = stack.enter_context(turn_span(self._tracing, job))
             manifest, fence = None, 0
             if job.session is not None:
@@ -128,6 +138,8 @@ class Replica:
                     continue
                 if isinstance(output, PrefillProgress):
                     self._remaining_tokens[job.request_id] = output.prompt_stop - output.num_computed_tokens
+                else:
+                    self._accepted.end(job.request_id)
                 yield output
             _raise_if_unfinished(output)
             done = await self._finish(turn, saver, output, fence)

@@ -1,4 +1,4 @@
-"""Jobs, events and facts as messages of swaa.v1.Replica, and back. The only module that knows both."""
+"""Jobs, events and facts as messages of swaa.v1.Replica, and back. With `wire_backlog` all that knows both."""
 
 from __future__ import annotations
 
@@ -129,6 +129,8 @@ def _restore_message(plan: RestorePlan) -> pb.RunRestore:
         num_tokens=plan.num_tokens,
         predicted_ms=plan.predicted_ms,
         reason=plan.reason,
+        work_tokens=plan.work_tokens,
+        work_ms=plan.work_ms,
     )
 
 
@@ -143,6 +145,8 @@ def _restore_from(message: pb.RunRestore) -> RestorePlan:
         num_tokens=message.num_tokens,
         predicted_ms=message.predicted_ms,
         reason=message.reason,
+        work_tokens=message.work_tokens,
+        work_ms=message.work_ms,
     )
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from swaa_runtime.config import MIN_PREFILL_TOKENS
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import AGED_S, HOLD_S, Scheduler
-from swaa_runtime.step_budget import MAX_EVALUATIONS, MIN_PREFILL_TOKENS
+from swaa_runtime.step_budget import MAX_EVALUATIONS
 from swaa_runtime.step_cost import StepCost, UnknownCost
 from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request, engine_config
 
@@ -381,7 +382,7 @@ def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> Non
     load = scheduler.load()
     assert load == EngineLoad(
         taken_s=clock.now_s,
-        prefills=(PrefillLoad("b", 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 25.0, None, 3, True)),
+        prefills=(PrefillLoad("b", 4, 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 10, 25.0, None, 3, True)),
         decodes=(DecodeLoad("a", 40.0, 3),),
         decode_step_ms=7.0,
     )

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swaa_runtime.config import EngineConfig, SchedulingPolicy
+from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, EngineConfig, SchedulingPolicy
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import Scheduler
-from swaa_runtime.step_budget import FAIR_SHARE, MIN_PREFILL_TOKENS
 from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request, engine_config
 
 RECIPES = (

@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swaa_runtime.config import FAIR_SHARE, TPOT_SHARE
 from swaa_runtime.request import Request
 from swaa_runtime.step_budget import (
-    FAIR_SHARE,
     MAX_EVALUATIONS,
-    TPOT_SHARE,
     chunks,
     max_min_fair,
     most_tokens_within,

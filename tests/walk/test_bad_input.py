@@ -150,9 +150,9 @@ def test_strict_refuses_rather_than_misses(service: Service) -> None:
         lambda: run_turn(service, "The ship", headers),
         lambda: service.stub.Plan(pb.PlanRequest(prompt_tokens=5), metadata=metadata(headers)),
     ):
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "strict", "predicted ttft", "is above 0 ms"):
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "strict", "predicted ttft", "is above 0 ms"):
             call()
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "'sliding'"):
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "'sliding'"):
         run_turn(service, "The ship", {**headers, "x-swaa-recipe": "sliding"})
 
 

@@ -176,7 +176,7 @@ def test_what_the_service_refuses(service: Service) -> None:
         (("generate", "--ttft-ms", "-1"), "INVALID_ARGUMENT: x-slo-ttft-ms is '-1.0': must be a number"),
         (("generate", "--max-tokens", "0"), "INVALID_ARGUMENT: max_tokens is 0: must be at least 1"),
         (("generate", "--timeout-s", "0.001"), "DEADLINE_EXCEEDED: "),
-        (("plan", "--strict", "--ttft-ms", "0.001"), "FAILED_PRECONDITION: strict: "),
+        (("plan", "--strict", "--ttft-ms", "0.001"), "RESOURCE_EXHAUSTED: strict: no recipe ever meets it here; "),
         (("sessions", "list", "--limit", "0"), "INVALID_ARGUMENT: limit is 0: must be in 1..1000"),
         (("generate", "--sla", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"), "INVALID_ARGUMENT: x-swaa-sla is "),
         (("generate", "--session", "a\nb"), "INVALID_ARGUMENT: x-swaa-session is "),

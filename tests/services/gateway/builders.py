@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +64,7 @@ def make_objective(**changes: Any) -> Objective:
 
 def make_work(prompt_tokens: int = 1000, **changes: Any) -> Work:
     """Work whose history, if there is one, can be restored as a gateway would find out."""
-    work = replace(Work(prompt_tokens, max_tokens=100, history=None, continues=False, queue_ms=0.0), **changes)
+    work = replace(Work(prompt_tokens, max_tokens=100, history=None, continues=False), **changes)
     if work.history is None or "states" in changes:
         return work
     found = {name: session_state(work.history, named) for name, named in make_catalog().recipes.items()}
@@ -92,12 +93,13 @@ def make_manifest(recipe_name: str = "tail", num_tokens: int = 2000, num_bytes: 
 
 def make_candidate(name: str, misses: tuple[str, ...] = (), **prediction: Any) -> Candidate:
     restore = RestorePlan("none", None, "", 0, 0, 1.0, "nothing is saved")
-    figures = Prediction(ttft_ms=1.0, tpot_ms=1.0, quality=1.0, kv_bytes=1, computed_tokens=1, restore=restore)
+    figures = Prediction(1.0, 0.0, 1.0, tpot_ms=1.0, quality=1.0, kv_bytes=1, computed_tokens=1, restore=restore)
     return Candidate(make_catalog().recipes[name], replace(figures, **prediction), misses)
 
 
 def make_plan() -> Plan:
-    chosen = make_candidate("tail", ttft_ms=12.0, tpot_ms=3.0, quality=0.75, kv_bytes=77, computed_tokens=55)
+    latencies: dict[str, Any] = {"ttft_ms": 12.0, "wait_ms": 7.0, "work_ms": 5.0, "tpot_ms": 3.0}
+    chosen = make_candidate("tail", **latencies, quality=0.75, kv_bytes=77, computed_tokens=55, num_harmed=2)
     other = make_candidate("sliding", ("quality 0.00 is below 0.50",), quality=0.0)
     return Plan(chosen, "because", (chosen, other))
 
@@ -108,9 +110,12 @@ class FakeContext:
     def __init__(self, remaining_s: float | None = None) -> None:
         self.remaining_s = remaining_s
         self.status: tuple[grpc.StatusCode, str] | None = None
+        self.trailing: dict[str, str | bytes] = {}
 
-    async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        self.status = (code, details)
+    async def abort(
+        self, code: grpc.StatusCode, details: str, trailing: Sequence[tuple[str, str | bytes]] = ()
+    ) -> None:
+        self.status, self.trailing = (code, details), dict(trailing)
         raise grpc.aio.AbortError
 
     def time_remaining(self) -> float | None:

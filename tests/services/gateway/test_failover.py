@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.backlog import Backlog
 from services.errors import ReplicaLost, SessionBusy, StaleSession
 from services.gateway.failover import MAX_ATTEMPTS, run_turn
 from services.gateway.replicas import LeasedReplica
@@ -39,8 +40,11 @@ class FakeReplica:
     end: Callable[[], SwaaError] = lambda: ReplicaLost("gone")
     jobs: list[Job] = field(default_factory=list)
     facts: ModelFacts = FACTS
-    queued_tokens: int = 0
+    backlog: Backlog = field(default_factory=Backlog)
     is_hot: bool = False
+
+    def promise(self, job: Job) -> None:
+        raise AssertionError("only what has been planned is promised")
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         self.jobs.append(job)

@@ -11,7 +11,7 @@ from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import NamedRecipe
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective
-from services.gateway.turns import Planned, Understood
+from services.gateway.turns import Asked, Planned, Understood
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.job import Done, Job, SessionOutcome, SessionUse
 from swaa_runtime.errors import InvalidRequest
@@ -117,7 +117,8 @@ def planned_turn() -> tuple[Job, Planned]:
     """A turn of 30 tokens after 2,000 in session "s"."""
     work = make_work(30, history=make_manifest(num_tokens=2000))
     session = SessionUse("acme", "s", 3)
-    request = Understood(PromptInput("?"), 10, OBJECTIVE, session, work.history, (1,) * 30)
+    asked = Asked(make_catalog(), OBJECTIVE, work.history, arrival_s=0.0)
+    request = Understood(PromptInput("?"), 10, asked, session, (1,) * 30)
     named = make_catalog().recipes["tail"]
     job = Job("r", request.token_ids, named.name, named.recipe, SamplingParams(), session=session)
     return job, Planned(request, work, make_plan())
@@ -138,6 +139,9 @@ def test_the_first_message_tells_plan_and_objective() -> None:
         quality=0.75,
         kv_bytes=77,
         computed_tokens=55,
+        wait_ms=7.0,
+        work_ms=5.0,
+        harmed_turns=2,
         restore=pb.RestorePlan(kind="none", reason="nothing is saved"),
     )
 

@@ -6,9 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from services.backlog import Backlog, DecodingTurn, Forecast, PendingTurn
+from services.cost import CostProfile
 from services.errors import SlaUnattainable
-from services.gateway.planner import Plan, Prediction, Work, misses, plan, predict
+from services.gateway.catalog import Catalog
+from services.gateway.planner import Plan, Prediction, Scene, Work, misses, plan
 from services.gateway.sla import Objective
 from services.restore_plan import SavedState
 from swaa_runtime.errors import InvalidRequest
@@ -24,8 +29,13 @@ def make_plan(objective: Objective, work: Work) -> Plan:
     return plan(objective, work, make_catalog(), COST, BYTES_PER_TOKEN_LAYER)
 
 
-def predicted(name: str, work: Work, cost: Any = COST) -> Prediction:
-    return predict(make_catalog().recipes[name], work, make_catalog(), cost, BYTES_PER_TOKEN_LAYER)
+def make_scene(work: Work, catalog: Catalog | None = None, cost: CostProfile = COST, **objective: Any) -> Scene:
+    forecast = Forecast(work.backlog, cost.max_step_tokens)
+    return Scene(make_objective(**objective), work, forecast, catalog or make_catalog(), cost, BYTES_PER_TOKEN_LAYER)
+
+
+def predicted(name: str, work: Work, cost: CostProfile = COST, **objective: Any) -> Prediction:
+    return make_scene(work, cost=cost, **objective).predict(make_catalog().recipes[name])
 
 
 def test_without_a_bound_full_attention_wins() -> None:
@@ -81,19 +91,58 @@ def test_all_candidates_are_told_best_quality_first() -> None:
     assert made.chosen in made.candidates
 
 
-def test_among_equals_in_quality_the_fastest_wins() -> None:
+def test_among_equals_in_quality_the_least_work_wins() -> None:
     catalog = make_catalog()
     same = replace(catalog.quality, recall=dict.fromkeys(catalog.recipes, (1.0, 1.0)))
     made = plan(make_objective(), make_work(4000), replace(catalog, quality=same), COST, BYTES_PER_TOKEN_LAYER)
     assert made.chosen.named.name == "sliding"
+    assert [c.prediction.work_ms for c in made.candidates] == sorted(c.prediction.work_ms for c in made.candidates)
 
 
-def test_strict_refuses_what_would_miss_and_says_what() -> None:
-    work = make_work(4000)
-    with pytest.raises(SlaUnattainable, match=r"strict: 'tail' is the nearest recipe, but its predicted ttft .* 1 ms"):
-        make_plan(make_objective(ttft_ms=1.0, min_quality=0.5, strict=True), work)
-    made = make_plan(make_objective(ttft_ms=predicted("tail", work).ttft_ms, min_quality=0.5, strict=True), work)
+def refused(objective: Objective, work: Work) -> SlaUnattainable:
+    with pytest.raises(SlaUnattainable) as caught:
+        make_plan(objective, work)
+    return caught.value
+
+
+def test_strict_refuses_what_even_an_idle_replica_would_miss_without_a_time_to_ask_again() -> None:
+    objective = make_objective(ttft_ms=1.0, min_quality=0.5, strict=True)
+    error = refused(objective, make_work(4000))
+    assert str(error).startswith("strict: no recipe ever meets it here; 'tail' is the nearest, but its predicted ttft")
+    assert str(error).endswith("ms is above 1 ms, even if idle")
+    assert error.wait_ms == pytest.approx(0.0)
+    assert error.retry_after_ms is None
+    assert refused(objective, make_work(4000, backlog=BUSY)).retry_after_ms is None
+    bound = predicted("tail", make_work(4000)).ttft_ms
+    made = make_plan(make_objective(ttft_ms=bound, min_quality=0.5, strict=True), make_work(4000))
     assert made.chosen.named.name == "tail"
+
+
+def test_strict_refuses_what_would_wait_too_long_and_says_when_it_would_not() -> None:
+    alone = predicted("full", make_work(4000)).ttft_ms
+    work = make_work(4000, backlog=BUSY)
+    objective = make_objective(ttft_ms=alone + 1.0, min_quality=1.0, strict=True, priority=0)
+    error = refused(objective, work)
+    assert error.retry_after_ms == pytest.approx(max(Forecast(BUSY, COST.max_step_tokens).first_tokens_ms))
+    assert "'full' is the nearest recipe, but its predicted ttft" in str(error)
+    assert f"with a wait of {error.wait_ms:.0f} ms; try again in {error.retry_after_ms:.0f} ms" in str(error)
+    assert make_plan(replace(objective, strict=False), work).reason == FASTEST
+
+
+def test_strict_refuses_what_would_break_a_promise_and_lower_ones_do_not_count() -> None:
+    promised = PendingTurn("a", 1000, 1000.0, 6000.0, 5)
+    work = make_work(4000, backlog=Backlog((promised,)))
+    alone = predicted("full", make_work(4000)).ttft_ms
+    objective = make_objective(ttft_ms=alone + 3000.0, min_quality=1.0, priority=5, strict=True)
+    assert "harm to 1 promised before" in str(refused(objective, work))
+    assert make_plan(replace(objective, priority=6), work).chosen.prediction.num_harmed == 0
+
+
+def test_answers_that_are_in_the_way_end_nobody_knows_when() -> None:
+    slow = Backlog(decoding=(DecodingTurn("d", None, 0),), decode_step_ms=400.0)
+    bound = predicted("full", make_work(1000)).tpot_ms
+    error = refused(make_objective(tpot_ms=bound, min_quality=1.0, strict=True), make_work(1000, backlog=slow))
+    assert error.retry_after_ms == 1000.0
 
 
 def test_a_named_recipe_skips_the_choice_but_not_the_figures() -> None:
@@ -116,10 +165,36 @@ def test_the_figures_of_a_first_turn() -> None:
     assert figures.quality == 1.0
 
 
-def test_waiting_requests_put_the_first_token_off() -> None:
-    alone, behind = predicted("tail", make_work()), predicted("tail", make_work(queue_ms=500.0))
-    assert behind.ttft_ms == pytest.approx(alone.ttft_ms + 500.0)
+BUSY = Backlog((PendingTurn("a", 5000, 5000.0, None, 10), PendingTurn("b", 3000, 3000.0, 90_000.0, 10)))
+
+
+def test_others_and_time_that_has_passed_put_the_first_token_off() -> None:
+    alone, behind = predicted("tail", make_work()), predicted("tail", make_work(backlog=BUSY))
+    assert alone.wait_ms == pytest.approx(0.0)
+    assert behind.work_ms == alone.work_ms
+    assert behind.wait_ms > 1000.0
+    assert behind.ttft_ms == pytest.approx(alone.ttft_ms + behind.wait_ms)
     assert behind.tpot_ms == alone.tpot_ms
+    later = predicted("tail", make_work(spent_ms=300.0))
+    assert later.ttft_ms == pytest.approx(alone.ttft_ms + 300.0)
+    assert later.wait_ms == pytest.approx(300.0)
+
+
+def test_answers_that_run_make_each_token_slower() -> None:
+    batch = Backlog(decoding=(DecodingTurn("d", None, 0),), decode_step_ms=50.0)
+    alone, beside = predicted("tail", make_work()), predicted("tail", make_work(backlog=batch))
+    assert beside.tpot_ms == pytest.approx(50.0 + alone.tpot_ms - COST.decode_step_ms)
+    assert beside.ttft_ms > alone.ttft_ms
+
+
+def test_a_backlog_steps_quality_down_but_not_below_the_floor() -> None:
+    bound = predicted("full", make_work(4000)).ttft_ms + 1.0
+    assert make_plan(make_objective(ttft_ms=bound), make_work(4000)).chosen.named.name == "full"
+    work = make_work(4000, backlog=BUSY)
+    busy = make_plan(make_objective(ttft_ms=bound), work)
+    assert (busy.chosen.named.name, busy.reason) == ("tail", BEST)
+    floor = make_plan(make_objective(ttft_ms=bound, min_quality=1.0), work)
+    assert (floor.chosen.named.name, floor.reason) == ("full", FASTEST)
 
 
 def test_a_saved_session_spares_its_own_recipe_the_history() -> None:
@@ -169,8 +244,8 @@ def test_a_session_keeps_what_its_next_turn_may_look_back_at() -> None:
     catalog = make_catalog()
     named = replace(catalog.recipes["tail"], recipe=replace(catalog.recipes["tail"].recipe, full_decode=False))
     named = replace(named, rules=named.recipe.resolve(NUM_LAYERS))
-    once = predict(named, make_work(1000), catalog, COST, BYTES_PER_TOKEN_LAYER)
-    session = predict(named, make_work(1000, continues=True), catalog, COST, BYTES_PER_TOKEN_LAYER)
+    once = make_scene(make_work(1000), catalog).predict(named)
+    session = make_scene(make_work(1000, continues=True), catalog).predict(named)
     assert once.kv_bytes == NUM_LAYERS * (4 + 63) * BYTES_PER_TOKEN_LAYER
     assert session.kv_bytes == NUM_LAYERS * 1000 * BYTES_PER_TOKEN_LAYER
 
@@ -192,3 +267,54 @@ def test_a_session_keeps_what_its_next_turn_may_look_back_at() -> None:
 def test_misses_are_told_in_words(figures: tuple[float, float, float | None], expected: tuple[str, ...]) -> None:
     objective = make_objective(ttft_ms=100.0, tpot_ms=10.0, min_quality=0.5)
     assert misses(objective, *figures) == expected
+
+
+works = st.builds(
+    make_work,
+    st.integers(1, 6000),
+    max_tokens=st.integers(1, 500),
+    spent_ms=st.sampled_from([0.0, 200.0]),
+    backlog=st.builds(
+        Backlog,
+        st.lists(
+            st.builds(
+                PendingTurn,
+                st.just("p"),
+                st.integers(1, 8000),
+                st.floats(1.0, 8000.0),
+                st.none() | st.floats(-10.0, 20_000.0),
+                st.integers(0, 20),
+            ),
+            max_size=4,
+        ).map(tuple),
+        st.lists(
+            st.builds(DecodingTurn, st.just("d"), st.none() | st.floats(5.0, 200.0), st.integers(0, 20)), max_size=2
+        ).map(tuple),
+        st.floats(0.0, 40.0),
+    ),
+)
+objectives = st.builds(
+    make_objective,
+    ttft_ms=st.floats(1.0, 60_000.0),
+    tpot_ms=st.floats(1.0, 100.0),
+    min_quality=st.sampled_from([0.0, 0.3, 0.7, 0.95]),
+    priority=st.integers(0, 20),
+)
+
+
+@settings(max_examples=60)
+@given(objectives, works)
+def test_the_choice_is_the_best_of_those_that_meet_and_strict_accepts_nothing_else(
+    objective: Objective, work: Work
+) -> None:
+    made = make_plan(objective, work)
+    meeting = [c for c in made.candidates if c.meets]
+    if meeting:
+        assert made.chosen.meets
+        assert made.chosen.prediction.quality == max(c.prediction.quality for c in meeting)
+        assert make_plan(replace(objective, strict=True), work).chosen == made.chosen
+    else:
+        assert made.reason in (FASTEST, NONE_GOOD)
+        error = refused(replace(objective, strict=True), work)
+        assert error.retry_after_ms is None or error.retry_after_ms >= 0.0
+        assert error.wait_ms >= 0.0

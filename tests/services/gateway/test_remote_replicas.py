@@ -24,6 +24,7 @@ from services.replica.job import Done, Job, SessionUse
 from services.replica.replica import Replica
 from services.replica.server import ReplicaServer
 from services.replica.wire import facts_message
+from services.replica.wire_backlog import backlog_message
 from services.telemetry.tracing import Tracing
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
@@ -72,6 +73,7 @@ class Directory(pb_grpc.ReplicaDirectoryServicer):
                 replica_id="replica",
                 address=node.server.address,
                 queued_tokens=node.replica.queued_tokens,
+                backlog=backlog_message(node.replica.backlog),
                 is_hot=node.replica.is_hot(request.tenant, request.session_id, request.version),
                 model=facts_message(FACTS),
             )
@@ -171,7 +173,7 @@ async def test_a_session_over_the_wire_is_hot_where_it_ran() -> None:
         async with cluster.replicas.lease(use) as replica:
             assert replica.is_hot
             assert replica.facts == FACTS
-            assert replica.queued_tokens == 0
+            assert replica.backlog.pending == ()
         async with cluster.replicas.lease(replace(use, version=2)) as replica:
             assert not replica.is_hot
         assert {data["session_id"] for data in cluster.directory.metadata} == {NEW.session_id}

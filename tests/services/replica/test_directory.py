@@ -9,12 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from services.backlog import Backlog, PendingTurn
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.directory import CHECKS, Directory
 from services.replica.replica import Replica
+from services.replica.wire_backlog import backlog_message
 from swaa_runtime.errors import EngineFailed
 
 from .builders import asynchronous
+
+BACKLOG = Backlog((PendingTurn("r", 9, 10.0, None, 1),), decode_step_ms=3.0)
 
 
 @dataclass
@@ -31,6 +35,7 @@ class FakeReplica:
     """A replica as far as a directory looks at it."""
 
     queued_tokens: int = 0
+    backlog: Backlog = BACKLOG
     num_turns: int = 0
     hot: tuple[str, str, int] = ("", "", 0)
     engine: FakeEngine = field(default_factory=FakeEngine)
@@ -76,6 +81,7 @@ async def test_a_grant_says_who_and_where_what_is_queued_and_whether_that_versio
             replica_id="r#1",
             address="127.0.0.1:1",
             queued_tokens=7,
+            backlog=backlog_message(BACKLOG),
             is_hot=is_hot,
             model=pb.ModelFacts(fingerprint="f"),
         )

@@ -407,16 +407,19 @@ async def test_the_backlog_counts_prompt_tokens_that_are_not_computed_yet(open_s
     async with running_engine(engine_config(max_step_tokens=16)) as rig, open_store() as store:
         replica = make_replica(rig, store)
         rig.runner.before_step = lambda: wait_for(step)
-        async with contextlib.aclosing(replica.generate(make_job(40))) as events:
+        job = make_job(40)
+        async with contextlib.aclosing(replica.generate(job)) as events:
             first = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0.05)
             assert replica.queued_tokens == 40
+            assert replica.backlog.request_ids == {job.request_id}
             step.release(100)
             seen = [await first]
             assert replica.queued_tokens == 40 - 16
             seen += [event async for event in events]
         assert [e.num_computed_tokens for e in seen if isinstance(e, PrefillProgress)] == [16, 32, 40]
         assert replica.queued_tokens == 0
+        assert replica.backlog.pending == ()
 
 
 @asynchronous

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.backlog import Backlog, DecodingTurn, PendingTurn
 from services.cost import CostProfile
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.facts import ModelFacts
 from services.replica.job import Done, Job, SessionOutcome, SessionUse
 from services.replica.wire import event_from, facts_from, facts_message, job_from, run_event, run_request
+from services.replica.wire_backlog import backlog_from, backlog_message
 from services.restore_plan import RestorePlan
 from swaa_runtime.errors import InvalidRecipe, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
@@ -45,6 +47,8 @@ plans = st.builds(
     num_tokens=counts,
     predicted_ms=figures,
     reason=st.text(),
+    work_tokens=counts,
+    work_ms=figures,
 )
 jobs = st.builds(
     Job,
@@ -106,6 +110,13 @@ def test_a_job(job: Job) -> None:
 def test_an_event(event: PrefillProgress | TokenOutput | Done) -> None:
     message = pb.RunEvent.FromString(run_event(event).SerializeToString())
     assert event_from(message, "r") == event
+
+
+def test_a_backlog() -> None:
+    pending = (PendingTurn("a", 7, 12.5, -3.0, -1, 40.0), PendingTurn("b", 1, 0.5, None, 7, -2.0))
+    backlog = Backlog(pending, (DecodingTurn("c", 20.0, 3), DecodingTurn("d", None, -3)), 9.5, 1.5)
+    assert backlog_from(pb.Backlog.FromString(backlog_message(backlog).SerializeToString())) == backlog
+    assert backlog_from(pb.Backlog()) == Backlog()
 
 
 def test_facts() -> None:

@@ -135,20 +135,26 @@ class Objective(_message.Message):
     def __init__(self, sla_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., min_quality: _Optional[float] = ..., priority: _Optional[int] = ..., strict: _Optional[bool] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("ttft_ms", "tpot_ms", "quality", "kv_bytes", "computed_tokens", "restore")
+    __slots__ = ("ttft_ms", "tpot_ms", "quality", "kv_bytes", "computed_tokens", "restore", "wait_ms", "work_ms", "harmed_turns")
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    WORK_MS_FIELD_NUMBER: _ClassVar[int]
+    HARMED_TURNS_FIELD_NUMBER: _ClassVar[int]
     ttft_ms: float
     tpot_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
     restore: RestorePlan
-    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., quality: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., restore: _Optional[_Union[RestorePlan, _Mapping]] = ...) -> None: ...
+    wait_ms: float
+    work_ms: float
+    harmed_turns: int
+    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., quality: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., restore: _Optional[_Union[RestorePlan, _Mapping]] = ..., wait_ms: _Optional[float] = ..., work_ms: _Optional[float] = ..., harmed_turns: _Optional[int] = ...) -> None: ...
 
 class RestorePlan(_message.Message):
     __slots__ = ("kind", "source", "restored_tokens", "reason")

@@ -29,18 +29,58 @@ class LeaseRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
-    __slots__ = ("replica_id", "address", "queued_tokens", "is_hot", "model")
+    __slots__ = ("replica_id", "address", "queued_tokens", "is_hot", "model", "backlog")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IS_HOT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     address: str
     queued_tokens: int
     is_hot: bool
     model: ModelFacts
-    def __init__(self, replica_id: _Optional[str] = ..., address: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., is_hot: _Optional[bool] = ..., model: _Optional[_Union[ModelFacts, _Mapping]] = ...) -> None: ...
+    backlog: Backlog
+    def __init__(self, replica_id: _Optional[str] = ..., address: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., is_hot: _Optional[bool] = ..., model: _Optional[_Union[ModelFacts, _Mapping]] = ..., backlog: _Optional[_Union[Backlog, _Mapping]] = ...) -> None: ...
+
+class Backlog(_message.Message):
+    __slots__ = ("pending", "decoding", "decode_step_ms", "age_ms")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    pending: _containers.RepeatedCompositeFieldContainer[PendingTurn]
+    decoding: _containers.RepeatedCompositeFieldContainer[DecodingTurn]
+    decode_step_ms: float
+    age_ms: float
+    def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ...) -> None: ...
+
+class PendingTurn(_message.Message):
+    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WORK_MS_FIELD_NUMBER: _ClassVar[int]
+    DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    READY_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    work_ms: float
+    due_in_ms: float
+    priority: int
+    ready_in_ms: float
+    num_tokens: float
+    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ...) -> None: ...
+
+class DecodingTurn(_message.Message):
+    __slots__ = ("request_id", "tpot_ms", "priority")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tpot_ms: float
+    priority: int
+    def __init__(self, request_id: _Optional[str] = ..., tpot_ms: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
     __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json", "eos_token_ids")
@@ -127,7 +167,7 @@ class RunSampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class RunRestore(_message.Message):
-    __slots__ = ("kind", "source", "prefix_id", "compute_stop", "num_tokens", "predicted_ms", "reason")
+    __slots__ = ("kind", "source", "prefix_id", "compute_stop", "num_tokens", "predicted_ms", "reason", "work_ms", "work_tokens")
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ID_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +175,8 @@ class RunRestore(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_MS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WORK_MS_FIELD_NUMBER: _ClassVar[int]
+    WORK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     source: str
     prefix_id: str
@@ -142,7 +184,9 @@ class RunRestore(_message.Message):
     num_tokens: int
     predicted_ms: float
     reason: str
-    def __init__(self, kind: _Optional[str] = ..., source: _Optional[str] = ..., prefix_id: _Optional[str] = ..., compute_stop: _Optional[int] = ..., num_tokens: _Optional[int] = ..., predicted_ms: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    work_ms: float
+    work_tokens: int
+    def __init__(self, kind: _Optional[str] = ..., source: _Optional[str] = ..., prefix_id: _Optional[str] = ..., compute_stop: _Optional[int] = ..., num_tokens: _Optional[int] = ..., predicted_ms: _Optional[float] = ..., reason: _Optional[str] = ..., work_ms: _Optional[float] = ..., work_tokens: _Optional[int] = ...) -> None: ...
 
 class RunEvent(_message.Message):
     __slots__ = ("prefill", "token", "done")

@@ -15,7 +15,7 @@ from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health
 from services.gateway.session_admin import SessionAdmin
-from services.gateway.turns import Planned, Understood
+from services.gateway.turns import Asked, Planned, Understood
 from services.replica.job import Done, Job, SessionUse
 from services.sessions.policy import SessionPolicy
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
@@ -37,7 +37,8 @@ class Letters:
 def accepted(session_id: str = "") -> Accepted:
     session = SessionUse("default", session_id, 0) if session_id else None
     prompt: Any = None
-    request = Understood(prompt, 16, make_objective(), session, None, (1, 2, 3))
+    asked = Asked(make_catalog(), make_objective(), None, arrival_s=0.0)
+    request = Understood(prompt, 16, asked, session, (1, 2, 3))
     job = Job("r1", (1, 2, 3), "tail", Recipe(), SamplingParams(), session=session)
     return Accepted(job, Planned(request, make_work(3), make_plan()))
 

@@ -1,0 +1,46 @@
+"""Turns that are promised count at once, once, and until their first token."""
+
+from __future__ import annotations
+
+from services.backlog import Backlog, DecodingTurn, PendingTurn
+from services.replica.job import Job
+from services.replica.promises import Promises
+from services.restore_plan import RestorePlan
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.request import SamplingParams
+
+PLAN = RestorePlan("load", "session", "", 0, 90, 700.0, "", work_tokens=10, work_ms=200.0)
+JOB = Job("a", (1, 2, 3), "full", Recipe(), SamplingParams(), priority=4, ttft_due_s=102.0, restore=PLAN)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_promise_counts_from_the_moment_it_is_made() -> None:
+    clock = Clock()
+    promises = Promises(clock)
+    promises.add(JOB)
+    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 2000.0, 4, 500.0),)
+    clock.now_s += 1.0
+    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 1000.0, 4, -500.0),)
+
+
+def test_what_the_backlog_tells_of_is_not_counted_twice() -> None:
+    promises = Promises()
+    promises.add(JOB)
+    for known in (Backlog((PendingTurn("a", 5, 1.0, None, 0),)), Backlog(decoding=(DecodingTurn("a", None, 0),))):
+        assert promises.added_to(known) == known
+
+
+def test_a_promise_that_has_ended_counts_no_more() -> None:
+    promises = Promises()
+    promises.add(JOB)
+    promises.end("b")
+    assert len(promises.added_to(Backlog()).pending) == 1
+    promises.end("a")
+    promises.end("a")
+    assert promises.added_to(Backlog()) == Backlog()
