@@ -23,7 +23,7 @@ from services.telemetry.page import MetricsPage
 
 PAGE = """# API reference
 
-Made by `make docs` from [the proto](../proto/swaa/v1/long_context.proto) and the tables of the code; do not edit it here.
+Made by `make docs` from [the proto](../proto/swaa/v1/long_context.proto) and the tables of the code; not to be edited
 
 Two ways in, one service behind them: gRPC ({address}, reflection is on) and HTTP ({http_address}, OpenAI's
 API below `/v1`, the service's own below `/api`). Headers, statuses and limits are the same.
@@ -163,4 +163,3 @@ def _values(values: Iterable[object]) -> str:
 def _first_sentences(of: object) -> str:
     """The first line of a docstring, without what it raises."""
     return (inspect.getdoc(of) or "").partition("\n")[0].partition(" Raises ")[0]
-

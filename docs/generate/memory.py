@@ -47,9 +47,7 @@ class KVNeed:
 def kv_need(shape: ModelShape, rules: Sequence[LayerRule], continues: bool = False) -> KVNeed:
     """What a recipe needs in a model. `continues`: of a session, whose next turn may look back."""
     far = 2**31
-    per_token = sum(
-        count for rule, count in count_layers(rules).items() if keeps_everything(rule, far, far, continues)
-    )
+    per_token = sum(count for rule, count in count_layers(rules).items() if keeps_everything(rule, far, far, continues))
     fixed = kv_tokens(rules, far, continues) - per_token * far
     return KVNeed(per_token * shape.bytes_per_token_layer, fixed * shape.bytes_per_token_layer)
 
@@ -63,7 +61,9 @@ def attention_share(rules: Sequence[LayerRule], num_tokens: int) -> float:
 
 def catalogs() -> dict[str, Catalog]:
     """The shipped ones, by model."""
-    return {name: load_catalog(FOLDER / f"{name}.yaml", ServedModel(shape.num_layers))[0] for name, shape in SHAPES.items()}
+    return {
+        name: load_catalog(FOLDER / f"{name}.yaml", ServedModel(shape.num_layers))[0] for name, shape in SHAPES.items()
+    }
 
 
 def memory_table() -> str:
@@ -87,12 +87,13 @@ def memory_table() -> str:
 def cost_table() -> str:
     """Of the default catalogue: attention's work beside full attention's, and KV that stays."""
     catalog, shape = catalogs()["smollm2"], SHAPES["smollm2"]
+    longest = COST_LENGTHS_TOKENS[-1]
     rows = []
     for named in catalog.recipes.values():
         shares = [f"{attention_share(named.rules, length):.0%}" for length in COST_LENGTHS_TOKENS]
-        longest = COST_LENGTHS_TOKENS[-1]
         kept = kv_tokens(named.rules, longest, False) / (shape.num_layers * longest)
-        quality = catalog.quality.recall_at(named.name, longest)
-        rows.append([code(named.name), *shares, f"{kept:.0%}", f"{quality:.2f}"])
+        recall = catalog.quality.recall[named.name][-1]
+        rows.append([code(named.name), *shares, f"{kept:.0%}", f"{recall:.2f}"])
     header = [f"attention at {length:,}" for length in COST_LENGTHS_TOKENS]
-    return table(["recipe", *header, f"KV kept at {longest:,}", f"recall at {longest:,}"], rows)
+    measured = catalog.quality.lengths_tokens[-1]
+    return table(["recipe", *header, f"KV kept at {longest:,}", f"recall at {measured:,}"], rows)

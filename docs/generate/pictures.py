@@ -1,7 +1,7 @@
 """Pictures of the kinds of recipes, drawn from the rule itself (`swaa_runtime.visibility`), as SVG.
 
-Left, one grid for each rule that the recipe has: a row is a query, a column a key. Right: layers by positions, the KV that
-is resident while the answer is generated.
+Left, one grid for each rule that the recipe has: a row is a query, a column a key. Right: layers by positions, the KV
+that is resident while the answer is generated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ CELL, GAP, MARGIN, LINE = 10, 28, 16, 14  # pixels
 SIDE = NUM_TOKENS * CELL
 
 KIND_COLOURS = {"sink": "#b45309", "window": "#2563eb", "back": "#059669", "hidden": "#e5e7eb"}
-KIND_NAMES = {"sink": "sink tokens", "window": "window", "back": "looks back", "hidden": "not seen, or not kept"}
+KIND_NAMES = {
+    "sink": "sink tokens",
+    "window": "window",
+    "back": "everything",
+    "hidden": "not seen, or not kept",
+}
 """Why a query sees a key. A key in the window counts as that."""
 
 
@@ -94,7 +99,9 @@ def picture(kind: Kind) -> str:
         parts.append(_rule_line(left, top + PROMPT_TOKENS * CELL, SIDE, 0))
         left += SIDE + GAP
     parts.append(_text(left, top - 6, "KV kept: layer (row), position (column)"))
-    parts.extend(_cells(left, top, NUM_LAYERS, lambda layer: [why_kept(rules[layer], p) for p in range(NUM_TOKENS - 1)]))
+    parts.extend(
+        _cells(left, top, NUM_LAYERS, lambda layer: [why_kept(rules[layer], p) for p in range(NUM_TOKENS - 1)])
+    )
     parts.append(_rule_line(left + PROMPT_TOKENS * CELL, top, 0, NUM_LAYERS * CELL))
     parts.extend(_legend(left, top + (NUM_LAYERS + 2) * CELL))
     return _document(kind.title, left + SIDE + MARGIN, top + SIDE + MARGIN, parts)

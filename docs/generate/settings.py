@@ -13,7 +13,9 @@ from services.config import PREFIX, ServeConfig
 
 def settings_table() -> str:
     """Every setting. Raises ValueError for one that says nothing of itself."""
-    return table(["setting", "default", "may be", "meaning"], [_row(*each) for each in ServeConfig.model_fields.items()])
+    return table(
+        ["setting", "default", "may be", "meaning"], [_row(*each) for each in ServeConfig.model_fields.items()]
+    )
 
 
 def _row(name: str, field: FieldInfo) -> list[str]:
@@ -34,6 +36,9 @@ def bounds(field: FieldInfo) -> str:
         return ", ".join(map(code, map(str, get_args(field.annotation))))
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     told = [
-        f"{word} {getattr(each, sign)}" for each in field.metadata for sign, word in signs.items() if hasattr(each, sign)
+        f"{word} {getattr(each, sign)}"
+        for each in field.metadata
+        for sign, word in signs.items()
+        if hasattr(each, sign)
     ]
     return ", ".join(told)
