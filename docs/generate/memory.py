@@ -61,9 +61,8 @@ def attention_share(rules: Sequence[LayerRule], num_tokens: int) -> float:
 
 def catalogs() -> dict[str, Catalog]:
     """The shipped ones, by model."""
-    return {
-        name: load_catalog(FOLDER / f"{name}.yaml", ServedModel(shape.num_layers))[0] for name, shape in SHAPES.items()
-    }
+    served = {name: ServedModel(shape.num_layers) for name, shape in SHAPES.items()}
+    return {name: load_catalog(FOLDER / f"{name}.yaml", model)[0] for name, model in served.items()}
 
 
 def memory_table() -> str:

@@ -13,9 +13,8 @@ from services.config import PREFIX, ServeConfig
 
 def settings_table() -> str:
     """Every setting. Raises ValueError for one that says nothing of itself."""
-    return table(
-        ["setting", "default", "may be", "meaning"], [_row(*each) for each in ServeConfig.model_fields.items()]
-    )
+    rows = [_row(name, field) for name, field in ServeConfig.model_fields.items()]
+    return table(["setting", "default", "may be", "meaning"], rows)
 
 
 def _row(name: str, field: FieldInfo) -> list[str]:
@@ -35,10 +34,7 @@ def bounds(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(map(code, map(str, get_args(field.annotation))))
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    told = [
-        f"{word} {getattr(each, sign)}"
-        for each in field.metadata
-        for sign, word in signs.items()
-        if hasattr(each, sign)
-    ]
+    told = []
+    for bound in field.metadata:
+        told += [f"{word} {getattr(bound, sign)}" for sign, word in signs.items() if hasattr(bound, sign)]
     return ", ".join(told)
