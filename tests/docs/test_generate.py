@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 from transformers import AutoConfig
 
-from docs.generate import api, memory, pages, pictures, settings
+from docs.generate import api, memory, metrics, pages, pictures, settings
 from docs.generate.markdown import fill, sections, table
 from docs.generate.proto import listed, paragraph, read_proto
 from services.config import ServeConfig
@@ -19,7 +19,7 @@ from services.cost import kv_tokens
 from services.gateway.errors import STATUS_CODES
 from services.gateway.sla import HEADERS
 from swaa_runtime.shape import ModelShape
-from swaa_runtime.visibility import visible
+from swaa_runtime.visibility import Turn, visible
 from tests.services.sessions.test_redis_deployments import ACL, CLUSTER_ACL
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,9 +65,9 @@ def test_the_reference_has_every_header_status_message_and_setting() -> None:
 
 
 def test_lists_in_the_comment_are_read_with_their_later_lines() -> None:
-    head = " Things (of two):\n   one, two  first\n             and more\n   three  other\n Text after.\n goes on\n\n Else."
+    head = " Things (of two):\n   one, two  first\n             and more\n   three  other\n Then.\n goes on\n\n Else."
     assert listed(head, "Things") == {"one, two": "first and more", "three": "other"}
-    assert paragraph(head, "Text after") == "Text after. goes on"
+    assert paragraph(head, "Then") == "Then. goes on"
     with pytest.raises(ValueError, match="no line"):
         paragraph(head, "Nothing")
 
@@ -121,7 +121,7 @@ def test_the_default_models_shape(default_model_folder: Path) -> None:
 @pytest.mark.parametrize("name", pictures.KINDS)
 def test_attention_shares_are_counted_pair_by_pair(name: str) -> None:
     rules = pictures.KINDS[name].recipe.resolve(pictures.NUM_LAYERS)
-    turns = (pictures.Turn(0, 18),)
+    turns = (Turn(0, 18),)
     pairs = [(query, key) for query in range(18) for key in range(query + 1)]
     seen = sum(visible(rule, turns, *pair) for rule in rules for pair in pairs)
     assert memory.attention_share(rules, 18) == pytest.approx(seen / (len(rules) * len(pairs)))
@@ -153,21 +153,21 @@ def failures() -> list[list[str]]:
 
 def test_failures_name_statuses_log_lines_and_metrics_that_exist() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "services").rglob("*.py"))
-    metrics = set(re.findall(r"`(swaa_\w+)`", pages.metrics.metrics_table()))
+    known = set(re.findall(r"`(swaa_\w+)`", metrics.metrics_table()))
     statuses = {status.name for status in STATUS_CODES.values()} | {"INTERNAL"}
     assert len(failures()) > 10
     for what, clients, log, metric, _ in failures():
         assert set(re.findall(r"`((?!SWAA_)[A-Z_]+)`", clients)) <= statuses, what
         for quoted in re.findall(r"`([^`]+)`", log):
             assert quoted in sources, f"{what}: nothing logs {quoted!r}"
-        assert set(re.findall(r"`(\w+)`", metric)) <= metrics, what
+        assert set(re.findall(r"`(\w+)`", metric)) <= known, what
 
 
 def test_every_setting_and_metric_that_is_named_exists() -> None:
     named = set(re.findall(r"\bSWAA_[A-Z_]+\b", OPERATING))
     assert named <= {f"SWAA_{name.upper()}" for name in ServeConfig.model_fields}
-    metrics = set(re.findall(r"`(swaa_\w+)`", pages.metrics.metrics_table()))
-    assert set(re.findall(r"\bswaa_\w+", OPERATING)) <= metrics
+    known = set(re.findall(r"`(swaa_\w+)`", metrics.metrics_table()))
+    assert set(re.findall(r"\bswaa_\w+", OPERATING)) <= known
 
 
 def test_the_acl_is_the_tested_one() -> None:
