@@ -3,6 +3,7 @@
 #
 #   benchmarks/device_eval.sh SECONDS PROCESSES [options of `swaa eval run`]
 #
+# Samples that a batch does not fill before the seconds are over are not measured: give it time enough, or run it again.
 # PARTS (default .cache/device) holds what travels beside the code: model.gguf.* (the default model in pieces), gguf-*.whl, and
 # results/*.jsonl of earlier calls, which are not measured again. Run it again and it goes on. Results: $OUT/samples.jsonl.gz,
 # the tables and the plot. TIMING=N times N prefills of every recipe first, alone on the GPU; TEXTS=N measures perplexity.

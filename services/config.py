@@ -31,6 +31,10 @@ class ServeConfig(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
     )
+    adapters: str | None = Field(
+        None,
+        description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
+    )
     attention_backend: Literal["windowed", "reference"] = Field(
         "windowed", description="windowed is fast; reference is its slow twin, to compare"
     )

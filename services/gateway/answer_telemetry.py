@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 """Stands for the class of a request that could not be understood."""
 
-REFUSALS = {SlaUnattainable: "sla", OutOfCapacity: "capacity", QuotaExceeded: "quota"}
-
 
 class AnswerTelemetry:
     """An `Observer`."""
@@ -128,14 +126,26 @@ class _Watch:
         self._metrics.requests.labels(status, self._sla_class).inc()
         if isinstance(failed, ReplicaLost):
             self._metrics.replicas_lost.inc()
-        for refusal, reason in REFUSALS.items():
-            if isinstance(failed, refusal):
-                self._metrics.refusals.labels(self._sla_class, reason).inc()
+        if reason := _refusal(failed):
+            self._metrics.refusals.labels(self._sla_class, reason).inc()
         self._span.note(status=status)
         if failed is not None:
             self._span.fail(failed)
             _log_failure(status, self._sla_class, self._span.trace_id)
         self._span.end()
+
+
+def _refusal(error: BaseException | None) -> str:
+    """Why a turn was not taken; empty if that is not how it ended."""
+    match error:
+        case SlaUnattainable():
+            return "sla_never" if error.retry_after_ms is None else "sla_now"
+        case OutOfCapacity():
+            return "capacity"
+        case QuotaExceeded():
+            return "quota"
+        case _:
+            return ""
 
 
 def _log(answered: Answered, trace_id: str) -> None:

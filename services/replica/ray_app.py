@@ -133,7 +133,8 @@ class RayReplica:
             stack.push_async_callback(server.stop, LAST_MESSAGE_S)
             if config.metrics_listen:
                 page = MetricsPage(telemetry.registry, [parts.engine_metrics.refresh])
-                await stack.enter_async_context(serving(page.app(), "metrics_listen", config.metrics_listen))
+                served = await stack.enter_async_context(serving(page.app(), "metrics_listen", config.metrics_listen))
+                logger.info("metrics on port %d", served.port)
             self._stack = stack.pop_all()
         # With the process id, so that one can find the process of a replica that one hears of.
         replica_id = f"{serve.get_replica_context().replica_tag}#{os.getpid()}"

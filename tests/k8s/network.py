@@ -55,12 +55,18 @@ NEEDED = (
     Connection(HEAD, "internet", 6443),
     *(Connection(source, "dns", 53, protocol) for source in (GATEWAY, HEAD, WORKER) for protocol in ("UDP", "TCP")),
 )
-NEEDED_BY_MONITORS = (Connection("prometheus", HEAD, 8080), Connection("prometheus", WORKER, 8080))
+NEEDED_BY_MONITORS = (
+    Connection("prometheus", HEAD, 8080),
+    Connection("prometheus", WORKER, 8080),
+    Connection("prometheus", WORKER, 8081),
+    Connection("prometheus", GATEWAY, 8080),
+)
 
 FORBIDDEN = (
     Connection("client", REDIS, 6379),
     Connection("client", WORKER, 9100),
     Connection("client", WORKER, 9000),
+    Connection("client", WORKER, 8081),
     Connection("client", HEAD, 8265),  # whoever submits a job there runs code
     Connection(GATEWAY, HEAD, 8265),
     Connection(REDIS, WORKER, 9100),

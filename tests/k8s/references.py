@@ -139,6 +139,9 @@ def check_addresses(manifests: Sequence[Manifest]) -> Iterator[str]:
     for name, port in (("SWAA_LISTEN", "grpc"), ("SWAA_HTTP_LISTEN", "http")):
         if not settings[name].endswith(f":{gateway.port(port)}"):
             yield f"{name} is {settings[name]}, and the port {port} is {gateway.port(port)}"
+    metrics_listen = worker.environment(manifests)["SWAA_METRICS_LISTEN"]
+    if not metrics_listen.endswith(f":{worker.port('swaa-metrics')}"):
+        yield f"SWAA_METRICS_LISTEN is {metrics_listen}, and the port swaa-metrics {worker.port('swaa-metrics')}"
     cluster = ray_service(manifests)["spec"]["rayClusterConfig"]
     redis_urls = {one.name: one.environment(manifests)["SWAA_REDIS_URL"] for one in (gateway, worker)}
     redis_urls[head.name] = cluster["gcsFaultToleranceOptions"]["redisAddress"]

@@ -20,7 +20,11 @@ from tests.k8s.manifests import REPOSITORY, Manifest, pods, ray_service, serve_c
 KUBERNETES_VERSIONS = ("1.32", "1.37")
 """Oldest and newest that the manifests are for."""
 
-CUSTOM_KINDS = {"RayService": "rayservice.json", "ServiceMonitor": "servicemonitor.json"}
+CUSTOM_KINDS = {
+    "RayService": "rayservice.json",
+    "ServiceMonitor": "servicemonitor.json",
+    "PrometheusRule": "prometheusrule.json",
+}
 
 
 def check_schemas(manifests: Sequence[Manifest]) -> Iterator[str]:

@@ -38,6 +38,11 @@ CASES: dict[str, Case] = {
         without("NetworkPolicy", "metrics"),
         r"prometheus to swaa-replica-replicas, TCP 8080 is not allowed",
     ),
+    "no way for Prometheus to the engines' metrics": (
+        check_connections,
+        lambda m: one(m, "NetworkPolicy", "metrics")["spec"]["ingress"][0]["ports"].pop(),
+        r"prometheus to swaa-replica-replicas, TCP 8081 is not allowed",
+    ),
     "no way for the autoscaler": (
         check_connections,
         without("NetworkPolicy", "autoscaler"),

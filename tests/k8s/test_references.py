@@ -82,6 +82,16 @@ CASES: dict[str, Case] = {
         without("Service", "swaa-replica-metrics"),
         r"ServiceMonitor swaa-replica finds no Service with the port metrics",
     ),
+    "a monitor of engines that finds nothing": (
+        check_monitors,
+        without("Service", "swaa-engine-metrics"),
+        r"ServiceMonitor swaa-engine finds no Service with the port swaa-metrics",
+    ),
+    "metrics on another port": (
+        check_addresses,
+        environment(WORKER, "SWAA_METRICS_LISTEN", "0.0.0.0:8082"),
+        r"SWAA_METRICS_LISTEN is 0\.0\.0\.0:8082",
+    ),
     "a gateway that asks the wrong port": (
         check_addresses,
         environment(GATEWAY, "SWAA_REPLICAS", "swaa-replica-serve-svc:8000"),

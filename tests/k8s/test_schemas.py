@@ -34,6 +34,11 @@ CASES: dict[str, Case] = {
         lambda m: one(m, "ServiceMonitor", "swaa-replica")["spec"].update(endpoint=[]),
         r"ServiceMonitor swaa-replica: .*'endpoint' was unexpected",
     ),
+    "a field that PrometheusRule does not have": (
+        check_schemas,
+        lambda m: one(m, "PrometheusRule", "swaa")["spec"]["groups"][0]["rules"][0].update(until="5m"),
+        r"PrometheusRule swaa: .*'until' was unexpected",
+    ),
     "a Serve option that Ray does not know": (
         check_serve_config,
         serve(lambda config, deployment: deployment.update(max_ongoing_request=1)),

@@ -27,7 +27,10 @@ NOT_RUN_HERE: Mapping[str, str] = {
     "make cluster-demo": "takes minutes; tests/cluster kills replicas",
     ".venv/bin/swaa serve": "the tests' own service is started by it",
     "SWAA_CATALOG=smollm2.yaml .venv/bin/swaa serve": "runs until it is stopped; its catalogue is loaded below",
-    ".venv/bin/swaa calibrate": "takes minutes; with --quick it is run",
+    ".venv/bin/swaa calibrate": "takes minutes, with --quality hours; with --quick it is run",
+    ".venv/bin/swaa distill": "needs a GPU, or hours; tests/services/quality trains tiny models",
+    ".venv/bin/swaa finetune": "the same",
+    "SWAA_ADAPTERS=mine=my-adapter .venv/bin/swaa serve": "runs until it is stopped, with what finetune has made",
     "docker ": "needs Docker; tests/k8s/test_images.py lints the files and checks what they install",
     "kubectl ": "needs a cluster; tests/k8s holds the manifests to their schemas",
 }
@@ -127,9 +130,10 @@ def test_what_is_not_run_is_at_least_spelled_right(command: str) -> None:
         assert re.search(rf"^{words[1]}:.*## ", makefile, re.MULTILINE), command
     elif ".venv/bin/swaa" in words:
         name = words[words.index(".venv/bin/swaa") + 1]
-        shown = subprocess.run((*SWAA, name, "--help"), env={**environment(), "COLUMNS": "200"}, capture_output=True)
+        usage = ("--quality", "--usage") if "--quality" in words else ("--help",)
+        shown = subprocess.run((*SWAA, name, *usage), env={**environment(), "COLUMNS": "200"}, capture_output=True)
         assert shown.returncode == 0
-        for option in (word for word in words if word.startswith("--")):
+        for option in {word for word in words if word.startswith("--")} - {*usage}:
             assert option in shown.stdout.decode(), command
     else:
         assert words[0] in ("docker", "kubectl"), command

@@ -36,14 +36,14 @@ class Samples:
         return value
 
     @property
-    def names(self) -> dict[str, set[str]]:
-        """Names of all samples there can be, with the labels that they were seen with."""
-        found: dict[str, set[str]] = {}
+    def names(self) -> dict[str, set[str] | None]:
+        """Names of all samples there can be, with the labels that they were seen with; None: none was seen."""
+        found: dict[str, set[str] | None] = {}
         for family in text_string_to_metric_families(self.text):
             for suffix in {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",)):
-                found.setdefault(family.name + suffix, set())
+                found[family.name + suffix] = None
             for sample in family.samples:
-                found.setdefault(sample.name, set()).update(sample.labels)
+                found[sample.name] = {*(found.get(sample.name) or ()), *sample.labels}
         return found
 
 

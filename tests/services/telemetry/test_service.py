@@ -71,7 +71,7 @@ async def test_what_is_refused_and_who_goes_away_is_counted_as_that() -> None:
         with pytest.raises(ClientError):
             await client.generate("c" * 40, raw=True, max_tokens=500, timeout_s=0.05)
         samples = await scrape_until(page, "swaa_answers_running", 0)
-    assert sum(samples.values("swaa_refusals_total", reason="sla")) == 1
+    assert sum(samples.values("swaa_refusals_total", reason="sla_never")) == 1
     assert sum(samples.values("swaa_requests_total", status="CANCELLED")) >= 1
     assert not samples.values("swaa_requests_total", status="OK")
 
