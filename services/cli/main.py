@@ -64,7 +64,7 @@ def serve_command(
 ) -> None:
     """Run the service: gateway, one replica and a private Redis. Stops on SIGTERM or Ctrl-C.
 
-    Every setting is also an environment variable SWAA_<NAME>; see the README.
+    Every setting is also an environment variable SWAA_<NAME>; see docs/operating.md.
     """
     config = load_config(
         listen=listen,
