@@ -57,6 +57,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory proto-check
+	$(BIN)/python -m docs.generate --check
 
 .PHONY: format
 format: $(STAMP) ## Format the code
@@ -75,6 +76,10 @@ proto-check: $(STAMP)
 	@rm -rf .cache/proto && mkdir -p .cache/proto
 	@$(PROTOC) --python_out=.cache/proto --pyi_out=.cache/proto --grpc_python_out=.cache/proto $(PROTOS)
 	@diff -r -x __pycache__ -x __init__.py .cache/proto/services/pb services/pb || { echo "generated code is stale: run make proto"; exit 1; }
+
+.PHONY: docs
+docs: $(STAMP) ## Generate what of docs/ is made from the code
+	$(BIN)/python -m docs.generate
 
 .PHONY: k8s-check
 k8s-check: $(STAMP) ## Check Kubernetes manifests, images and their locks, without a cluster

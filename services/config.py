@@ -27,16 +27,22 @@ class ServeConfig(BaseSettings):
     catalog: Path | None = Field(
         None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
     )
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what the model runs on")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
     )
-    attention_backend: Literal["windowed", "reference"] = "windowed"
+    adapters: str | None = Field(
+        None,
+        description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
+    )
+    attention_backend: Literal["windowed", "reference"] = Field(
+        "windowed", description="windowed is fast; reference is its slow twin, to compare"
+    )
     kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
-    block_size_tokens: int = Field(32, ge=1)
+    block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
-    max_running: int = Field(64, ge=1)
-    max_waiting: int = Field(256, ge=0)
+    max_running: int = Field(64, ge=1, description="requests that hold KV memory at a time")
+    max_waiting: int = Field(256, ge=0, description="requests beyond them that may wait; more are refused")
     max_queued_ms: float | None = Field(
         None, ge=0, description="requests are refused while prompts are predicted to take longer; no bound if absent"
     )
@@ -66,7 +72,7 @@ class ServeConfig(BaseSettings):
     drain_s: float = Field(10.0, ge=0, description="seconds that running requests may take when the service stops")
     cache_dir: Path = Field(Path("~/.cache/swaa"), description="converted models and cost profiles; may be deleted")
     state_dir: Path = Field(Path("~/.local/state/swaa"), description="the private Redis keeps sessions here")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: LogFormat = Field("text", description="text, or json: one object a line")
     metrics_listen: str = Field(
         "", description="host:port of a replica's own /metrics in a cluster; port 0 picks a free one; empty: none"

@@ -40,7 +40,7 @@ async def running_service(
     ):
         cost = await learning_cost(config, parts, progress)
         facts = model_facts(parts, cost.profile)
-        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint, facts.adapter_ids)
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         turns = TurnPlanner(catalogs, encoder, parts.store, config.session_policy, facts.max_session_tokens, TENANT)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.kv_cache.storage import slot_ids
+from swaa_runtime.model.adapters import AdapterRows
 from swaa_runtime.request import Request
+from swaa_runtime.visibility import adapter_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Batch:
         chunks: which rows are whose.
         sampled_rows: int64 [n], the last row of each request that reaches the end of its known tokens.
         sampled: those requests, in the same order.
+        adapter_rows: which rows use an adapter.
     """
 
     token_ids: torch.Tensor
@@ -39,6 +43,7 @@ class Batch:
     chunks: tuple[ChunkView, ...]
     sampled_rows: torch.Tensor
     sampled: tuple[Request, ...]
+    adapter_rows: tuple[AdapterRows, ...] = ()
 
 
 def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int, device: torch.device) -> Batch:
@@ -67,4 +72,26 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int, dev
         chunks=tuple(chunks),
         sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
         sampled=tuple(sampled),
+        adapter_rows=_adapter_rows(scheduled, device),
     )
+
+
+def _adapter_rows(scheduled: Sequence[ScheduledChunk], device: torch.device) -> tuple[AdapterRows, ...]:
+    """One group an adapter, over all requests that use it, so that its cost does not depend on how many they are."""
+    ranges: dict[str, list[range]] = {}
+    row = 0
+    for item in scheduled:
+        request, stop = item.request, row + item.num_tokens
+        begin = adapter_start(request.recipe.window, request.turns)
+        if request.recipe.adapter is not None and begin is not None:
+            low = row + max(0, begin - request.num_computed_tokens)
+            if low < stop:
+                ranges.setdefault(request.recipe.adapter, []).append(range(low, stop))
+        row = stop
+    return tuple(AdapterRows(adapter_id, _rows(parts, device)) for adapter_id, parts in ranges.items())
+
+
+def _rows(parts: Sequence[range], device: torch.device) -> slice | torch.Tensor:
+    if all(first.stop == second.start for first, second in pairwise(parts)):
+        return slice(parts[0].start, parts[-1].stop)
+    return torch.tensor([row for part in parts for row in part], dtype=torch.int64, device=device)

@@ -154,6 +154,7 @@ class Engine:
         for token_id in request.token_ids:
             if not 0 <= token_id < shape.vocab_size:
                 raise InvalidRequest("token_ids", token_id, f"must be in 0..{shape.vocab_size - 1}")
+        self.runner.adapters.check(request.recipe)
         if request.prompt_stop + request.sampling.max_tokens > limit:
             raise InvalidRequest(
                 "prompt",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from swaa_runtime.errors import InvalidRecipe
@@ -47,7 +47,8 @@ class Recipe:
         full_decode: generated tokens see everything (in lookback layers).
         full_tail: the last so many prompt tokens of each turn see everything (in lookback layers).
         thinking: ask the model's chat template for chain of thought.
-        adapter: name of a fine-tuned adapter, or None.
+        adapter: a fine-tuned adapter, or None: its name in catalogues, its id (name and content, `name@digest`) where
+            the recipe is run or something is kept under it.
 
     Raises:
         InvalidRecipe: on construction, if a field has the wrong type or is out of its bound.
@@ -124,6 +125,21 @@ class Recipe:
         text = json.dumps(self.to_mapping(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
+    def pinned(self, adapter_ids: Mapping[str, str]) -> Recipe:
+        """The recipe with its adapter's id in place of its name; one without, or with an id already, as it is.
+
+        Args:
+            adapter_ids: ids of the adapters that are loaded, by name.
+
+        Raises:
+            InvalidRecipe: if the adapter is not among them.
+        """
+        if self.adapter is None or self.adapter in adapter_ids.values():
+            return self
+        if self.adapter not in adapter_ids:
+            raise InvalidRecipe("adapter", self.adapter, f"is not loaded; loaded are {known_adapters(adapter_ids)}")
+        return replace(self, adapter=adapter_ids[self.adapter])
+
     def resolve(self, num_layers: int) -> tuple[LayerRule, ...]:
         """The rule of each of a model's layers.
 
@@ -163,6 +179,11 @@ def select_layers(field: str, selection: LayerSelection, num_layers: int) -> fro
     if not layers:
         raise InvalidRecipe(field, selection, f"selects none of {num_layers} layers; leave it empty to mean that")
     return layers
+
+
+def known_adapters(adapter_ids: Mapping[str, str]) -> str:
+    """The adapters there are, for messages."""
+    return ", ".join(sorted(adapter_ids.values())) or "none"
 
 
 def _check_int(field: str, value: object, low: int) -> None:

@@ -30,6 +30,7 @@ class ModelRunner:
             torch_dtype(loaded.shape.dtype),
             self.device,
         )
+        self.adapters = loaded.adapters
         self._decoder: Any = loaded.model.base_model
         self._lm_head: Any = loaded.model.get_output_embeddings()
 
@@ -37,12 +38,13 @@ class ModelRunner:
     def forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states of all T tokens, [T, hidden_size]; their K and V are in `storage` afterwards."""
         context = PagedContext(self.storage, self.backend, batch.chunks, batch.slots)
-        out = self._decoder(
-            input_ids=batch.token_ids.unsqueeze(0),
-            position_ids=batch.positions.unsqueeze(0),
-            use_cache=False,
-            swaa_context=context,
-        )
+        with self.adapters.active.during(batch.adapter_rows):
+            out = self._decoder(
+                input_ids=batch.token_ids.unsqueeze(0),
+                position_ids=batch.positions.unsqueeze(0),
+                use_cache=False,
+                swaa_context=context,
+            )
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 

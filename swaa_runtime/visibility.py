@@ -106,6 +106,18 @@ def first_needed(rule: LayerRule, num_computed_tokens: int, keeps_all: bool) -> 
     return max(rule.sink_tokens, num_computed_tokens - rule.window + 1)
 
 
+def adapter_start(window: int | None, turns: Sequence[Turn]) -> int | None:
+    """First position that a recipe's adapter applies to: that of the first turn whose prompt ends beyond the window.
+
+    Up to there, nobody has seen less than everything, so the model runs as it was trained. From there on, all later
+    turns use the adapter: a function of the turns alone, so that recomputing a session replays it. None: nowhere yet.
+    """
+    for turn in turns:
+        if window is None or turn.generated_start > window:
+            return turn.start
+    return None
+
+
 def attended_keys(rule: LayerRule, turns: Sequence[Turn], start: int, stop: int) -> int:
     """Number of (query, key) pairs that queries [start, stop) of this layer attend to: the work of attention."""
     pairs = 0

@@ -64,7 +64,7 @@ def serve_command(
 ) -> None:
     """Run the service: gateway, one replica and a private Redis. Stops on SIGTERM or Ctrl-C.
 
-    Every setting is also an environment variable SWAA_<NAME>; see the README.
+    Every setting is also an environment variable SWAA_<NAME>; see docs/operating.md.
     """
     config = load_config(
         listen=listen,
@@ -103,9 +103,20 @@ def gateway_command(
     _run(process.serve_until_stopped(config, running_gateway(config), ready_file, http_ready_file))
 
 
-@app.command()
-def calibrate(quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False) -> None:
+@app.command(context_settings=quality.PASS_ON)
+def calibrate(
+    context: typer.Context,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--quality", help="Choose layers of a recipe instead; `--quality --usage` lists options.")
+    ] = False,
+) -> None:
     """Measure what prefill and decode cost on this machine; the planner predicts from it."""
+    if layers:
+        args = ["--help" if arg == "--usage" else arg for arg in context.args]
+        raise typer.Exit(quality.tune("calibrate", args))
+    if context.args:
+        raise typer.BadParameter(f"unknown option {context.args[0]}")
     from services.cli import serve
 
     _run(serve.calibrate(load_config(), quick))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -43,12 +43,13 @@ class ServedModel:
 
     Attributes:
         fingerprint: weights and dtype, as quality tables name them; empty where it is not known.
-        adapters: names of the fine-tuned adapters that replicas have loaded.
+        adapters: fine-tuned adapters that replicas have loaded: id (name and content) by name. Recipes of a catalogue
+            name the adapter; what is planned, run and saved names its id, and so does a measured quality table.
     """
 
     num_layers: int
     fingerprint: str = ""
-    adapters: frozenset[str] = frozenset()
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Strict(BaseModel):
@@ -172,11 +173,13 @@ def _recipes(entries: Sequence[_Recipe], model: ServedModel, path: Path) -> dict
             rules = recipe.resolve(model.num_layers)
         except InvalidRecipe as exc:
             raise InvalidRecipe(f"{path}: recipes.{entry.name}.{exc.field}", exc.value, exc.bound) from None
-        if recipe.adapter is not None and recipe.adapter not in model.adapters:
+        try:
+            pinned = recipe.pinned(model.adapters)
+        except InvalidRecipe:
             raise ModelNotSupported(
                 f"{path}: recipe {entry.name!r} needs adapter {recipe.adapter!r}, which is not loaded"
-            )
-        recipes[entry.name] = NamedRecipe(entry.name, entry.description, recipe, rules)
+            ) from None
+        recipes[entry.name] = NamedRecipe(entry.name, entry.description, pinned, rules)
     return recipes
 
 

@@ -55,7 +55,7 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
         async with replicas.lease(None) as replica:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
-        model = ServedModel(facts.shape.num_layers, facts.fingerprint)
+        model = ServedModel(facts.shape.num_layers, facts.fingerprint, facts.adapter_ids)
         catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
         turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
         observer = observer_of(telemetry, catalogs)

@@ -1,5 +1,5 @@
-"""What recipes cost in quality: tasks, their evaluation, and the tables and plots made of it.
+"""What recipes cost in quality: measuring it, choosing layers by it, training for it.
 
-Knows models and the runtime; nothing of gRPC, Redis or Ray. `evaluate.py` runs where only torch, transformers and
-numpy are installed, so that a borrowed GPU machine can measure (`python -m services.quality`).
+Knows models and the runtime; nothing of gRPC, Redis or Ray. It runs where only torch, transformers and numpy are
+installed, so that a borrowed GPU machine can measure and train: `python -m services.quality`, `services.quality.tune`.
 """

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from services.quality.progress import ProgressBar
@@ -62,7 +63,9 @@ def _measure(
     tasks = [find_task(name) for name in args.tasks]
     dtype, device = getattr(torch, args.dtype), torch.device(args.device)
     folder = env.model_folder(args.model, dtype)
-    loaded, tokenizer = load_model(folder, dtype, device), env.load_tokenizer(folder)
+    adapters = {name: Path(at) for name, _, at in (text.partition("=") for text in args.adapter)}
+    loaded, tokenizer = load_model(folder, dtype, device, adapters), env.load_tokenizer(folder)
+    rows = [replace(row, recipe=loaded.adapters.pin(row.recipe)) for row in rows]
     longest = max(args.lengths)
     longest_total = min(longest + MAX_ANSWER_TOKENS, max(loaded.shape.max_model_tokens, longest + 1))
     engine = env.build_engine(
@@ -155,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=30, help="samples of each task at each length")
     add("--perplexity-samples", type=int, default=0, help="texts for perplexity by position")
     add("--timing-repeats", type=int, default=0, help="prefills to time, of each recipe at each length")
+    add("--adapter", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters that recipes name")
     add("--seed", type=int, default=0)
     add("--model", type=Path, help="Hugging Face folder or GGUF file (default: the shipped model)")
     add("--name", help="the model's name in the table (default: its folder's)")

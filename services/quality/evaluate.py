@@ -19,9 +19,11 @@ from services.quality.recipes import Row
 from services.quality.results import Key, Scored
 from services.quality.tasks.sample import FileTask, PromptBuilder, Sample, Task
 from swaa_runtime.engine import Engine
+from swaa_runtime.model.adapters import AdapterRows
 from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.outputs import Finished, Output, TokenOutput
 from swaa_runtime.request import SamplingParams, new_request
+from swaa_runtime.visibility import Turn, adapter_start
 
 FEED_AHEAD = 2
 """Requests that wait beside those that run: enough to never leave the engine idle, few enough to make samples late."""
@@ -176,20 +178,26 @@ class BatchedEvaluation:
 
     def run(self, todo: Iterable[Job], on_scored: Callable[[Scored], None], stop_s: float | None = None) -> None:
         """See Evaluation.run."""
-        waiting: dict[tuple[str, int], list[Job]] = {}
+        waiting: dict[tuple[str, int, bool], list[Job]] = {}
         for job in todo:
             if stop_s is not None and time.monotonic() >= stop_s:
                 return
-            group = waiting.setdefault((job.key.recipe, job.key.length_tokens), [])
+            kind = (job.key.recipe, job.key.length_tokens, _uses_adapter(job))
+            group = waiting.setdefault(kind, [])
             group.append(job)
             room = self._batch_tokens - (len(group) + 1) * job.key.length_tokens
             if room < 0 or len(group) >= MAX_BATCH:
-                self._run(waiting.pop((job.key.recipe, job.key.length_tokens)), on_scored)
+                self._run(waiting.pop(kind), on_scored)
         for group in waiting.values():
             if stop_s is None or time.monotonic() < stop_s:
                 self._run(group, on_scored)
 
     def _run(self, group: Sequence[Job], on_scored: Callable[[Scored], None]) -> None:
+        adapter = group[0].row.recipe.adapter if _uses_adapter(group[0]) else None
+        with self._loaded.adapters.active.during([] if adapter is None else [AdapterRows(adapter, slice(None))]):
+            self._answer(group, on_scored)
+
+    def _answer(self, group: Sequence[Job], on_scored: Callable[[Scored], None]) -> None:
         rules = group[0].row.recipe.resolve(self._loaded.shape.num_layers)
         prompts = [job.sample.token_ids for job in group]
         longest = max(job.sample.max_new_tokens for job in group)
@@ -211,6 +219,12 @@ class BatchedEvaluation:
         for job, answer, text in zip(group, answers, texts, strict=True):
             tokens = len(job.sample.token_ids)
             on_scored(Scored(job.key, job.sample.score(text), tokens, len(answer), text))
+
+
+def _uses_adapter(job: Job) -> bool:
+    """Whether the recipe's adapter applies to the prompt (`visibility.adapter_start`); to all of it, or not at all."""
+    turns = [Turn(0, len(job.sample.token_ids))]
+    return job.row.recipe.adapter is not None and adapter_start(job.row.recipe.window, turns) is not None
 
 
 def run_perplexity(

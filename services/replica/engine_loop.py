@@ -187,12 +187,18 @@ class EngineLoop:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked has gone
             try:
                 future.set_result(function(self._engine))
             except Exception as exc:
                 future.set_exception(exc)
 
-        self._post(_Command(run, fail=future.set_exception))
+        def fail(failure: EngineFailed) -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(failure)
+
+        self._post(_Command(run, fail))
         return await asyncio.wrap_future(future)
 
     def _stream(self, request_id: str) -> OutputStream:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from services.cost import CostProfile
 from swaa_runtime.shape import ModelShape
@@ -18,6 +19,7 @@ class ModelFacts:
         max_session_tokens: the longest session that model and KV memory take.
         eos_token_ids: tokens that end an answer.
         cost: what turns cost there.
+        adapter_ids: adapters that are loaded: id (`name@content`) by name; see `Recipe.pinned`.
     """
 
     fingerprint: str
@@ -27,3 +29,4 @@ class ModelFacts:
     max_session_tokens: int
     eos_token_ids: frozenset[int]
     cost: CostProfile
+    adapter_ids: Mapping[str, str] = field(default_factory=dict)

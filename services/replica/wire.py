@@ -263,6 +263,7 @@ def facts_message(facts: ModelFacts) -> pb.ModelFacts:
         max_session_tokens=facts.max_session_tokens,
         cost_profile_json=json.dumps(facts.cost.to_mapping()),
         eos_token_ids=sorted(facts.eos_token_ids),
+        adapter_ids=facts.adapter_ids,
     )
 
 
@@ -285,4 +286,5 @@ def facts_from(message: pb.ModelFacts) -> ModelFacts:
         max_session_tokens=message.max_session_tokens,
         eos_token_ids=frozenset(message.eos_token_ids),
         cost=CostProfile.from_mapping(profile),
+        adapter_ids=dict(message.adapter_ids),
     )

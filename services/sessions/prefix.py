@@ -5,6 +5,8 @@ tokens of turns so far), of recipe, model and format. A chain of hashes over pie
 state at every multiple of it in one pass:
 
     h[0] = H(scope, model, format, recipe)         h[k] = H(h[k-1], piece k: its token ids, its spans that look back)
+
+A recipe's adapter applies from one position on, which depends on how long the prompt is: so that is part of h[0].
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 
 from services.sessions.policy import SessionPolicy
 from swaa_runtime.recipe import Recipe
-from swaa_runtime.visibility import Turn
+from swaa_runtime.visibility import Turn, adapter_start
 
 ID_BYTES = 16
 
@@ -43,7 +45,10 @@ def prefix_ids(
     if not policy.checkpoint_tokens:
         return []
     piece_tokens = policy.checkpoint_tokens
-    salt = json.dumps([scope, model_fingerprint, policy.kv_format, recipe.to_mapping()], sort_keys=True)
+    identity: list[object] = [scope, model_fingerprint, policy.kv_format, recipe.to_mapping()]
+    if recipe.adapter is not None:
+        identity.append(adapter_start(recipe.window, turns))
+    salt = json.dumps(identity, sort_keys=True)
     link = hashlib.blake2b(salt.encode(), digest_size=ID_BYTES).digest()
     spans = _spans_that_look_back(recipe, turns)
     named: list[tuple[int, str]] = []

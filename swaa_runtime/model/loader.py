@@ -9,7 +9,8 @@ import hashlib
 import json
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.model.adapters import Adapters, install_adapters
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.shape import ModelShape
 
@@ -40,6 +42,7 @@ class LoadedModel:
     shape: ModelShape
     eos_token_ids: frozenset[int]
     fingerprint: str
+    adapters: Adapters = field(default_factory=Adapters)
 
 
 def check_supported(config: Any) -> None:
@@ -123,21 +126,24 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
     return folder
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Load the weights of a Hugging Face folder.
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, adapters: Mapping[str, Path] | None = None
+) -> LoadedModel:
+    """Load the weights of a Hugging Face folder, and adapters by name from theirs.
 
     Raises:
-        ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover.
+        ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover, or an adapter
+            that is not of this model.
     """
     register_attention()
     config = AutoConfig.from_pretrained(folder)
     check_supported(config)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME)
     model.to(device).eval().requires_grad_(False)
-    return wrap_model(model, fingerprint=_fingerprint(folder, dtype))
+    return wrap_model(model, _fingerprint(folder, dtype), adapters)
 
 
-def wrap_model(model: Any, fingerprint: str) -> LoadedModel:
+def wrap_model(model: Any, fingerprint: str, adapters: Mapping[str, Path] | None = None) -> LoadedModel:
     """A LoadedModel of a transformers model that was built with `attn_implementation="swaa"`."""
     check_supported(model.config)
     if model.config._attn_implementation != ATTENTION_NAME:
@@ -145,7 +151,8 @@ def wrap_model(model: Any, fingerprint: str) -> LoadedModel:
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = model.config.eos_token_id if eos is None else eos
     eos_ids = frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])
-    return LoadedModel(model, shape_of(model.config, model.dtype), eos_ids, fingerprint)
+    shape = shape_of(model.config, model.dtype)
+    return LoadedModel(model, shape, eos_ids, fingerprint, install_adapters(model, adapters or {}))
 
 
 def _fingerprint(folder: Path, dtype: torch.dtype) -> str:

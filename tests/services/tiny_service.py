@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from services.gateway.answer_telemetry import observer_of
@@ -20,6 +21,7 @@ from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
 from services.gateway.turns import TurnPlanner
+from services.replica.facts import ModelFacts
 from services.replica.replica import Replica
 from services.sessions.policy import SessionPolicy
 from services.telemetry.metrics import StoreMetrics
@@ -39,6 +41,8 @@ class LetterTokenizer(LetterDecoder):
     """Every character is one token, whatever it is; a chat template that shows what it was given."""
 
     chat_template = "{{ messages }}"
+    added_tokens_decoder: Mapping[int, str] = MappingProxyType({})
+    backend_tokenizer = SimpleNamespace(to_str=lambda: '{"decoder": null}')
     eos_token = None
     eos_token_id = None
 
@@ -58,6 +62,7 @@ class TinyService:
     replica: Replica
     rig: Rig
     store: FakeSessionStore
+    facts: ModelFacts
 
     @property
     def address(self) -> str:
@@ -89,7 +94,7 @@ async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> Asy
         server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
         await server.start()
         try:
-            yield TinyService(server, answers, replica, rig, fake)
+            yield TinyService(server, answers, replica, rig, fake, facts)
         finally:
             await server.stop(0)
             await replica.close()

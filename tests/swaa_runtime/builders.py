@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from swaa_runtime.attention.oracle import OracleContext
@@ -21,6 +24,7 @@ from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, keeps_whole_history
+from swaa_runtime.model.adapters import BASE_FINGERPRINT, CONFIG_FILE, WEIGHTS_FILE
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.outputs import Checkpoint, Finished, Output, StateSlices, TokenOutput
@@ -31,6 +35,8 @@ from swaa_runtime.visibility import Turn
 
 VOCAB_SIZE = 64
 NAN = float("nan")
+ADAPTED = ("q_proj", "v_proj")
+"""What `write_adapter` adapts."""
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "llama": LlamaConfig,
@@ -368,3 +374,19 @@ def next_turn(
         history_turns=(*closed, Turn(last.start, last.generated_start, stop)),
         **options,
     )
+
+
+def write_adapter(folder: Path, seed: int, rank: int = 4, base: str | None = None, **config: Any) -> Path:
+    """A peft folder with random weights for the tiny model's query and value projections."""
+    model = build_transformer(tiny_config("llama"), ATTENTION_NAME)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith(ADAPTED):
+            for kind, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
+                tensors[f"base_model.model.{name}.lora_{kind}.weight"] = torch.randn(shape, generator=generator) * 0.2
+    folder.mkdir()
+    save_file(tensors, folder / WEIGHTS_FILE, None if base is None else {BASE_FINGERPRINT: base})
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": list(ADAPTED), "bias": "none"}
+    (folder / CONFIG_FILE).write_text(json.dumps(settings | config), encoding="utf-8")
+    return folder

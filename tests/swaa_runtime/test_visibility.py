@@ -10,6 +10,7 @@ from swaa_runtime.attention.oracle import visibility_mask
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import (
     Turn,
+    adapter_start,
     attended_keys,
     first_needed,
     keeps_everything,
@@ -140,3 +141,22 @@ def test_what_must_be_kept_is_exactly_what_a_later_query_can_see(
     first = first_needed(rule, computed, keeps_all)
     kept = {key for key in range(computed) if key < rule.sink_tokens or key >= first}
     assert kept == futures(rule, turns, computed, continues)
+
+
+def test_an_adapter_begins_with_the_first_turn_whose_prompt_ends_beyond_the_window() -> None:
+    turns = (Turn(0, 8, 12), Turn(12, 15, 20), Turn(20, 90))
+    assert adapter_start(8, turns) == 12
+    assert adapter_start(7, turns) == 0
+    assert adapter_start(15, turns) == 20
+    assert adapter_start(90, turns) is None
+    assert adapter_start(None, turns) == 0, "full attention has no prompts that fit better than others"
+
+
+@given(turn_lists(), st.integers(1, 40), st.integers(0, 10))
+def test_turns_still_to_come_do_not_move_an_adapters_start(turns: tuple[Turn, ...], window: int, more: int) -> None:
+    """What was computed so far stays what it was: a start that was found stays, none found comes at a new turn."""
+    start = adapter_start(window, turns)
+    *closed, last = turns
+    stop = last.generated_start + more + 1
+    later = adapter_start(window, (*closed, Turn(last.start, last.generated_start, stop), Turn(stop, stop + 5)))
+    assert later == start or (start is None and later in (None, stop))

@@ -71,6 +71,11 @@ class Service:
         return self._http_ready.read_text(encoding="utf-8")
 
     @property
+    def model(self) -> str:
+        """What it was told to serve."""
+        return self._environment.get("SWAA_MODEL", "smollm2")
+
+    @property
     def log(self) -> str:
         return self._log_path.read_text(encoding="utf-8", errors="replace")
 

@@ -6,6 +6,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from services.gateway.answers import Answers
+from services.gateway.http.console_pages import ConsolePages
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
 from services.gateway.http.running import Running
@@ -36,8 +37,9 @@ def build_app(
     """
     openai = OpenAiApi(model_name, facts, answers, running)
     service = ServiceApi(model_name, facts, answers, sessions, health)
+    pages = [] if metrics is None else [metrics.route()]
     return Starlette(
-        routes=[*openai.routes(), *service.routes(), *([] if metrics is None else [metrics.route()])],
+        routes=[*openai.routes(), *service.routes(), *pages, *ConsolePages().routes()],
         exception_handlers={
             SwaaError: answer_error,
             HTTPException: answer_http_exception,

@@ -72,7 +72,10 @@ class ServiceApi:
             "body_bytes": MAX_BODY_BYTES,
             "default_max_tokens": messages.DEFAULT_MAX_TOKENS,
         }
-        return JSONResponse({**told, "version": version("swaa"), "limits": limits})
+        kv_bytes = self._facts.shape.bytes_per_token_layer
+        return JSONResponse(
+            {**told, "version": version("swaa"), "limits": limits, "kv_bytes_per_token_layer": kv_bytes}
+        )
 
     async def recipes(self, request: Request) -> JSONResponse:
         """`ListRecipesResponse`."""

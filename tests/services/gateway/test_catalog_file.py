@@ -199,7 +199,8 @@ def test_a_recipe_with_an_adapter_needs_it_loaded(file: File) -> None:
     file.data["recipes"][1]["recipe"]["adapter"] = "tuned"
     with pytest.raises(ModelNotSupported, match="'sliding' needs adapter 'tuned', which is not loaded"):
         file.load()
-    assert file.load(adapters=frozenset({"tuned"})).recipes["sliding"].recipe.adapter == "tuned"
+    loaded = file.load(adapters={"tuned": "tuned@01"}).recipes["sliding"].recipe
+    assert loaded.adapter == "tuned@01", "what is planned and saved names its content"
 
 
 def test_a_recipe_that_was_changed_after_it_was_measured_is_refused(file: File) -> None:

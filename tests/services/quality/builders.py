@@ -1,13 +1,15 @@
-"""What the tests of evaluation are built from: a tokenizer of letters, and results."""
+"""What the tests of quality are built from: a tokenizer of letters, results, and examples to train on."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from services.quality.examples import Example
 from services.quality.recipes import Row
 from services.quality.results import Key, Scored, Setting, Timed
 from services.quality.tasks.sample import PromptBuilder
 from swaa_runtime.recipe import Recipe
+from tests.swaa_runtime.builders import random_tokens
 
 ROWS = (Row("full", Recipe()), Row("slides", Recipe(window=8, sink_tokens=2, full_decode=True, full_tail=4)))
 
@@ -68,3 +70,10 @@ def setting(**changes: Any) -> Setting:
         "recipes": {row.name: row.recipe.to_mapping() for row in ROWS},
     }
     return Setting(**(values | changes))
+
+
+def example(prompt: int, answer: int, *more: int, seed: int = 0) -> Example:
+    """Turns of so many prompt and answer tokens; an odd number at the end is a prompt without an answer."""
+    lengths = (prompt, answer, *more)
+    labels = [bool(at % 2) for at, length in enumerate(lengths) for _ in range(length)]
+    return Example.from_labels(random_tokens(len(labels), seed), labels)

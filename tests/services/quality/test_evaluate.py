@@ -5,21 +5,33 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from services.quality.batched import BatchGenerator, DenseKernel
 from services.quality.evaluate import BatchedEvaluation, Evaluation, Plan, count_jobs, jobs
 from services.quality.perplexity import TextSamples, nats_per_token
+from services.quality.recipes import Row
 from services.quality.results import Key, Scored
 from services.quality.speed import time_prefills
 from services.quality.tasks.needles import Needles
 from services.quality.tasks.sample import PromptBuilder, Sample
 from swaa_runtime.engine import Engine
+from swaa_runtime.model.attention import ATTENTION_NAME
+from swaa_runtime.model.loader import wrap_model
 from swaa_runtime.request import SamplingParams, new_request
 from swaa_runtime.runner import ModelRunner
 from tests.services.quality.builders import ROWS, LetterTokenizer, prompts
-from tests.swaa_runtime.builders import engine_config, oracle_logits, random_tokens, tiny_model
+from tests.swaa_runtime.builders import (
+    build_transformer,
+    engine_config,
+    oracle_logits,
+    random_tokens,
+    tiny_config,
+    tiny_model,
+    write_adapter,
+)
 
 PLAN = Plan(ROWS, (Needles("single"),), (250, 400), num_samples=3)
 
@@ -66,6 +78,26 @@ def test_both_runners_give_the_same_answers() -> None:
     runner = BatchedEvaluation(loaded, BatchGenerator(loaded, DenseKernel()), LetterTokenizer(), 1000)
     runner.run(jobs(PLAN, prompts(), set()), out.append)
     assert sorted(out, key=str) == sorted(run_engine(PLAN), key=str)
+
+
+def test_an_adapter_is_used_by_either_runner_where_the_prompt_exceeds_the_window(tmp_path: Path) -> None:
+    loaded = wrap_model(
+        build_transformer(tiny_config("llama"), ATTENTION_NAME), "m", {"a": write_adapter(tmp_path / "a", 1)}
+    )
+    slides = ROWS[1].recipe
+    tuned = loaded.adapters.pin(replace(slides, adapter="a"))
+    wide = loaded.adapters.pin(replace(slides, window=500, adapter="a"))
+    plan = replace(PLAN, rows=(ROWS[1], Row("tuned", tuned), Row("wide", wide)))
+    by_engine, by_batch = list[Scored](), list[Scored]()
+    config = engine_config(max_running=3, max_step_tokens=128)
+    Evaluation(Engine(ModelRunner(loaded, config), config, LetterTokenizer(), ())).run(
+        jobs(plan, prompts(), set()), by_engine.append
+    )
+    runner = BatchedEvaluation(loaded, BatchGenerator(loaded, DenseKernel()), LetterTokenizer(), 1000)
+    runner.run(jobs(plan, prompts(), set()), by_batch.append)
+    assert sorted(by_engine, key=str) == sorted(by_batch, key=str)
+    answers = {name: [out.answer for out in by_engine if out.key.recipe == name] for name in ("slides", "tuned")}
+    assert answers["slides"] != answers["tuned"]
 
 
 class SingleLetter:

@@ -223,3 +223,28 @@ async def test_a_stream_asks_for_a_pause_and_a_resume_once_each(monkeypatch: pyt
         await stream.get()
         assert len(resumed) == expected
     assert not stream.put(output)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@asynchronous
+async def test_who_asks_and_goes_away_does_no_harm(dies: bool) -> None:
+    async with running_engine() as rig:
+        held, entered = threading.Event(), threading.Event()
+
+        def hold(engine: Engine) -> None:
+            entered.set()
+            held.wait()
+
+        holding = asyncio.create_task(rig.loop.call(hold))
+        await asyncio.to_thread(entered.wait)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(rig.loop.call(lambda engine: engine), 0.01)
+        closing = asyncio.create_task(asyncio.to_thread(rig.loop.close)) if dies else None
+        held.set()
+        await holding
+        if closing is None:
+            assert await rig.loop.call(lambda engine: engine) is rig.engine
+        else:
+            await closing
+            assert rig.loop.failure is not None
+            assert "shut down" in str(rig.loop.failure)

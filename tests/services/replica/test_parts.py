@@ -15,8 +15,8 @@ from services.config import ServeConfig, load_config
 from services.cost import CostProfile
 from services.errors import StoreUnavailable
 from services.replica.calibrate import Effort
-from services.replica.parts import cost_profile, learning_cost, model_folder, running_parts
-from swaa_runtime.errors import ModelNotSupported
+from services.replica.parts import adapter_folders, cost_profile, learning_cost, model_folder, running_parts
+from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 
 
 @pytest.fixture
@@ -109,3 +109,19 @@ def test_a_store_that_does_not_answer_is_told_before_the_model_is_loaded(tmp_pat
 
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
         asyncio.run(run())
+
+
+def test_adapters_are_named_one_by_one_or_by_their_folder(tmp_path: Path) -> None:
+    for name in ("w512", "lookback"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    of_folder = {"lookback": tmp_path / "lookback", "w512": tmp_path / "w512"}
+    assert adapter_folders(load_config(adapters=str(tmp_path))) == of_folder
+    assert adapter_folders(load_config(adapters=f"mine={tmp_path / 'w512'}")) == {"mine": tmp_path / "w512"}
+    assert adapter_folders(load_config(model=str(tmp_path))) == {}, "the default model's are no other model's"
+    assert adapter_folders(load_config(adapters="")) == {}
+    with pytest.raises(InvalidRequest, match="twice"):
+        adapter_folders(load_config(adapters=f"{tmp_path},w512={tmp_path}"))
+    with pytest.raises(InvalidRequest, match="must be name=folder"):
+        adapter_folders(load_config(adapters=str(tmp_path / "nowhere")))

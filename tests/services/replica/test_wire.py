@@ -97,6 +97,7 @@ FACTS = ModelFacts(
     max_session_tokens=2048,
     eos_token_ids=frozenset({2, 7}),
     cost=CostProfile("m", "a machine", "2026-01-01", 1024, 1.0, 0.1, 1.0, 0.5, 3.0, 4.0, 0.7),
+    adapter_ids={"w512": "w512@0011223344556677"},
 )
 
 

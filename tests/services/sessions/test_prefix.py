@@ -87,3 +87,18 @@ def test_who_shares_with_whom() -> None:
         prefix_scope("bolt", "one", POLICY),
     }
     assert len(scopes) == 4
+
+
+def test_a_state_with_the_adapter_is_not_one_without() -> None:
+    """The same first tokens: of a prompt within the window, computed by the bare model, and of a longer one."""
+    policy = SessionPolicy(3600.0, "raw", 4, 3600.0)
+    recipe, tokens = Recipe(window=8, adapter="a@1"), list(range(20))
+    short = prefix_ids("s", "m", policy, recipe, tokens[:8], (Turn(0, 8),))
+    longer, longest = (prefix_ids("s", "m", policy, recipe, tokens[:n], (Turn(0, n),)) for n in (16, 20))
+    assert short[0] != longer[0]
+    assert longer[:3] == longest[:3]
+    assert (
+        prefix_ids("s", "m", policy, Recipe(window=8), tokens[:8], (Turn(0, 8),))
+        == prefix_ids("s", "m", policy, Recipe(window=8), tokens, (Turn(0, 20),))[:2]
+    ), "without an adapter a longer prompt shares the start of a short one"
+    assert short != prefix_ids("s", "m", policy, Recipe(window=8, adapter="a@2"), tokens[:8], (Turn(0, 8),))

@@ -28,7 +28,7 @@ ACL = (
     "~swaa:* +ping +evalsha +eval +time +get +set +strlen +unlink +pttl +pexpire +pexpireat +incrby +decrby"
     " +hget +hset +hmget +zadd +zrem +zcount +zscore +zrange +zrevrange +zrangebyscore +zremrangebyscore"
 )
-"""All that the store's user needs, beside `on` and a password; the README repeats it. In a cluster, CLUSTER_ACL too."""
+"""All that the store's user needs, beside `on` and a password (docs/operating.md). In a cluster, CLUSTER_ACL too."""
 
 CLUSTER_ACL = "+cluster|slots +cluster|shards +command"
 

@@ -83,7 +83,14 @@ class DecodingTurn(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., tpot_ms: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
-    __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json", "eos_token_ids")
+    __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json", "eos_token_ids", "adapter_ids")
+    class AdapterIdsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +104,7 @@ class ModelFacts(_message.Message):
     MAX_SESSION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COST_PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     device: str
     attention_backend: str
@@ -110,7 +118,8 @@ class ModelFacts(_message.Message):
     max_session_tokens: int
     cost_profile_json: str
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., max_session_tokens: _Optional[int] = ..., cost_profile_json: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    adapter_ids: _containers.ScalarMap[str, str]
+    def __init__(self, fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., max_session_tokens: _Optional[int] = ..., cost_profile_json: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., adapter_ids: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "sent_token_ids", "recipe_name", "recipe_json", "sampling", "priority", "tenant", "session_id", "version", "restore", "ttft_due_in_ms", "tpot_ms", "idempotency_key")
