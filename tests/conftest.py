@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from services.config import load_config
 from services.replica.parts import model_folder
 from services.sessions.embedded_redis import RedisNotInstalled, find_redis_server
 
 REPOSITORY = Path(__file__).parents[1]
+# How long an example takes says how busy the machine is; pytest-timeout ends what hangs.
+settings.register_profile("swaa", deadline=None)
+settings.load_profile("swaa")
+
 CACHE_DIR = Path(os.environ.get("SWAA_CACHE_DIR", REPOSITORY / ".cache" / "swaa"))
 
 

@@ -236,7 +236,7 @@ class SlaClass:
 
 @dataclass(frozen=True, slots=True)
 class QualityPoint:
-    """Measured needle recall, 0..1, at a prompt length."""
+    """Measured recall, 0..1, at a prompt length."""
 
     prompt_tokens: int
     recall: float

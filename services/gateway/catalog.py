@@ -23,7 +23,7 @@ class NamedRecipe:
 
 @dataclass(frozen=True, slots=True)
 class QualityTable:
-    """How well each recipe did at some prompt lengths, 0..1: needle recall, or the accuracy that `source` names."""
+    """How well each recipe did at some prompt lengths, 0..1: recall, or the accuracy that `source` names."""
 
     source: str
     lengths_tokens: tuple[int, ...]

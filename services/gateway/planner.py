@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.backlog import Backlog, Forecast, PendingTurn
+from services.backlog import Backlog, PendingTurn
 from services.cost import CostProfile, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
+from services.forecast import Forecast
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.sla import RECIPE_HEADER, Objective
 from services.restore_plan import RestorePlan, SavedState, plan_restore

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.backlog import (
-    Backlog,
-    DecodingTurn,
-    Forecast,
-    Outcome,
-    PendingTurn,
-    backlog_of,
-    first_tokens_ms,
-    left_tokens,
-    share,
-)
+from services.backlog import Backlog, DecodingTurn, PendingTurn, backlog_of
+from services.forecast import Forecast, Outcome, first_tokens_ms, left_tokens, share
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams
@@ -222,6 +213,20 @@ def test_a_step_is_divided_whole_and_everybody_gets_a_fair_part(left: list[float
     assert sum(spent.values()) == pytest.approx(min(budget_ms, sum(left)))
     fair_ms = FAIR_SHARE * budget_ms / len(left)
     assert all(min(left[at], fair_ms) - 1e-9 <= spent[at] <= left[at] + 1e-9 for at in order)
+
+
+@given(backlogs)
+def test_what_is_said_of_others_is_as_if_the_queue_were_played_out(backlog: Backlog) -> None:
+    newcomer = PendingTurn("new", 700, 900.0, 2_000.0, 5)
+    said = outcome(backlog, newcomer)
+    before, after = first_tokens_ms(backlog, STEP_TOKENS), first_tokens_ms(backlog.with_turn(newcomer), STEP_TOKENS)
+    assert said.first_token_ms == after[-1]
+    late = {
+        turn.request_id
+        for turn, was, becomes in zip(backlog.pending, before, after[:-1], strict=True)
+        if turn.due_in_ms is not None and turn.priority >= 5 and was <= turn.due_in_ms < becomes
+    }
+    assert {turn.request_id for turn in said.harmed if isinstance(turn, PendingTurn)} == late
 
 
 # The slow twin: the scheduler itself, step by step on a simulated clock.

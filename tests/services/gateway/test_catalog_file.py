@@ -203,6 +203,19 @@ def test_a_recipe_with_an_adapter_needs_it_loaded(file: File) -> None:
     assert loaded.adapter == "tuned@01", "what is planned and saved names its content"
 
 
+def test_the_tuned_catalogue_is_the_shipped_one_with_the_shipped_adapter() -> None:
+    path = catalog_path(None, "smollm2").with_name("smollm2-tuned.yaml")
+    weights = path.parents[1] / "adapters" / "smollm2" / "sliding-512" / "adapter_model.safetensors"
+    table = json.loads((path.parents[1] / "quality_smollm2.json").read_text(encoding="utf-8"))
+    measured = table["recipes"]["tuned-512"]["recipe"]["adapter"]
+    catalog, _ = load_catalog(path, ServedModel(30, adapters={"sliding-512": measured}))
+    assert catalog.recipes["tuned-512"].recipe.adapter == measured
+    assert weights.is_file()
+    plain = shipped("smollm2")
+    assert {name: named for name, named in catalog.recipes.items() if name != "tuned-512"} == plain.recipes
+    assert (catalog.sla_classes, catalog.tenants) == (plain.sla_classes, plain.tenants)
+
+
 def test_a_recipe_that_was_changed_after_it_was_measured_is_refused(file: File) -> None:
     file.write_table()
     file.data["recipes"][1]["recipe"]["window"] += 1

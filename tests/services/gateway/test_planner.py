@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.backlog import Backlog, DecodingTurn, Forecast, PendingTurn
+from services.backlog import Backlog, DecodingTurn, PendingTurn
 from services.cost import CostProfile
 from services.errors import SlaUnattainable
+from services.forecast import Forecast
 from services.gateway.catalog import Catalog
 from services.gateway.planner import Plan, Prediction, Scene, Work, misses, plan
 from services.gateway.sla import Objective
