@@ -48,7 +48,7 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 
 .PHONY: test
 test: $(STAMP) lint ## Lint, type-check and run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 3 --dist loadgroup
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current

@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,25 @@ class Effort:
 
     Attributes:
         lengths_tokens: prompt lengths, ascending; repeats: how often each is run.
-        budget_s: no run is started after so long, but for prompts of the two shortest lengths: with one length, what a
-            step takes and what a token takes could not be told apart.
+        budget_s: no run is started after so long, but for single prompts of up to NEEDED_TOKENS.
         held_out_tokens: prompt lengths that the profile is checked on.
+        prices: counts of a step that are priced, and the names of their prices: the more, the more has to be measured.
     """
 
     lengths_tokens: tuple[int, ...]
     repeats: int
     budget_s: float
     held_out_tokens: tuple[int, ...] = ()
+    prices: Mapping[str, str] = field(default_factory=lambda: PROMPT_PRICES | DECODE_PRICES)
 
 
-QUICK = Effort((100, 400, 1200, 3000), 1, 12.0)
+NEEDED_TOKENS = 2000
+"""From prompts much shorter than these attention's prices cannot be read: everything fits into the windows."""
+
+ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
+QUICK = Effort(
+    (100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: (PROMPT_PRICES | DECODE_PRICES)[count] for count in ROUGH_COUNTS}
+)
 THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000), 3, 180.0, HELD_OUT_TOKENS)
 
 
@@ -134,8 +141,8 @@ async def calibrate(
     if not lengths:
         needed = min(effort.lengths_tokens) + DECODE_TOKENS
         raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
-    once, recorder = _runs(lengths), _Recorder()
-    runs, num_needed = once * effort.repeats, len(RECIPES) * len(lengths[:2])
+    runs, recorder = _runs(lengths) * effort.repeats, _Recorder()
+    runs.sort(key=lambda prompts: not _is_needed(prompts))
     held_out = [
         _Prompt(recipe, length)
         for length in effort.held_out_tokens
@@ -147,7 +154,7 @@ async def calibrate(
     await _set_cost(engine, recorder)
     try:
         for index, prompts in enumerate(runs):
-            if index < num_needed or time.monotonic() - started_s < effort.budget_s:
+            if _is_needed(prompts) or time.monotonic() - started_s < effort.budget_s:
                 await _run(loaded, engine, prompts)
             progress(index + 1, total)
     finally:
@@ -158,7 +165,7 @@ async def calibrate(
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         max_step_tokens=max_step_tokens,
         restore_ms_per_mib=await _measure_restore(loaded.shape, store, kv_format),
-        **_fitted(recorder.fastest_ms),
+        **_fitted(recorder.fastest_ms, effort.prices),
     )
     errors = []
     for index, prompt in enumerate(held_out):
@@ -182,9 +189,13 @@ def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
     return sorted([*alone, *mixed, *batches], key=lambda run: sum(prompt.num_tokens for prompt in run))
 
 
-def _fitted(fastest_ms: Mapping[StepWork, float]) -> dict[str, Any]:
+def _is_needed(prompts: Sequence[_Prompt]) -> bool:
+    return len(prompts) == 1 and prompts[0].num_tokens <= NEEDED_TOKENS
+
+
+def _fitted(fastest_ms: Mapping[StepWork, float], prices: Mapping[str, str]) -> dict[str, Any]:
     """The prices, as a profile takes them."""
-    return fit_prices(list(fastest_ms), list(fastest_ms.values()), PROMPT_PRICES | DECODE_PRICES)
+    return fit_prices(list(fastest_ms), list(fastest_ms.values()), prices)
 
 
 async def _run(loaded: LoadedModel, engine: EngineLoop, prompts: Sequence[_Prompt]) -> list[float]:

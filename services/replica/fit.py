@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from services.cost import StepWork, ms_per
 
 TOLERANCE = 1e-9
+PAIR_RATIO = 4.0
 
 
 def fit_prices(work: Sequence[StepWork], times_ms: Sequence[float], names: Mapping[str, str]) -> dict[str, float]:
@@ -16,10 +18,22 @@ def fit_prices(work: Sequence[StepWork], times_ms: Sequence[float], names: Mappi
 
     Args:
         names: the counts of a step that are priced, and the names of their prices. What was never seen costs nothing.
+
+    A pair of query and key is the same arithmetic in every kernel. Where its two prices come out further apart than
+    PAIR_RATIO, it is noise that was fitted, and one price is fitted for both.
     """
+    prices = _fit_named(work, times_ms, names)
+    pair, window_pair = prices["pair_ns"], prices["window_pair_ns"]
+    if any(step.pairs_window for step in work) and not pair / PAIR_RATIO <= window_pair <= pair * PAIR_RATIO:
+        merged = [replace(step, pairs_all=step.pairs_all + step.pairs_window, pairs_window=0.0) for step in work]
+        prices = _fit_named(merged, times_ms, names)
+        prices["window_pair_ns"] = prices["pair_ns"]
+    return prices
+
+
+def _fit_named(work: Sequence[StepWork], times_ms: Sequence[float], names: Mapping[str, str]) -> dict[str, float]:
     rows = [[float(getattr(step, count)) for count in names] for step in work]
-    prices = fit(rows, times_ms)
-    return {name: price / ms_per(name) for name, price in zip(names.values(), prices, strict=True)}
+    return {name: price / ms_per(name) for name, price in zip(names.values(), fit(rows, times_ms), strict=True)}
 
 
 def fit(rows: Sequence[Sequence[float]], times_ms: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from services.cost import (
     count_layers,
     step_work,
 )
-from services.replica.fit import fit, fit_prices
+from services.replica.fit import PAIR_RATIO, fit, fit_prices
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.visibility import Turn
 
@@ -52,9 +52,13 @@ def steps() -> list[StepWork]:
     st.fixed_dictionaries(
         {name: st.floats(0.1, 100) if name.endswith("_ms") else st.floats(1, 1000) for name in NAMES.values()}
     ),
-    st.sampled_from([None, *NAMES.values()]),
+    st.sampled_from([None, *(name for name in NAMES.values() if "pair" not in name)]),
+    st.floats(1.1 / PAIR_RATIO, PAIR_RATIO / 1.1),
 )
-def test_the_fit_finds_the_prices_that_made_the_times(truth: dict[str, float], absent: str | None) -> None:
+def test_the_fit_finds_the_prices_that_made_the_times(
+    truth: dict[str, float], absent: str | None, pair_ratio: float
+) -> None:
+    truth["window_pair_ns"] = truth["pair_ns"] * pair_ratio
     if absent is not None:
         truth[absent] = 0.0
     profile = profile_of(truth)
@@ -62,6 +66,14 @@ def test_the_fit_finds_the_prices_that_made_the_times(truth: dict[str, float], a
     times_ms = [profile.step_ms(step) for step in work]
     found = profile_of(fit_prices(work, times_ms, NAMES))
     assert [found.step_ms(step) for step in work] == pytest.approx(times_ms, rel=1e-3)
+
+
+@pytest.mark.parametrize("pair_ratio", [0.0, 0.1, 30.0])
+def test_two_prices_of_a_pair_that_cannot_be_are_made_one(pair_ratio: float) -> None:
+    truth = dict.fromkeys(NAMES.values(), 1.0) | {"pair_ns": 20.0, "window_pair_ns": 20.0 * pair_ratio}
+    profile, work = profile_of(truth), steps()
+    prices = fit_prices(work, [profile.step_ms(step) for step in work], NAMES)
+    assert prices["window_pair_ns"] == prices["pair_ns"] > 0.0
 
 
 def test_what_was_never_seen_costs_nothing() -> None:
