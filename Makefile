@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock
 
 .PHONY: demo
 demo: $(STAMP) ## Ask a 6,000-token document two questions under three SLA classes, then stop everything
-	$(BIN)/swaa demo
+	$(BIN)/swaa demo $(if $(SLA),--sla $(SLA))
 
 .PHONY: cluster-demo
 cluster-demo: $(STAMP) ## Two replicas under Ray Serve; kill one in mid-answer and see the answer complete
@@ -48,7 +48,7 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 
 .PHONY: test
 test: $(STAMP) lint ## Lint, type-check and run all tests
-	$(BIN)/pytest --numprocesses 3 --dist loadgroup
+	$(BIN)/pytest
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current

@@ -23,13 +23,6 @@ settings.load_profile("swaa")
 CACHE_DIR = Path(os.environ.get("SWAA_CACHE_DIR", REPOSITORY / ".cache" / "swaa"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side go whole files, for their fixtures' sake, but one Ray cluster at a time."""
-    for item in items:
-        folder = item.path.relative_to(REPOSITORY).parts[1]
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else str(item.path)))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs something that is not installed, and say what."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
