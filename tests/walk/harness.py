@@ -16,10 +16,12 @@ from typing import Any, Self
 
 import grpc
 import pytest
+import torch
 
 from services.gateway.limits import GRPC_OPTIONS
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from swaa_runtime.model.loader import fast_dtype
 from tests.conftest import CACHE_DIR
 
 START_TIMEOUT_S = 280.0
@@ -175,6 +177,9 @@ class Turn:
     def session_id(self) -> str:
         return self.finish.session.session_id
 
+
+KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * fast_dtype(torch.device("cpu")).itemsize
+"""Of the default model: layers, K and V, heads, head_dim."""
 
 TIE = 0.25
 """Two steps of a bfloat16 logit. Other batch shapes round differently, so tokens as near as this may change places."""

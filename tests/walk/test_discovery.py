@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
-from .harness import QUESTION, Service, log_of, metadata, refused, run_turn
+from .harness import KV_BYTES_PER_TOKEN, QUESTION, Service, log_of, metadata, refused, run_turn
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
@@ -40,14 +40,19 @@ def test_a_plan_is_what_a_turn_then_does(service: Service, headers: dict[str, st
     turn = run_turn(service, TEXT, headers, max_tokens=4)
     accepted = turn.accepted
     assert accepted.recipe == planned.chosen.recipe
-    assert accepted.prediction == planned.chosen.prediction
+    promised, foreseen = accepted.prediction, planned.chosen.prediction
+    for time_ms in ("ttft_ms", "work_ms", "tpot_ms"):  # the machine's prices are corrected by every step
+        assert getattr(promised, time_ms) == pytest.approx(getattr(foreseen, time_ms), rel=0.5, abs=20.0)
+    assert promised.restore.kind == foreseen.restore.kind
+    same = ("quality", "kv_bytes", "computed_tokens")
+    assert [getattr(promised, name) for name in same] == [getattr(foreseen, name) for name in same]
     assert accepted.predicted_to_meet == planned.chosen.meets == (not planned.chosen.misses)
     assert accepted.reason == planned.reason
     assert accepted.objective == planned.objective
     assert (accepted.prompt_tokens, accepted.history_tokens) == (planned.prompt_tokens, planned.history_tokens)
     assert turn.finish.usage.computed_tokens == planned.chosen.prediction.computed_tokens
     full = next(c for c in planned.candidates if c.recipe.name == "full")
-    assert full.prediction.kv_bytes == planned.prompt_tokens * 23040
+    assert full.prediction.kv_bytes == planned.prompt_tokens * KV_BYTES_PER_TOKEN
 
 
 def test_a_plan_for_a_session_counts_its_history(service: Service) -> None:

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from swaa_runtime.model.loader import fast_dtype
 
-from .harness import QUESTION, Service, Turn, assert_same_but_for_ties, log_of, open_turn, recipes_with_a_tail, run_turn
+from .harness import (
+    KV_BYTES_PER_TOKEN,
+    QUESTION,
+    Service,
+    Turn,
+    assert_same_but_for_ties,
+    log_of,
+    open_turn,
+    recipes_with_a_tail,
+    run_turn,
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
@@ -60,8 +68,7 @@ def test_what_a_turn_tells(turn: Turn, tokenizer: Any) -> None:
     assert 0 < timings.ttft_ms < timings.total_ms
     assert timings.ttft_ms + 23 * timings.tpot_ms == pytest.approx(timings.total_ms, rel=0.3, abs=2000)
     memory = finish.kv_memory
-    bytes_per_token = 30 * 2 * 3 * 64 * fast_dtype(torch.device("cpu")).itemsize  # layers, K and V, heads, head_dim
-    assert memory.full_attention_bytes == (prompt_tokens + 23) * bytes_per_token
+    assert memory.full_attention_bytes == (prompt_tokens + 23) * KV_BYTES_PER_TOKEN
     assert memory.full_attention_bytes <= memory.resident_bytes <= memory.peak_bytes
     assert finish.sla_met == (not finish.sla_misses)
 

@@ -9,19 +9,16 @@ from typing import Any
 
 import grpc
 import pytest
-import torch
 
 from services.pb.swaa.v1 import long_context_pb2 as pb
-from swaa_runtime.model.loader import fast_dtype
 
-from .harness import Service, log_of, open_turn, read_until, refused, run_turn
+from .harness import KV_BYTES_PER_TOKEN, Service, log_of, open_turn, read_until, refused, run_turn
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
-DTYPE_BYTES = fast_dtype(torch.device("cpu")).itemsize
-KV_MEMORY_MIB = 50 * DTYPE_BYTES
-POOL_TOKENS = (KV_MEMORY_MIB << 20) // (30 * 2 * 3 * 64 * DTYPE_BYTES)
-"""Of full attention (layers, K and V, heads, head_dim): about 4,500."""
+KV_MEMORY_MIB = KV_BYTES_PER_TOKEN * 4500 >> 20
+POOL_TOKENS = (KV_MEMORY_MIB << 20) // KV_BYTES_PER_TOKEN
+"""Of full attention: about 4,500."""
 
 BIG = 3000
 """Two requests of so many tokens do not fit."""

@@ -13,6 +13,7 @@ import redis
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
 from .harness import (
+    KV_BYTES_PER_TOKEN,
     QUESTION,
     Service,
     assert_same_but_for_ties,
@@ -29,7 +30,6 @@ pytestmark = [pytest.mark.model, pytest.mark.redis]
 
 DOCUMENT = log_of(10) + QUESTION
 MORE = "\nIt left again with"
-FULL_KV_BYTES_PER_TOKEN = 23040
 
 
 def session(session_id: str, recipe: str = "interleaved") -> dict[str, str]:
@@ -137,7 +137,7 @@ def test_get_list_fork_and_delete(service: Service) -> None:
     tokens = first.accepted.prompt_tokens + 8
     assert (got.session_id, got.version, got.num_turns, got.num_tokens) == (session_id, 1, 1, tokens)
     assert got.recipe_name == "full"
-    assert got.kv_bytes == (tokens - 1) * FULL_KV_BYTES_PER_TOKEN
+    assert got.kv_bytes == (tokens - 1) * KV_BYTES_PER_TOKEN
     assert got.created_at_s <= got.updated_at_s <= time.time()
     assert got.expires_at_s == pytest.approx(got.updated_at_s + 86400, abs=1)
 
