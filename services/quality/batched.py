@@ -17,14 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
+from swaa_runtime.attention.dense import Partial, dense_attention_math, merge
 from swaa_runtime.model.loader import LoadedModel
 from swaa_runtime.recipe import LayerRule
 
 FAR_BELOW = -1e30
 """A score that softmax turns to 0; finite, so that a row which sees nothing of a range has weight 0 there, not NaN."""
-
-Partial = tuple[torch.Tensor, torch.Tensor]
-"""Attention over some keys [batch, num_heads, queries, head_dim], and its log-sum-exp (float32, no head_dim)."""
 
 
 class BatchKernel(Protocol):
@@ -199,6 +197,11 @@ class BatchContext:
         out.transpose(1, 2)[sequences, at] = tail.transpose(1, 2)
 
 
+def batch_kernel(device: torch.device) -> BatchKernel:
+    """The kernel for a device."""
+    return FlashKernel() if device.type == "cuda" else DenseKernel()
+
+
 class BatchGenerator:
     """Greedy answers to many prompts under one recipe. One batch at a time."""
 
@@ -271,20 +274,12 @@ def _with_sinks(
     at = stops[:, None] - count + torch.arange(count, device=rows.device)
     sinks = torch.arange(min(sink_tokens, keys.shape[1]), device=rows.device)
     seen = sinks <= at[:, :, None] - window
-    out, lse = _masked_attention(rows, keys[:, : len(sinks)], values[:, : len(sinks)], seen, scale)
-    weight = torch.sigmoid(lse - band[1]).unsqueeze(-1).to(out.dtype)
-    return torch.lerp(band[0], out, weight)
+    return merge(_masked_attention(rows, keys[:, : len(sinks)], values[:, : len(sinks)], seen, scale), band)
 
 
 def _masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scale: float
 ) -> Partial:
     """Shapes as in BatchKernel.attend; `seen` is bool [batch, queries, keys]."""
-    batch, count, num_heads, head_dim = query.shape
-    num_kv_heads = key.shape[2]
-    grouped = query.reshape(batch, count, num_kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
-    scores = (grouped @ key.permute(0, 2, 3, 1).unsqueeze(2)).float() * scale
-    scores = scores.masked_fill(~seen[:, None, None], FAR_BELOW)
-    lse = scores.logsumexp(-1)
-    out = (scores - lse.unsqueeze(-1)).exp().to(value.dtype) @ value.transpose(1, 2).unsqueeze(2)
-    return out.reshape(batch, num_heads, count, head_dim), lse.reshape(batch, num_heads, count)
+    bias = torch.where(seen, 0.0, FAR_BELOW)[:, None, None]
+    return dense_attention_math(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale, bias=bias)

@@ -10,6 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from services.quality.options import (
+    add_batch_options,
+    add_engine_options,
+    add_model_options,
+    add_shard_option,
+)
 from services.quality.progress import ProgressBar
 from services.quality.recipes import Row, read_recipes
 from services.quality.report import Results, markdown, quality_table, tasks_of_mean
@@ -52,7 +58,7 @@ def _measure(
     import torch  # here and below: reports need no model
 
     from services.quality import environment as env
-    from services.quality.batched import BatchGenerator, DenseKernel, FlashKernel
+    from services.quality.batched import BatchGenerator, batch_kernel
     from services.quality.evaluate import BatchedEvaluation, Evaluation, Plan, count_jobs, jobs, run_perplexity
     from services.quality.perplexity import TextSamples
     from services.quality.speed import time_prefills
@@ -98,7 +104,7 @@ def _measure(
 
     todo = jobs(plan, PromptBuilder(tokenizer), done)
     if args.runner == "batched":
-        generator = BatchGenerator(loaded, FlashKernel() if device.type == "cuda" else DenseKernel())
+        generator = BatchGenerator(loaded, batch_kernel(device))
         BatchedEvaluation(loaded, generator, tokenizer, args.batch_tokens).run(todo, keep, stop_s)
     else:
         Evaluation(engine).run(todo, keep, stop_s)
@@ -129,13 +135,6 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _shard(text: str) -> tuple[int, int]:
-    shard, slash, count = text.partition("/")
-    if not slash or not shard.isdigit() or not count.isdigit() or not 0 <= int(shard) < int(count):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be I/N with 0 <= I < N")
-    return int(shard), int(count)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swaa eval", description="Measure what recipes cost in quality.")
     commands = parser.add_subparsers(required=True)
@@ -160,15 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--timing-repeats", type=int, default=0, help="prefills to time, of each recipe at each length")
     add("--adapter", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters that recipes name")
     add("--seed", type=int, default=0)
-    add("--model", type=Path, help="Hugging Face folder or GGUF file (default: the shipped model)")
     add("--name", help="the model's name in the table (default: its folder's)")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    add("--runner", default="engine", choices=("engine", "batched"), help="batched: faster on a GPU, same answers")
-    add("--batch-tokens", type=int, default=131072, help="prompt tokens of a batch of --runner batched")
-    add("--max-running", type=int, default=8, help="requests that hold KV memory at a time")
-    add("--max-step-tokens", type=int, default=1024, help="tokens per step; bounds attention's memory")
-    add("--shard", type=_shard, default=(0, 1), help="I/N: every Nth sample from I on, for processes side by side")
+    add_model_options(measure)
+    add_batch_options(measure)
+    add_engine_options(measure)
+    add_shard_option(measure)
     add("--file", default="samples", help="name of this process's file in the results folder")
     add("--time-limit-s", type=float, help="start no sample after so many seconds")
     add("--no-report", action="store_true", help="only measure")

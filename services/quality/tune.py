@@ -16,6 +16,12 @@ from typing import Any, get_args
 from services.quality.distill import Keep, Progress, reference_example
 from services.quality.examples import read_examples, write_examples
 from services.quality.layers import Kind
+from services.quality.options import (
+    add_batch_options,
+    add_engine_options,
+    add_model_options,
+    add_shard_option,
+)
 from services.quality.practice import PRACTICE_TASKS
 from services.quality.progress import ProgressBar
 from services.quality.recipes import read_recipes
@@ -43,7 +49,7 @@ def distill_command(args: argparse.Namespace) -> None:
     import torch
 
     from services.quality import environment as env
-    from services.quality.batched import BatchGenerator, DenseKernel, FlashKernel
+    from services.quality.batched import BatchGenerator, batch_kernel
     from services.quality.distill import answer_all, answer_batched
     from services.quality.finetune import FULL, TRAINING_SEED, PracticePlan, Tally, keep_examples, make_practices
     from swaa_runtime.model.loader import load_model
@@ -60,7 +66,7 @@ def distill_command(args: argparse.Namespace) -> None:
     loaded = load_model(folder, dtype, torch.device(args.device))
     progress, tallies = _bars("answers"), dict[str, Tally]()
     if args.runner == "batched":
-        generator = BatchGenerator(loaded, FlashKernel() if args.device == "cuda" else DenseKernel())
+        generator = BatchGenerator(loaded, batch_kernel(loaded.model.device))
         answers = answer_batched(loaded, generator, tokenizer, practices, FULL, args.batch_tokens, progress)
     else:
         longest = max(len(practice.sample.token_ids) + practice.sample.max_new_tokens for practice in practices)
@@ -206,27 +212,17 @@ def _say(data: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(data) + "\n")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    shard, slash, count = text.partition("/")
-    if not slash or not shard.isdigit() or not count.isdigit() or not 0 <= int(shard) < int(count):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be I/N with 0 <= I < N")
-    return int(shard), int(count)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swaa", description="Train adapters for recipes; choose layers of recipes.")
     commands = parser.add_subparsers(required=True, dest="command")
     distill = _command(commands, "distill", distill_command)
     _practice_options(distill, 600)
-    _engine_options(distill)
+    add_engine_options(distill)
     distill.add_argument("--keep", choices=get_args(Keep), default="right", help="which answers to learn from")
     distill.add_argument("--reference", action="store_true", help="replace the others by the reference answer")
     distill.add_argument("--only-reference", action="store_true", help="do not ask the model: reference answers only")
-    distill.add_argument(
-        "--runner", default="engine", choices=("engine", "batched"), help="batched: faster on a GPU, same answers"
-    )
-    distill.add_argument("--batch-tokens", type=int, default=131072, help="prompt tokens of a batch")
-    distill.add_argument("--shard", type=_shard, default=(0, 1), help="I/N: every Nth prompt from I on")
+    add_batch_options(distill)
+    add_shard_option(distill)
     distill.add_argument("--output", type=Path, required=True, help="file of examples (JSON lines)")
     finetune = _command(commands, "finetune", finetune_command)
     _recipe_options(finetune)
@@ -245,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = _command(commands, "calibrate", calibrate_command)
     _recipe_options(calibrate)
     _practice_options(calibrate, 28)
-    _engine_options(calibrate)
+    add_engine_options(calibrate)
     calibrate.add_argument("--kind", choices=get_args(Kind), default="lookback", help="what chosen layers do")
     calibrate.add_argument("--num-layers", type=int, nargs="+", default=[10], help="how many to choose")
     calibrate.add_argument("--methods", nargs="+", default=["leave-one-out", "greedy", "lazy-ratio"], help="also: swap")
@@ -261,9 +257,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__)
     command.set_defaults(run=run)
-    command.add_argument("--model", type=Path, help="Hugging Face folder or GGUF file (default: the shipped model)")
-    command.add_argument("--device", default="cpu", help="cpu or cuda")
-    command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    add_model_options(command)
     return command
 
 
@@ -278,11 +272,6 @@ def _practice_options(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument("--count", type=int, default=count, help="prompts in all")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--processes", type=int, default=1, help="that make prompts")
-
-
-def _engine_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--max-running", type=int, default=8, help="requests that hold KV memory at a time")
-    command.add_argument("--max-step-tokens", type=int, default=1024, help="tokens per step")
 
 
 if __name__ == "__main__":

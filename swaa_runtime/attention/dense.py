@@ -59,7 +59,10 @@ def dense_attention_math(
     causal: bool = False,
     bias: torch.Tensor | None = None,
 ) -> Partial:
-    """The same, written out: what `dense_attention` is tested against, and the path on devices other than CPU."""
+    """The same, written out: what `dense_attention` is tested against, and the path where torch has no kernel for it.
+
+    Here `bias` may be anything that broadcasts to [N, num_kv_heads, num_heads // num_kv_heads, Q, K].
+    """
     num_tiles, num_heads, num_queries, head_dim = query.shape
     num_kv_heads = key.shape[1]
     grouped = query.reshape(num_tiles, num_kv_heads, -1, num_queries, head_dim)
