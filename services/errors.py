@@ -15,7 +15,20 @@ SwaaError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from swaa_runtime.errors import SwaaError
+
+T = TypeVar("T")
+
+
+def of_class(table: Mapping[type[SwaaError], T], error: BaseException, otherwise: T) -> T:
+    """A table's entry for the error's class, or for the nearest class above it."""
+    for cls in type(error).__mro__:
+        if cls in table:
+            return table[cls]
+    return otherwise
 
 
 class SessionNotFound(SwaaError):

@@ -26,6 +26,7 @@ from services.errors import (
     SlaUnattainable,
     StaleSession,
     StoreUnavailable,
+    of_class,
 )
 from swaa_runtime.errors import (
     DeadlineExceeded,
@@ -65,10 +66,7 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
 
 def status_code(error: SwaaError) -> grpc.StatusCode:
     """The status of an error: of its class, or the nearest class above it; INTERNAL for what is a bug of ours."""
-    for cls in type(error).__mro__:
-        if cls in STATUS_CODES:
-            return STATUS_CODES[cls]
-    return grpc.StatusCode.INTERNAL
+    return of_class(STATUS_CODES, error, grpc.StatusCode.INTERNAL)
 
 
 def trailing_metadata(error: SwaaError) -> tuple[tuple[str, str | bytes], ...]:

@@ -11,15 +11,10 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.errors import ReplicaLost
-from services.gateway.answer_telemetry import observer_of
-from services.gateway.answers import Answers
-from services.gateway.catalog_file import ServedModel, catalog_path
-from services.gateway.catalog_source import CatalogSource
+from services.gateway.assembly import open_front_doors
 from services.gateway.front_doors import FrontDoors
-from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
-from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
 from services.telemetry.metrics import StoreMetrics
@@ -55,20 +50,12 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
         async with replicas.lease(None) as replica:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
-        model = ServedModel(facts.shape.num_layers, facts.fingerprint, facts.adapter_ids)
-        catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
-        turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
-        observer = observer_of(telemetry, catalogs)
-        answers = Answers(turns, replicas, store, facts.eos_token_ids, observer)
-        server = FrontDoors(config, facts, answers, store, MetricsPage(telemetry.registry))
-        await server.start()
-        watching = [asyncio.create_task(task) for task in (_watch(replicas, server), catalogs.watch())]
-        try:
-            yield server
-        finally:
-            for task in watching:
-                task.cancel()
-            await server.stop(config.drain_s)
+        metrics = MetricsPage(telemetry.registry)
+        opening = open_front_doors(config, facts, encoder, replicas, store, telemetry, metrics)
+        server = await stack.enter_async_context(opening)
+        watching = asyncio.create_task(_watch(replicas, server))
+        stack.callback(watching.cancel)
+        yield server
 
 
 async def _encoder(replicas: RemoteReplicas, facts: ModelFacts) -> PromptEncoder:

@@ -23,6 +23,7 @@ from services.errors import (
     SlaUnattainable,
     StaleSession,
     StoreUnavailable,
+    of_class,
 )
 from services.gateway.http.schema import ModelNotFound
 from swaa_runtime.errors import (
@@ -73,10 +74,7 @@ UNEXPECTED = HttpError(500, SERVER, "internal_error")
 
 def http_error(error: BaseException) -> HttpError:
     """Of the error's class, or the nearest class above it; `UNEXPECTED` for what is a bug of ours."""
-    for cls in type(error).__mro__:
-        if cls in HTTP_ERRORS:
-            return HTTP_ERRORS[cls]
-    return UNEXPECTED
+    return of_class(HTTP_ERRORS, error, UNEXPECTED)
 
 
 def error_body(error: BaseException) -> dict[str, Any]:

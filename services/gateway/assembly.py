@@ -1,0 +1,51 @@
+"""A gateway from its parts: catalogue, planner, telemetry and front doors, wherever its replicas are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from services.config import ServeConfig
+from services.gateway.answer_telemetry import observer_of
+from services.gateway.answers import Answers
+from services.gateway.catalog_file import ServedModel, catalog_path
+from services.gateway.catalog_source import CatalogSource
+from services.gateway.front_doors import FrontDoors
+from services.gateway.identity import TENANT
+from services.gateway.prompt import PromptEncoder
+from services.gateway.replicas import Replicas
+from services.gateway.turns import TurnPlanner
+from services.replica.facts import ModelFacts
+from services.sessions.store import Store
+from services.telemetry.page import MetricsPage
+from services.telemetry.process import Telemetry
+
+
+@contextlib.asynccontextmanager
+async def open_front_doors(
+    config: ServeConfig,
+    facts: ModelFacts,
+    encoder: PromptEncoder,
+    replicas: Replicas,
+    store: Store,
+    telemetry: Telemetry,
+    metrics: MetricsPage,
+) -> AsyncIterator[FrontDoors]:
+    """A gateway that serves, its catalogue kept up to date; drained and stopped on leaving.
+
+    Raises:
+        InvalidRequest, InvalidRecipe, ModelNotSupported: for a catalogue or an address that cannot be used.
+    """
+    model = ServedModel(facts.shape.num_layers, facts.fingerprint, facts.adapter_ids)
+    catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
+    turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
+    answers = Answers(turns, replicas, store, facts.eos_token_ids, observer_of(telemetry, catalogs))
+    server = FrontDoors(config, facts, answers, store, metrics)
+    await server.start()
+    watching = asyncio.create_task(catalogs.watch())
+    try:
+        yield server
+    finally:
+        watching.cancel()
+        await server.stop(config.drain_s)
