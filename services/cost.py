@@ -45,6 +45,8 @@ PROMPT_PRICES = {
 DECODE_PRICES = {"decode_steps": "decode_step_ms", "decode_rows": "decode_row_ms", "decode_keys": "decode_key_ns"}
 """The same of answers."""
 
+PRICES = PROMPT_PRICES | DECODE_PRICES
+
 LayerCounts = Mapping[LayerRule, int]
 """How many layers have each rule."""
 
@@ -68,7 +70,7 @@ class StepWork:
         return StepWork(*map(add, _COUNTS(self), _COUNTS(other)))
 
 
-_COUNTS = attrgetter(*PROMPT_PRICES, *DECODE_PRICES)  # in the order of the fields; quicker than `astuple`
+_COUNTS = attrgetter(*PRICES)  # in the order of the fields; quicker than `astuple`
 
 
 @dataclass(frozen=True, slots=True)

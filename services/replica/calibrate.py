@@ -21,7 +21,7 @@ import torch
 
 from services.cost import (
     DECODE_PRICES,
-    PROMPT_PRICES,
+    PRICES,
     CostProfile,
     StepWork,
     chunk_work,
@@ -84,16 +84,14 @@ class Effort:
     repeats: int
     budget_s: float
     held_out_tokens: tuple[int, ...] = ()
-    prices: Mapping[str, str] = field(default_factory=lambda: PROMPT_PRICES | DECODE_PRICES)
+    prices: Mapping[str, str] = field(default_factory=lambda: PRICES)
 
 
 NEEDED_TOKENS = 2000
 """From prompts much shorter than these attention's prices cannot be read: everything fits into the windows."""
 
 ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
-QUICK = Effort(
-    (100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: (PROMPT_PRICES | DECODE_PRICES)[count] for count in ROUGH_COUNTS}
-)
+QUICK = Effort((100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: PRICES[count] for count in ROUGH_COUNTS})
 THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000), 3, 180.0, HELD_OUT_TOKENS)
 
 

@@ -6,10 +6,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
@@ -100,21 +100,24 @@ async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> Asy
             await replica.close()
 
 
+T = TypeVar("T")
+
+
 @contextmanager
-def tiny_service_thread() -> Iterator[TinyService]:
-    """The same in a thread of its own, for what blocks."""
-    started: Future[TinyService] = Future()
+def in_thread(context: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """What the context gives, living in a thread of its own on an event loop of its own: for tests that block."""
+    started: Future[T] = Future()
     stopping = asyncio.Event()
     loop = asyncio.new_event_loop()
 
-    async def serve() -> None:
-        async with tiny_service() as service:
-            started.set_result(service)
+    async def live() -> None:
+        async with context() as given:
+            started.set_result(given)
             await stopping.wait()
 
     def run() -> None:
         try:
-            loop.run_until_complete(serve())
+            loop.run_until_complete(live())
         except BaseException as exc:
             if started.done():
                 raise
@@ -124,12 +127,17 @@ def tiny_service_thread() -> Iterator[TinyService]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    service = started.result()
+    given = started.result()
     try:
-        yield service
+        yield given
     finally:
         loop.call_soon_threadsafe(stopping.set)
         thread.join()
+
+
+def tiny_service_thread() -> AbstractContextManager[TinyService]:
+    """A tiny service for what blocks."""
+    return in_thread(tiny_service)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from services.gateway.session_admin import SessionAdmin
 from services.sessions.policy import SessionPolicy
 from services.telemetry.process import running_telemetry
 from tests.services.telemetry.scrape import page_of
-from tests.services.tiny_service import TinyService, tiny_service
+from tests.services.tiny_service import TinyService, in_thread, tiny_service
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -89,44 +88,26 @@ class ConsoleService:
         asyncio.run_coroutine_threadsafe(idle(), self.loop).result()
 
 
-@contextmanager
-def console_service() -> Iterator[ConsoleService]:
+def console_service() -> AbstractContextManager[ConsoleService]:
     """A service in a thread of its own."""
-    started: Future[ConsoleService] = Future()
-    loop, stopping = asyncio.new_event_loop(), asyncio.Event()
+    return in_thread(_console)
 
-    async def serve() -> None:
-        async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
-            running, health = Running(), Health(serving=True)
-            sessions = SessionAdmin(tiny.store, SessionPolicy(3600.0))
-            pages = page_of(tiny, telemetry)
-            app = build_app("tiny", tiny.facts, tiny.answers, sessions, health, running, pages)
-            server = HttpServer(app, running, "127.0.0.1:0")
-            gate = tiny.rig.runner.before_step = Gate()
-            await server.start()
-            started.set_result(ConsoleService(tiny, f"http://127.0.0.1:{server.port}/", gate, loop))
-            await stopping.wait()
+
+@asynccontextmanager
+async def _console() -> AsyncIterator[ConsoleService]:
+    async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
+        running, health = Running(), Health(serving=True)
+        sessions = SessionAdmin(tiny.store, SessionPolicy(3600.0))
+        pages = page_of(tiny, telemetry)
+        app = build_app("tiny", tiny.facts, tiny.answers, sessions, health, running, pages)
+        server = HttpServer(app, running, "127.0.0.1:0")
+        gate = tiny.rig.runner.before_step = Gate()
+        await server.start()
+        try:
+            yield ConsoleService(tiny, f"http://127.0.0.1:{server.port}/", gate, asyncio.get_running_loop())
+        finally:
             gate.open()
             await server.stop(0)
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(serve())
-        except BaseException as exc:
-            if started.done():
-                raise
-            started.set_exception(exc)
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    service = started.result()
-    try:
-        yield service
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join()
 
 
 @contextmanager
