@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from services.gateway.auth.authenticator import Everybody
+from services.gateway.auth.authenticator import Authenticator, Everybody
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
@@ -39,6 +40,7 @@ FLAGS = (
     "--disable-sync",
 )
 PATIENCE_S = 30
+EVERYBODY = Everybody()
 
 
 class Gate:
@@ -87,17 +89,17 @@ class ConsoleService:
         asyncio.run_coroutine_threadsafe(idle(), self.loop).result()
 
 
-def console_service() -> AbstractContextManager[ConsoleService]:
+def console_service(authenticator: Authenticator = EVERYBODY) -> AbstractContextManager[ConsoleService]:
     """A service in a thread of its own."""
-    return in_thread(_console)
+    return in_thread(functools.partial(_console, authenticator))
 
 
 @asynccontextmanager
-async def _console() -> AsyncIterator[ConsoleService]:
+async def _console(authenticator: Authenticator) -> AsyncIterator[ConsoleService]:
     async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
         running, health = Running(), Health(serving=True)
         pages = page_of(tiny, telemetry)
-        app = build_app("tiny", tiny.facts, tiny.answers, tiny.sessions, Everybody(), health, running, pages)
+        app = build_app("tiny", tiny.facts, tiny.answers, tiny.sessions, authenticator, health, running, pages)
         server = HttpServer(app, running, "127.0.0.1:0")
         gate = tiny.rig.runner.before_step = Gate()
         await server.start()
