@@ -27,6 +27,7 @@ NOT_RUN_HERE: Mapping[str, str] = {
     "make cluster-demo": "takes minutes; tests/cluster kills replicas",
     ".venv/bin/swaa serve": "the tests' own service is started by it",
     "SWAA_CATALOG=smollm2.yaml .venv/bin/swaa serve": "runs until it is stopped; its catalogue is loaded below",
+    "SWAA_API_KEYS_FILE=keys.json .venv/bin/swaa serve": "runs until it is stopped; test_identity.py starts such a one",
     ".venv/bin/swaa calibrate": "takes minutes, with --quality hours; with --quick it is run",
     ".venv/bin/swaa distill": "needs a GPU, or hours; tests/services/quality trains tiny models",
     ".venv/bin/swaa finetune": "the same",
@@ -95,6 +96,7 @@ def run(command: str, folder: Path, tiny: Service, session_id: str) -> subproces
     command = command.replace("{grpcurl}", grpcurl).replace("{grpc}", tiny.address).replace("{http}", tiny.http_address)
     command = command.replace("{session}", session_id).replace("{model}", model)
     settings = {"SWAA_LISTEN": tiny.address, "SWAA_MODEL": model, "SWAA_CACHE_DIR": str(folder / "cache")}
+    settings["SWAA_API_KEY"] = "not-looked-at"  # by a service that asks for none
     variables = {**environment(**settings), "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         ("/bin/bash", "-euo", "pipefail", "-c", command),

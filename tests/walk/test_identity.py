@@ -164,12 +164,12 @@ def test_other_tenants_find_nothing_and_start_from_nothing(guarded: Guarded) -> 
         assert first.session is not None
         session_id = first.session.session_id
         again = acme.generate(document, session="new", recipe="full", max_tokens=2, raw=True)
-        assert again.prediction.restore.source == "prefix"
+        assert again.prediction.restore.kind != "none", "it is there, whether loading it is faster or not"
         theirs = rival.generate(document, session="new", recipe="full", max_tokens=2, raw=True)
         assert theirs.usage.restored_tokens == 0
-        assert (theirs.prediction.restore.kind, theirs.prediction.restore.source) == ("none", "")
+        assert theirs.prediction.restore.kind == "none"
         planned = rival.plan(document, session="new", recipe="full", raw=True).chosen.prediction
-        assert planned.restore.source == "prefix", "by now it is the tenant's own"
+        assert planned.restore.kind != "none", "by now it is the tenant's own"
         with pytest.raises(NotFound) as caught:
             rival.sessions.get(session_id)
         with pytest.raises(NotFound) as nobodys:

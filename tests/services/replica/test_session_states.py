@@ -258,7 +258,7 @@ async def test_which_checkpoints_stay_when_the_turn_has_ended(
             saved.append(prefix.num_tokens)
             await original(tenant, prefix, *args)
 
-        store.save_prefix = save_prefix  # type: ignore[method-assign]
+        store.save_prefix = save_prefix  # type: ignore[method-assign, assignment]
         rig.runner.before_step = lambda: time.sleep(0.01)  # the store keeps up
         ran = await run_turn(replica, make_job(180, NEW))
         assert history_of(ran) == "none"

@@ -109,7 +109,8 @@ def test_a_key_set_is_asked_by_key_id(tmp_path: Path) -> None:
 
 def test_another_claim_may_name_the_tenant(tmp_path: Path) -> None:
     rules = TokenRules(ISSUER, AUDIENCE, ALGORITHMS, "https://swaa.example/org", 5.0)
-    given_ = token(**{"https://swaa.example/org": "beta"})
+    named: dict[str, Any] = {"https://swaa.example/org": "beta"}
+    given_ = token(**named)
     assert verifier(tmp_path, public_pem("OKP"), rules).identify(given_) == Identity("beta", "ann")
 
 
