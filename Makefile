@@ -46,9 +46,21 @@ serve-cluster: $(STAMP) ## Run a cluster on this machine, its gateway on 127.0.0
 calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 	$(BIN)/swaa calibrate
 
+# Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
+TEST_PARTS := walk services cluster runtime
+JOBS ?= 3
+
 .PHONY: test
-test: $(STAMP) lint ## Lint, type-check and run all tests
-	$(BIN)/pytest
+test: $(STAMP) ## Lint, type-check and run all tests
+	@$(MAKE) --no-print-directory --keep-going --jobs $(JOBS) --output-sync=target $(TEST_PARTS:%=test-%) lint
+
+.PHONY: $(TEST_PARTS:%=test-%)
+$(TEST_PARTS:%=test-%): $(STAMP)
+	$(BIN)/pytest -q $(TESTS)
+test-walk: TESTS = tests/walk
+test-services: TESTS = tests/services
+test-cluster: TESTS = tests/cluster
+test-runtime: TESTS = tests --ignore=tests/walk --ignore=tests/services --ignore=tests/cluster
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
