@@ -111,7 +111,9 @@ sbom: $(AUDIT)/.setup-done ## Write sbom.cdx.json: what is installed, for Cyclon
 
 .PHONY: audit
 audit: $(AUDIT)/.setup-done ## Ask a database of known vulnerabilities about everything that is locked
-	$(AUDIT)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off $(addprefix -r ,$(LOCKS) requirements.audit.lock)
+	@failed=; for lock in $(LOCKS) requirements.audit.lock; do \
+		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || failed=1; \
+	done; test -z "$$failed"
 
 .PHONY: bench
 bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate

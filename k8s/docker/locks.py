@@ -79,9 +79,8 @@ def path(image: str) -> Path:
 def main() -> None:
     """Write both."""
     for image, packages in images().items():
-        write(
-            path(image), f"What the {image} image installs, made from requirements.lock by `make k8s-locks`.", packages
-        )
+        says = f"What the {image} image installs, made from requirements.lock by `make k8s-locks`."
+        write(path(image), says, packages)
 
 
 if __name__ == "__main__":
