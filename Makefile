@@ -20,12 +20,14 @@ help: ## Show this list
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
 
-$(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock requirements.cuda.lock
+$(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock requirements.cpu.lock requirements.cuda.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "needs Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --require-hashes -r requirements.cpu.lock 2>/dev/null \
+		|| { echo "pip's indexes have no CPU build of PyTorch that is locked: taking the public one, with CUDA"; \
+			$(PIP_INSTALL) --require-hashes -r requirements.cuda.lock; }
 	$(PIP_INSTALL) --require-hashes -r requirements.lock -r requirements.nodeps.lock
-	$(BIN)/python -m deps.torch_build || $(PIP_INSTALL) --require-hashes -r requirements.cuda.lock
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	touch $(STAMP)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from deps.lock import AUDIT, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
+from deps.lock import AUDIT, CPU, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
 
 OLDEST_PYTHON = "3.11"
 ENVIRONMENTS = [
@@ -41,13 +41,11 @@ EXTRAS = ("cluster", "quality", "telemetry", "dev")
 
 AUDIT_TOOLS = ("cyclonedx-bom>=7", "pip-audit>=2.10")
 
-TORCH_CPU_HASHES = {
-    "2.13.0": ("sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",),
-}
-"""Of PyTorch's CPU builds, which its own index has, not the public one: here for Python 3.11 on x86-64.
+TORCH_CPU_HASHES = {"2.13.0": ("sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
+"""Of PyTorch's CPU builds, which its own index has and the public one has not: here for Python 3.11 on x86-64.
 
-Taken from the file that this project's tests run with; PyTorch's index could not be reached to compare. Of builds that
-are not listed here pip takes the public index's, which is the CUDA one.
+Taken from the file that this project's tests run with; PyTorch's index could not be reached to compare. Where pip finds
+no file of these hashes the public build is installed, with CUDA.
 """
 
 CUDA_NAMES = ("nvidia-", "cuda-", "triton")
@@ -66,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     resolved = compiled(everything, [*read(MAIN), *read(CUDA)], upgrades)
     cuda = only_for_cuda(resolved)
-    main_lock = [with_cpu_hashes(package) for package in resolved if package.name not in cuda]
-    write(MAIN, SAYS.format("everything `make setup` installs"), main_lock)
+    write(MAIN, SAYS.format("everything `make setup` installs"), [each for each in resolved if each.name not in cuda])
+    torch = next(package for package in resolved if package.name == "torch")
+    write(CPU, SAYS.format("PyTorch's CPU build, taken first if pip's indexes have it"), [cpu_build(torch)])
     write(CUDA, SAYS.format("what PyTorch's CUDA build needs more"), [each for each in resolved if each.name in cuda])
     carriers = compiled(optional["embedded"], read(NODEPS), upgrades, "--no-deps")
     write(NODEPS, SAYS.format("packages that carry a file we use, without their dependencies"), carriers)
@@ -81,7 +80,8 @@ def compiled(
     """What uv resolves these to, for Linux and all our Pythons. Raises CalledProcessError if it cannot."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "lock"
-        output.write_text("".join(f"{package}\n" for package in locked), encoding="utf-8")  # what uv shall keep
+        kept = "".join(f"{package.name}=={package.version}\n" for package in locked)  # where it still may
+        output.write_text(kept, encoding="utf-8")
         command = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--generate-hashes", "--quiet"]
         command += ["--python-version", OLDEST_PYTHON, "--no-header", "--no-annotate", "--no-config"]
         command += [f"--upgrade-package={name}" for name in upgrades]
@@ -109,11 +109,9 @@ def only_for_cuda(resolved: Sequence[Locked]) -> set[str]:
     return {package.name for package in resolved if package.name.startswith(CUDA_NAMES)}
 
 
-def with_cpu_hashes(package: Locked) -> Locked:
-    """PyTorch with the hashes of its CPU builds as well."""
-    if package.name != "torch":
-        return package
-    return replace(package, hashes=tuple(sorted({*package.hashes, *TORCH_CPU_HASHES.get(package.version, ())})))
+def cpu_build(torch: Locked) -> Locked:
+    """PyTorch's CPU build of that version. Raises KeyError if its hashes are not known: add them above."""
+    return Locked(Requirement(f"torch=={torch.version}+cpu"), TORCH_CPU_HASHES[torch.version])
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import pytest
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from deps.compile import EXTRAS, TORCH_CPU_HASHES, applies, for_us
-from deps.lock import AUDIT, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
-from deps.torch_build import is_cpu_build
+from deps.compile import EXTRAS, applies, for_us
+from deps.lock import AUDIT, CPU, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
 
-ALL = (MAIN, NODEPS, CUDA, AUDIT)
+ALL = (MAIN, NODEPS, CPU, CUDA, AUDIT)
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENTRY = f"six==1.17.0 ; python_version < '3.13' \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{'1' * 64}\n"
 
@@ -67,14 +66,9 @@ def test_carriers_are_those_of_the_extra() -> None:
 
 def test_torch_may_be_the_public_build_or_the_cpu_one() -> None:
     [torch] = [package for package in read(MAIN) if package.name == "torch"]
-    assert set(TORCH_CPU_HASHES[torch.version]) < set(torch.hashes)
+    [cpu] = read(CPU)
+    assert torch.requirement.specifier.contains(cpu.version), "pip does not install the other one over it"
     assert {package.name for package in read(CUDA)}.isdisjoint({package.name for package in read(MAIN)})
-
-
-def test_only_the_cpu_build_is_whole_as_it_is() -> None:
-    assert is_cpu_build("2.13.0+cpu")
-    assert not is_cpu_build("2.13.0")
-    assert not is_cpu_build("2.13.0+cu130")
 
 
 def test_setup_installs_nothing_without_a_hash() -> None:
@@ -82,7 +76,7 @@ def test_setup_installs_nothing_without_a_hash() -> None:
     installs = [
         line for line in makefile.splitlines() if "$(PIP_INSTALL)" in line or re.search(r"pip install.* -r ", line)
     ]
-    assert len(installs) == 4
+    assert len(installs) == 5
     assert [line for line in installs if "--require-hashes" not in line] == [
         "\t$(PIP_INSTALL) --no-build-isolation --editable ."
     ]
