@@ -117,6 +117,14 @@ audit: $(AUDIT)/.setup-done ## Ask a database of known vulnerabilities about eve
 		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || failed=1; \
 	done; test -z "$$failed"
 
+.PHONY: soak
+soak: $(STAMP) ## A mixed load with rude clients on the default model, MINUTES=30, checked each minute
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+
+.PHONY: chaos
+chaos: $(STAMP) ## A cluster under load while its parts are killed, paused, slowed and cut off, ROUNDS=1
+	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),1)
+
 .PHONY: bench
 bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate
 	$(BIN)/python -m benchmarks.bench_prefill

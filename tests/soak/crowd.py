@@ -48,10 +48,16 @@ RUDE: Mapping[Scenario, int] = {
 
 async def run(world: World, scenarios: Mapping[Scenario, int], seconds: float) -> None:
     """Let all users do things for so long, and then end what they are at."""
+    await run_until(world, scenarios, asyncio.sleep(seconds), 0.0)
+
+
+async def run_until(world: World, scenarios: Mapping[Scenario, int], ended: Awaitable[object], after_s: float) -> None:
+    """The same, until something has ended, and some seconds more."""
     ending = asyncio.Event()
     users = [asyncio.create_task(_user(world, scenarios, ending)) for _ in range(world.sizes.users)]
     try:
-        await asyncio.sleep(seconds)
+        await ended
+        await asyncio.sleep(after_s)
     finally:
         ending.set()
         await asyncio.gather(*users)

@@ -36,7 +36,10 @@ def served(folder: Path, settings: Mapping[str, str]) -> Iterator[tuple[Watched,
     model = model_folder(config)
     tokenizer = AutoTokenizer.from_pretrained(model)
     dtype = served_dtype(config)
-    with Service(folder, **settings) as service, redis.Redis.from_url(service.redis_url) as client:
+    with (
+        Service(folder, **settings) as service,
+        redis.Redis.from_url(settings.get("redis_url") or service.redis_url) as client,
+    ):
         shape = AutoConfig.from_pretrained(model)
         catalog, _ = load_catalog(catalog_path(None, "smollm2"), ServedModel(shape.num_hidden_layers))
         recipes = {name: named.recipe for name, named in catalog.recipes.items()}
