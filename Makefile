@@ -64,8 +64,8 @@ $(TEST_PARTS:%=test-%): $(STAMP)
 	$(BIN)/pytest -q $(TESTS)
 test-walk: TESTS = tests/walk
 test-services: TESTS = tests/services
-test-cluster: TESTS = tests/cluster
-test-runtime: TESTS = tests --ignore=tests/walk --ignore=tests/services --ignore=tests/cluster
+test-cluster: TESTS = tests/cluster tests/chaos tests/soak
+test-runtime: TESTS = tests $(patsubst %,--ignore=tests/%,walk services cluster chaos soak)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
