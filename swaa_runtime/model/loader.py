@@ -136,9 +136,16 @@ def load_model(
             that is not of this model.
     """
     register_attention()
-    config = AutoConfig.from_pretrained(folder)
+    # Left open, transformers asks the terminal whether to run code that the folder brings along.
+    closed = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **closed)
+    except ValueError as exc:
+        raise ModelNotSupported(
+            f"model {folder.name!r} is of no family known here; code of its own is not run"
+        ) from exc
     check_supported(config)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **closed)
     model.to(device).eval().requires_grad_(False)
     return wrap_model(model, _fingerprint(folder, dtype), adapters)
 

@@ -73,7 +73,7 @@ def namespace(name: str) -> Iterator[Namespace]:
 
 
 def _end(name: str, link: int, side: int) -> str:
-    return f"{name[-6:]}{link}{side}"
+    return f"{name.replace('-', '')[-11:]}-{link}{side}"  # 15 characters at most
 
 
 def _ip(*words: str, check: bool = True) -> None:

@@ -107,7 +107,7 @@ async def chaos(watched: Watched, plan: Plan, text: Sequence[int], say: Callable
 
 def name_of(fault: Fault) -> str:
     """What it is called."""
-    return str(fault.__name__)  # type: ignore[attr-defined]
+    return str(fault.__name__)
 
 
 def row(fault: Fault, world: World, num_saved: int, num_checked: int) -> str:

@@ -38,9 +38,7 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_what_was_acknowledged_outlives_its_store(
-    folder: Path, redis: EmbeddedRedis, default_model_folder: Path
-) -> None:
+def test_what_was_acknowledged_is_kept(folder: Path, redis: EmbeddedRedis, default_model_folder: Path) -> None:
     model = make_tiny_model(folder, default_model_folder)
     lines: list[str] = []
     with Link(redis.socket_path) as link:

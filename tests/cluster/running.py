@@ -86,4 +86,4 @@ def running_process(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 20)
+    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)

@@ -32,7 +32,14 @@ def main() -> int:
     parser.add_argument("--checked", type=int, default=4, help="answers a minute that the oracle computes again")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    plan = Plan(arguments.minutes, arguments.minute_s, SIZES, arguments.checked, arguments.seed)
+    plan = Plan(
+        arguments.minutes,
+        arguments.minute_s,
+        SIZES,
+        arguments.checked,
+        arguments.seed,
+        float(SETTINGS["session_quota_mib"]),
+    )
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")

@@ -82,7 +82,7 @@ async def _user(world: World, scenarios: Mapping[Scenario, int], ending: asyncio
 
 async def attempt(world: World, scenario: Scenario) -> None:
     """Do one thing, and note how it ended: well, as may happen to anybody, or as must not happen."""
-    name = scenario.__name__  # type: ignore[attr-defined]
+    name = scenario.__name__
     try:
         ended = await scenario(world)
     except world.tolerated as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,17 +47,24 @@ class Oracle:
         return self._check(what, known.turns[index].recipe, stored.token_ids[: turns[-1].stop], turns)
 
     @torch.no_grad()
+    def logits(self, token_ids: Sequence[int], recipe: str, start: int, turns: Sequence[Turn] = ()) -> torch.Tensor:
+        """Logits before each token from `start` on, [n, vocab_size]; the last turn, generated there, is added."""
+        rules = self._recipes[recipe].resolve(self._loaded.shape.num_layers)
+        begin = turns[-1].stop if turns else 0
+        assert begin is not None
+        context = OracleContext(rules, [*turns, Turn(begin, start)])
+        ids = torch.tensor([list(token_ids)])
+        model = self._loaded.model
+        hidden = model.base_model(input_ids=ids, use_cache=False, swaa_context=context).last_hidden_state[0]
+        found: torch.Tensor = model.get_output_embeddings()(hidden[start - 1 : -1]).float()
+        return found
+
     def _check(self, what: str, recipe: str, token_ids: Sequence[int], turns: Sequence[Turn]) -> list[str]:
         if len(token_ids) > MAX_TOKENS or turns[-1].generated_start == len(token_ids):
             return []
-        rules = self._recipes[recipe].resolve(self._loaded.shape.num_layers)
-        open_turns = [*turns[:-1], replace(turns[-1], stop=None)]
-        model, start = self._loaded.model, turns[-1].generated_start
-        context = OracleContext(rules, open_turns)
-        ids = torch.tensor([list(token_ids)])
-        hidden = model.base_model(input_ids=ids, use_cache=False, swaa_context=context).last_hidden_state[0]
-        logits = model.get_output_embeddings()(hidden[start - 1 : -1]).float()
-        chosen = logits.gather(1, ids[0, start:, None])[:, 0]
+        start = turns[-1].generated_start
+        logits = self.logits(token_ids, recipe, start, turns[:-1])
+        chosen = logits.gather(1, torch.tensor(token_ids[start:])[:, None])[:, 0]
         gap = (logits.max(dim=-1).values - chosen).max().item()
         self.worst_gap = max(self.worst_gap, gap)
         self.num_checked += 1

@@ -24,6 +24,9 @@ EDGE_MINUTES = 3
 MORE_HANDLES = 8
 """Files and threads that may be open at the end beyond those after the warm-up: connections that happen to be kept."""
 
+REDIS_FACTOR, REDIS_BASE_MIB = 1.3, 64
+"""Redis's resident memory beside what it may store: structures, what its allocator keeps; and its program."""
+
 COLUMNS = ("minute", "done", "turns saved", "refused", "preempted", "RSS MiB", "Redis MiB", "stored MiB")
 MORE_COLUMNS = ("sessions", "prefixes", "parked", "free", "files", "threads", "oracle", "faults")
 
@@ -97,15 +100,20 @@ def memory(rss_mib: Sequence[float]) -> Memory:
 
 
 def verdict(
-    minutes: Sequence[Minute], faults: Sequence[str], counts: Counter[tuple[str, str]]
+    minutes: Sequence[Minute], faults: Sequence[str], counts: Counter[tuple[str, str]], quota_mib: float
 ) -> tuple[str, list[str]]:
-    """The JSON line, and all that is wrong."""
+    """The JSON line, and all that is wrong. `quota_mib`: what may be stored, of one tenant."""
     counted = after_warm_up(minutes)
     service = memory([minute.reading.rss_mib for minute in counted])
     redis = memory([minute.reading.redis_rss_mib for minute in counted])
     wrong = list(faults)
     if not service.flat:
         wrong.append(f"the service's memory went from {service.start_mib:.0f} to {service.end_mib:.0f} MiB")
+    most_mib = REDIS_FACTOR * quota_mib + REDIS_BASE_MIB
+    if redis.end_mib > most_mib:
+        wrong.append(
+            f"Redis has {redis.end_mib:.0f} MiB, more than the {most_mib:.0f} that {quota_mib:.0f} MiB may take"
+        )
     first, last = counted[0].reading, counted[-1].reading
     for what, before, after in (
         ("files", first.num_files, last.num_files),

@@ -38,13 +38,14 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, how hard. `checked_per_minute`: answers that the oracle computes again."""
+    """How long, how hard. `checked_per_minute`: answers that the oracle computes again; `quota_mib`: of the tenant."""
 
     minutes: int
     minute_s: float
     sizes: Sizes
     checked_per_minute: int
     seed: int
+    quota_mib: float
 
 
 async def soak(watched: Watched, plan: Plan, text: Sequence[int], say: Callable[[str], None]) -> bool:
@@ -60,7 +61,7 @@ async def soak(watched: Watched, plan: Plan, text: Sequence[int], say: Callable[
         world.faults += await everything_can_be_had(watched, world.client)
     if "Traceback" in watched.log():
         world.faults.append("the service's log has a traceback")
-    line, wrong = verdict(minutes, world.faults, world.counts)
+    line, wrong = verdict(minutes, world.faults, world.counts, plan.quota_mib)
     for fault in wrong:
         say(f"FAULT: {fault}")
     say(line)

@@ -32,7 +32,7 @@ SETTINGS: Mapping[str, str] = {
 @contextlib.contextmanager
 def served(folder: Path, settings: Mapping[str, str]) -> Iterator[tuple[Watched, Sequence[int]]]:
     """Running, with all that is to be watched of it, and the text that its prompts are cut from."""
-    config = load_config(**settings)  # type: ignore[arg-type]
+    config = load_config(**settings)
     model = model_folder(config)
     tokenizer = AutoTokenizer.from_pretrained(model)
     dtype = served_dtype(config)

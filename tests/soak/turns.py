@@ -147,7 +147,9 @@ async def http_stream(world: World) -> str:
     session = world.some_session() if world.rng.random() < 0.5 else None
     with world.claimed(session or ""):
         body = {**completion(world), "stream": True}
-        text, accepted, finish = "", {}, {}
+        text = ""
+        accepted: dict[str, Any] = {}
+        finish: dict[str, Any] = {}
         async with world.http.stream("POST", "/v1/completions", json=body, headers=session_header(session)) as response:
             if response.status_code != 200:
                 refused_or(response.status_code, json.loads(await response.aread()))
