@@ -16,6 +16,8 @@ from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
+CLIENT_VARIABLES = frozenset({"SWAA_API_KEY", "SWAA_API_KEY_FILE"})
+"""Are the command line's, when it asks a service; no settings, and no mistakes either."""
 
 
 class ServeConfig(BaseSettings):
@@ -60,7 +62,22 @@ class ServeConfig(BaseSettings):
     session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
     session_kv_format: KVFormat = Field("raw", description="raw, zstd (lossless, smaller, slower), int8 or fp8 (lossy)")
     session_max_kv_mib: int = Field(4096, ge=0, description="of larger KV states only the tokens are kept")
-    session_quota_mib: int | None = Field(None, ge=1, description="stored bytes per tenant; unlimited if absent")
+    session_quota_mib: int | None = Field(
+        None, ge=1, description="stored MiB of a tenant without a quota of its own; unlimited if absent"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="API keys that are taken, as `swaa keys` writes them; read again when it changes"
+    )
+    jwt_keys_file: Path | None = Field(
+        None, description="public keys (PEM, or a JSON Web Key Set) of who signs tokens; read again when it changes"
+    )
+    jwt_issuer: str = Field("", description="who signs them: claim `iss`; must be given with the keys")
+    jwt_audience: str = Field("", description="whom they are for: claim `aud`; must be given with the keys")
+    jwt_algorithms: str = Field(
+        "RS256,ES256,EdDSA", description="algorithms that are taken, of RS, PS or ES with 256, 384 or 512, and EdDSA"
+    )
+    jwt_tenant_claim: str = Field("tenant", description="the claim that names the tenant")
+    jwt_leeway_s: float = Field(30.0, ge=0, le=300, description="by how many seconds clocks may differ")
     checkpoint_tokens: int = Field(
         1024,
         ge=0,
@@ -82,6 +99,11 @@ class ServeConfig(BaseSettings):
     )
 
     @property
+    def authenticates(self) -> bool:
+        """Whether clients need credentials."""
+        return self.api_keys_file is not None or self.jwt_keys_file is not None
+
+    @property
     def session_quota_bytes(self) -> int | None:
         """Stored bytes per tenant; None: no bound."""
         return None if self.session_quota_mib is None else self.session_quota_mib << 20
@@ -101,6 +123,7 @@ def load_config(**overrides: Any) -> ServeConfig:
     """
     known = {PREFIX + name.upper() for name in ServeConfig.model_fields}
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in known:
-            raise InvalidRequest(name, os.environ[name], f"unknown setting; known are {', '.join(sorted(known))}")
+        if name.startswith(PREFIX) and name not in known | CLIENT_VARIABLES:
+            # Its value is not told: it may be a secret under a misspelled name.
+            raise InvalidRequest(name, "(not shown)", f"unknown setting; known are {', '.join(sorted(known))}")
     return ServeConfig(**{name: value for name, value in overrides.items() if value is not None})

@@ -38,7 +38,8 @@ async def running_service(
         encoder = PromptEncoder.from_folder(parts.model_folder, facts.shape.vocab_size, facts.max_session_tokens)
         replicas = LocalReplicas(parts.replica, facts, lambda: cost.profile)
         metrics = MetricsPage(telemetry.registry, [parts.engine_metrics.refresh])
-        async with open_front_doors(config, facts, encoder, replicas, parts.store, telemetry, metrics) as server:
+        store, quotas = parts.store, parts.quotas
+        async with open_front_doors(config, facts, encoder, replicas, store, quotas, telemetry, metrics) as server:
             watching = asyncio.create_task(_watch(parts.engine, server))
             try:
                 yield server

@@ -10,6 +10,9 @@ SwaaError
 ├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
 ├── GatewayStopping         the gateway that had the request is being stopped
 ├── QuotaExceeded           the tenant's stored bytes would come above its quota
+├── RateExceeded            the tenant asks for more at a time, or in a minute, than its quota allows
+├── Unauthenticated         credentials are missing or not valid
+├── PermissionDenied        who asks may not do this
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it now
 """
 
@@ -65,6 +68,36 @@ class GatewayStopping(SwaaError):
 
 class QuotaExceeded(SwaaError):
     """What is to be stored does not fit into the tenant's quota."""
+
+
+class RateExceeded(SwaaError):
+    """The tenant asks for more at a time, or in a minute, than its quota allows; nothing was taken from the quota.
+
+    Attributes:
+        quota: which one: a field of `services.quota.Quota`.
+        retry_after_ms: when the same request would be taken; None: never.
+    """
+
+    def __init__(self, message: str, quota: str = "", retry_after_ms: float | None = None) -> None:
+        super().__init__(message)
+        self.quota = quota
+        self.retry_after_ms = retry_after_ms
+
+
+class Unauthenticated(SwaaError):
+    """Credentials are missing or not valid; the message does not say in which way.
+
+    Attributes:
+        reason: in which way, for the operator's figures; one of `services.gateway.auth.authenticator.REASONS`.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PermissionDenied(SwaaError):
+    """Who asks is known, and may not do this."""
 
 
 class SlaUnattainable(SwaaError):

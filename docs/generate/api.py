@@ -37,6 +37,8 @@ gRPC metadata, or HTTP headers, of requests that run or plan. All are optional.
 
 {idempotency}
 
+{credentials}
+
 ## Statuses
 
 {statuses}
@@ -79,6 +81,7 @@ def api_page() -> str:
         headers=headers(proto),
         strictness=paragraph(proto.head, "A header that starts with"),
         idempotency=paragraph(proto.head, "The idempotency key"),
+        credentials=paragraph(proto.head, "Credentials are"),
         statuses=statuses(proto),
         errors=errors(),
         endpoints=endpoints(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import get_args
 
 from prometheus_client import CollectorRegistry
@@ -11,10 +12,12 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from docs.generate.markdown import code, table
 from docs.generate.memory import catalogs
+from services.gateway.auth.authenticator import Everybody
+from services.gateway.auth.file_metrics import FileMetrics
 from services.gateway.catalog_metrics import CatalogMetrics
 from services.gateway.catalog_source import FixedCatalog
 from services.telemetry.engine_metrics import EngineMetrics
-from services.telemetry.metrics import AnswerMetrics, StoreMetrics
+from services.telemetry.metrics import AnswerMetrics, AuthenticationMetrics, QuotaMetrics, StoreMetrics
 from swaa_runtime.usage import BlockUse, EngineUsage
 
 ENDINGS = {"counter": "_total", "histogram": "_bucket"}
@@ -23,15 +26,21 @@ ENDINGS = {"counter": "_total", "histogram": "_bucket"}
 
 def metrics_table() -> str:
     """A row each."""
-    rows = [*_wrapped(AnswerMetrics, "gateway"), *_collected_catalog(), *_collected_engine()]
+    rows = [*_wrapped(AnswerMetrics, "gateway"), *_wrapped(AuthenticationMetrics, "gateway"), _credentials()]
+    rows += [*_wrapped(QuotaMetrics, "gateway"), *_collected_catalog(), *_collected_engine()]
     rows += _wrapped(StoreMetrics, "gateway, replica")
     return table(["metric", "kind", "labels", "of", "what it counts"], rows)
 
 
-def _wrapped(kind: type[AnswerMetrics] | type[StoreMetrics], owner: str) -> list[list[str]]:
+def _wrapped(kind: Callable[[CollectorRegistry], object], owner: str) -> list[list[str]]:
     metrics = [each for each in vars(kind(CollectorRegistry())).values() if isinstance(each, MetricWrapperBase)]
     # Without samples a family does not tell its labels, and prometheus_client has no public way to ask.
     return [_row(next(iter(each.collect())), each._labelnames, owner) for each in metrics]
+
+
+def _credentials() -> list[str]:
+    [family] = FileMetrics(CollectorRegistry(), Everybody()).collect()
+    return _row(family, ("file",), "gateway")
 
 
 def _collected_catalog() -> list[list[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 from rich.console import Console
 
+from services.cli.asking import api_key
 from services.cli.demo import DemoFailed, read_document
 from services.client import AsyncAnswerStream, AsyncClient
 from services.cluster import APPLICATION, Cluster, running_cluster
@@ -50,7 +51,7 @@ async def show_failover(cluster: Cluster, console: Console) -> None:
     """Open a session, ask twice, and kill the session's replica in the middle of the second answer."""
     document, questions = read_document()
     excerpt = "\n\n".join(document.split("\n\n")[:PARAGRAPHS])
-    async with AsyncClient(cluster.gateways[0].address, timeout_s=TIMEOUT_S) as client:
+    async with AsyncClient(cluster.gateways[0].address, timeout_s=TIMEOUT_S, api_key=api_key()) as client:
         chat = client.session(max_tokens=MAX_TOKENS, ignore_eos=True)
         console.print("first turn: the document")
         await ask(chat.stream(excerpt, question=questions[0].text), None, console)

@@ -20,6 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from services.cli.ask import print_figures, show_turn
+from services.cli.asking import client_of
 from services.client import Answer, AsyncClient
 from services.config import ServeConfig
 from swaa_runtime.errors import SwaaError
@@ -60,7 +61,7 @@ async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
     document, questions = read_document()
     with tempfile.TemporaryDirectory(prefix="swaa-demo-") as folder:
         console.print("starting the service (the first start converts the model and measures this machine) ...")
-        async with own_service(config, Path(folder)) as address, AsyncClient(address) as client:
+        async with own_service(config, Path(folder)) as address, client_of(address) as client:
             rows: list[Row] = []
             for sla_class in sla_classes:
                 # A copy of its own for each class: none shall profit from another's prefill.

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.cli.asking import api_key
+from services.client.options import authorization
 from services.gateway.limits import GRPC_OPTIONS
 from services.load.arrivals import Bursts
 from services.load.plots import write_plots
@@ -111,17 +113,18 @@ async def run_load(
     console = Console(highlight=False)
     if outputs.trace is not None:
         write_trace(outputs.trace, requests)
+    credentials = authorization(api_key())
     columns = (TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     async with grpc.aio.insecure_channel(server, options=GRPC_OPTIONS) as channel:
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
-        prompts = await text_prompts(stub, seed)
+        prompts = await text_prompts(stub, seed, credentials)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=len(requests))
 
             def advance(result: Result) -> None:
                 progress.advance(task)
 
-            results = await LoadRunner(stub, prompts, timeout_s, advance).run(requests)
+            results = await LoadRunner(stub, prompts, timeout_s, advance, credentials).run(requests)
     report = make_report(results)
     show_report(report, console)
     if outputs.results is not None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ask, load, quality, show, transfer
+from services.cli import ask, keys, load, quality, show, transfer
 from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork, delete, export and import sessions.")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(keys.app, name="keys")
 quality.register(app)
 
 Server = Annotated[str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")]

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.client import AsyncClient, PlanOptions, Session
+from services.cli.asking import client_of
+from services.client import PlanOptions, Session
 
 MIB = 1 << 20
 
@@ -18,7 +19,7 @@ async def plan(
     server: str, prompt: str | None, prompt_tokens: int | None, session: str | None, options: PlanOptions
 ) -> None:
     """All recipes as the planner weighs them, the chosen one marked."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         answer = await client.plan(prompt, prompt_tokens=prompt_tokens, session=session, **options)
     objective = answer.objective
     table = Table(
@@ -49,7 +50,7 @@ async def plan(
 
 async def recipes(server: str) -> None:
     """The catalogue with measured quality, and the SLA classes."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         answer = await client.recipes()
     console = _console()
     if answer.catalog_error:
@@ -92,7 +93,7 @@ async def recipes(server: str) -> None:
 
 async def info(server: str) -> None:
     """What is served."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         answer = await client.recipes()
     table = Table(show_header=False)
     for name in (
@@ -111,25 +112,25 @@ async def info(server: str) -> None:
 
 async def list_sessions(server: str, limit: int) -> None:
     """A table of sessions."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         print_sessions(await client.sessions.list(limit))
 
 
 async def get_session(server: str, session_id: str) -> None:
     """One session."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         print_sessions([await client.sessions.get(session_id)])
 
 
 async def fork_session(server: str, session_id: str) -> None:
     """The copy."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         print_sessions([await client.sessions.fork(session_id)])
 
 
 async def delete_session(server: str, session_id: str) -> None:
     """Says that it is gone."""
-    async with AsyncClient(server) as client:
+    async with client_of(server) as client:
         await client.sessions.delete(session_id)
     _console().print(f"deleted {session_id}")
 

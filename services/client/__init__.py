@@ -24,6 +24,7 @@ from services.client.errors import (
     Overloaded,
     PermissionDenied,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from services.client.options import PlanOptions, Prompt, TurnOptions
@@ -101,5 +102,6 @@ __all__ = (
     "Overloaded",
     "PermissionDenied",
     "ServerError",
+    "Unauthenticated",
     "Unavailable",
 )

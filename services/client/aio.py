@@ -21,6 +21,7 @@ from services.client.options import (
     PlanOptions,
     Prompt,
     TurnOptions,
+    authorization,
     check_names,
     headers,
     make,
@@ -59,6 +60,7 @@ class AsyncClient:
         target: str = DEFAULT_TARGET,
         *,
         timeout_s: float | None = None,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         retry: Retry = Retry(),  # noqa: B008 - frozen
@@ -69,12 +71,14 @@ class AsyncClient:
         Args:
             target: host:port, or another gRPC target such as dns:///gateways:50051.
             timeout_s: of each call, retries included, unless it says otherwise; None: none.
+            api_key: an API key or a token, sent with each call; None: none. Over a network it needs `credentials`: else
+                whoever listens has it, too.
             credentials: for TLS, `grpc.ssl_channel_credentials()`; None: without.
             metadata: sent with each call.
             tracer_provider: OpenTelemetry's, for a span of each turn; None: none. Either way the service's spans are
                 part of the trace that the caller's current span is in.
         """
-        self._connection = Connection(target, credentials, metadata, retry)
+        self._connection = Connection(target, credentials, (*authorization(api_key), *metadata), retry)
         self._timeout_s = timeout_s
         self._tracing = Tracing(tracer_provider)
         self.sessions = AsyncSessions(self._connection, timeout_s)

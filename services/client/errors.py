@@ -9,6 +9,7 @@ ClientError
 ├── DeadlineExceeded    `timeout_s` passed
 ├── Cancelled           the service ended the call, or the client was closed
 ├── DataLoss            what is stored of the session, or the file to import, is damaged
+├── Unauthenticated     the API key or token is missing, or not valid
 ├── PermissionDenied    who asks may not do this
 ├── Unavailable         the service, its store or its engine cannot be reached
 └── ServerError         a bug of the service, or an answer that is none
@@ -87,6 +88,12 @@ class DataLoss(ClientError):
     status = "DATA_LOSS"
 
 
+class Unauthenticated(ClientError):
+    """The API key or token is missing, unknown, expired or revoked; the service does not say which."""
+
+    status = "UNAUTHENTICATED"
+
+
 class PermissionDenied(ClientError):
     """Who asks may not do this."""
 
@@ -117,12 +124,12 @@ _BY_STATUS: dict[str, type[ClientError]] = {
             DeadlineExceeded,
             Cancelled,
             DataLoss,
+            Unauthenticated,
             PermissionDenied,
             Unavailable,
         )
     },
     "OUT_OF_RANGE": InvalidRequest,
-    "UNAUTHENTICATED": PermissionDenied,
     "UNIMPLEMENTED": FailedPrecondition,
 }
 

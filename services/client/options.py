@@ -126,6 +126,15 @@ def headers(options: Mapping[str, Any]) -> Metadata:
     return [*metadata, *options.get("metadata", ())]
 
 
+def authorization(api_key: str | None) -> list[tuple[str, str]]:
+    """The header that says who asks. Raises InvalidRequest for what no header can carry; the key is not told."""
+    if api_key is None:
+        return []
+    if not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequest("api_key is (not shown): must be printable ASCII, and not empty")
+    return [("authorization", f"Bearer {api_key}")]
+
+
 def sampling(options: Mapping[str, Any]) -> pb.Sampling:
     """The sampling settings. Raises InvalidRequest for a value that its field cannot hold."""
     return make(pb.Sampling, **{name: options.get(name) for name in pb.Sampling.DESCRIPTOR.fields_by_name})

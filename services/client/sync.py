@@ -188,6 +188,7 @@ class Client(Blocking[AsyncClient]):
         target: str = DEFAULT_TARGET,
         *,
         timeout_s: float | None = None,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         retry: Retry = Retry(),  # noqa: B008 - frozen
@@ -197,6 +198,7 @@ class Client(Blocking[AsyncClient]):
         inner = AsyncClient(
             target,
             timeout_s=timeout_s,
+            api_key=api_key,
             credentials=credentials,
             metadata=metadata,
             retry=retry,

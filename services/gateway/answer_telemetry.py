@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
-from services.errors import QuotaExceeded, ReplicaLost, SlaUnattainable
+from services.errors import QuotaExceeded, RateExceeded, ReplicaLost, SlaUnattainable
 from services.gateway.answers import Accepted, Answered
 from services.gateway.catalog_metrics import CatalogMetrics
 from services.gateway.catalog_source import Catalogs
@@ -142,6 +142,8 @@ def _refusal(error: BaseException | None) -> str:
             return "sla_never" if error.retry_after_ms is None else "sla_now"
         case OutOfCapacity():
             return "capacity"
+        case RateExceeded():
+            return "rate"
         case QuotaExceeded():
             return "quota"
         case _:
@@ -151,10 +153,12 @@ def _refusal(error: BaseException | None) -> str:
 def _log(answered: Answered, trace_id: str) -> None:
     job, done, timings = answered.job, answered.done, answered.timings
     session = job.session.session_id if job.session else ""
-    prompt_tokens = answered.planned.work.prompt_tokens
+    identity = answered.planned.request.asked.identity
+    tenant, prompt_tokens = identity.tenant, answered.planned.work.prompt_tokens
     logger.info(
-        "request %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
+        "request %s tenant %s session %s recipe %s prompt %d restored %d generated %d ttft %.0f ms tpot %.1f ms sla %s",
         job.request_id,
+        tenant,
         session or "-",
         job.recipe_name,
         prompt_tokens,
@@ -166,6 +170,8 @@ def _log(answered: Answered, trace_id: str) -> None:
         extra={
             "request_id": job.request_id,
             "trace_id": trace_id,
+            "tenant": tenant,
+            "subject": identity.subject,
             "session": session,
             "recipe": job.recipe_name,
             "sla_class": answered.planned.request.objective.sla_class,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from services.gateway import planner
 from services.gateway.failover import run_turn
-from services.gateway.identity import new_session_id
+from services.gateway.identity import Identity, new_session_id
 from services.gateway.observer import AnswerWatch, NullObserver, Observer
 from services.gateway.prompt import PromptInput
+from services.gateway.quotas import Quotas
 from services.gateway.replay import replayed
 from services.gateway.replicas import LeasedReplica, Replicas
 from services.gateway.sla import Objective
@@ -95,24 +96,34 @@ class _Clock:
 
 
 class Answers:
-    """Stateless: all it knows is how turns are planned, where replicas and sessions are, and what ends an answer."""
+    """Stateless: all it knows is how turns are planned, where replicas and sessions are, and what ends an answer.
+
+    Who asks is said with every request: their sessions, their bounds.
+    """
 
     def __init__(
         self,
         turns: TurnPlanner,
         replicas: Replicas,
         store: Store,
+        quotas: Quotas,
         eos_token_ids: frozenset[int],
         observer: Observer = NO_OBSERVER,
     ) -> None:
         self.turns = turns
         self._replicas = replicas
         self._store = store
+        self._quotas = quotas
         self._eos_token_ids = eos_token_ids
         self._observer = observer
 
     async def answer(
-        self, prompt: PromptInput, params: SamplingParams, headers: Headers, deadline_s: float | None = None
+        self,
+        identity: Identity,
+        prompt: PromptInput,
+        params: SamplingParams,
+        headers: Headers,
+        deadline_s: float | None = None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Run one turn. Close the iterator to end it early; everything it holds is freed.
 
@@ -120,10 +131,12 @@ class Answers:
             deadline_s: on the clock of time.monotonic.
 
         Raises:
+            RateExceeded: the tenant's quota is used up.
             Whatever `TurnPlanner.understand`, `TurnPlanner.plan` and `failover.run_turn` raise.
         """
         with self._observer.answer(headers) as watch:
-            async with contextlib.aclosing(self._answer(prompt, params, headers, deadline_s, watch)) as events:
+            answering = self._answer(identity, prompt, params, headers, deadline_s, watch)
+            async with contextlib.aclosing(answering) as events:
                 async for event in events:
                     if isinstance(event, Accepted):
                         watch.accepted(event)
@@ -133,6 +146,7 @@ class Answers:
 
     async def _answer(
         self,
+        identity: Identity,
         prompt: PromptInput,
         params: SamplingParams,
         headers: Headers,
@@ -141,13 +155,17 @@ class Answers:
     ) -> AsyncGenerator[AnswerEvent, None]:
         clock = _Clock()
         with watch.step("understand"):
-            request = await self.turns.understand(prompt, params.max_tokens, headers, new_session_id())
+            request = await self.turns.understand(identity, prompt, params.max_tokens, headers, new_session_id())
         watch.understood(request)
         if request.saved is not None:
+            await self._quotas.request(request.asked.catalog, identity.tenant)
             for again in self._replay(request, request.saved, params, clock):
                 yield again
             return
-        async with self._replicas.lease(request.session) as replica:
+        async with (
+            self._quotas.turn(request.asked.catalog, identity.tenant, len(request.token_ids)),
+            self._replicas.lease(request.session) as replica,
+        ):
             with watch.step("plan"):
                 planned = await self.turns.plan(request, replica)
             job = replace(self.turns.job(planned, uuid.uuid4().hex, params, deadline_s), trace_headers=watch.headers)
@@ -173,17 +191,19 @@ class Answers:
         for event in replayed(saved, job, decoder, self._eos_token_ids, history="replayed"):
             yield _told(event, job, planned, clock)
 
-    async def plan(self, prompt: PromptInput, max_tokens: int, headers: Headers) -> Planned:
-        """What `answer` would do, without running anything."""
-        request = await self.turns.understand(prompt, max_tokens, headers, new_session_id())
+    async def plan(self, identity: Identity, prompt: PromptInput, max_tokens: int, headers: Headers) -> Planned:
+        """What `answer` would do, without running anything. Raises what it raises."""
+        await self._quotas.request(self.turns.catalog, identity.tenant)
+        request = await self.turns.understand(identity, prompt, max_tokens, headers, new_session_id())
         async with self._replicas.lease(request.session) as replica:
             return await self.turns.plan(request, replica)
 
     async def plan_length(
-        self, prompt_tokens: int, max_tokens: int, headers: Headers
+        self, identity: Identity, prompt_tokens: int, max_tokens: int, headers: Headers
     ) -> tuple[Objective, planner.Work, planner.Plan]:
         """The same for a prompt of which only the length is known."""
-        asked = await self.turns.ask(headers)
+        await self._quotas.request(self.turns.catalog, identity.tenant)
+        asked = await self.turns.ask(identity, headers)
         async with self._replicas.lease(None) as replica:
             return asked.objective, *self.turns.plan_length(asked, prompt_tokens, max_tokens, replica)
 

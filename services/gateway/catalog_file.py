@@ -2,7 +2,7 @@
 
     recipes:      [{name, description, recipe: {window, ...}}]         the fields of `swaa_runtime.recipe.Recipe`
     sla_classes:  [{name, description, ttft_ms, tpot_ms, min_quality, priority}]
-    tenants:      {name: {max_priority, sla_classes}}                  optional; "default" holds for all others
+    tenants:      {name: {max_priority, sla_classes, quota: {...}}}    optional; "default" holds for all others
     quality_table: file                                                measured by this project, beside the YAML; or
     quality:      {source, lengths_tokens, scores: {recipe: [0..1]}}   figures that somebody else published
 
@@ -22,7 +22,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
+from services.gateway.identity import TENANT_PATTERN
 from services.gateway.sla import DEFAULT_SLA_CLASS, DEFAULT_TENANT, MAX_PRIORITY, SlaClass, TenantPolicy
+from services.quota import Quota
 from swaa_runtime.errors import InvalidRecipe, InvalidRequest, ModelNotSupported
 from swaa_runtime.recipe import Recipe
 
@@ -30,6 +32,8 @@ FULL = "full"
 """The recipe that quality is relative to."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+TenantName = Annotated[str, Field(pattern=TENANT_PATTERN)]
+AtLeastOne = Annotated[int, Field(ge=1, le=2**53)]
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scores = Annotated[list[Score], Field(min_length=1)]
 Lengths = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
@@ -71,9 +75,21 @@ class _SlaClass(_Strict):
     priority: Priority
 
 
+class _Quota(_Strict):
+    requests_per_minute: AtLeastOne | None = None
+    prompt_tokens_per_minute: AtLeastOne | None = None
+    concurrent_requests: AtLeastOne | None = None
+    stored_mib: AtLeastOne | None = None
+
+    def checked(self) -> Quota:
+        stored_bytes = None if self.stored_mib is None else self.stored_mib << 20
+        return Quota(self.requests_per_minute, self.prompt_tokens_per_minute, self.concurrent_requests, stored_bytes)
+
+
 class _Tenant(_Strict):
     max_priority: Priority = MAX_PRIORITY
     sla_classes: list[Name] | None = None
+    quota: _Quota = _Quota()
 
 
 class _Quality(_Strict):
@@ -85,7 +101,7 @@ class _Quality(_Strict):
 class _File(_Strict):
     recipes: Annotated[list[_Recipe], Field(min_length=1)]
     sla_classes: Annotated[list[_SlaClass], Field(min_length=1)]
-    tenants: dict[Name, _Tenant] = Field(default_factory=dict)
+    tenants: dict[TenantName, _Tenant] = Field(default_factory=dict)
     quality_table: str | None = None
     quality: _Quality | None = None
 
@@ -191,7 +207,7 @@ def _tenants(given: Mapping[str, _Tenant], classes: Mapping[str, SlaClass], path
                 field = f"{path}: tenants.{name}.sla_classes"
                 raise InvalidRequest(field, sla_class, f"unknown SLA class; known are {', '.join(sorted(classes))}")
         allowed = None if tenant.sla_classes is None else frozenset(tenant.sla_classes)
-        tenants[name] = TenantPolicy(tenant.max_priority, allowed)
+        tenants[name] = TenantPolicy(tenant.max_priority, allowed, tenant.quota.checked())
     return tenants
 
 

@@ -18,7 +18,9 @@ from grpc_status import rpc_status
 
 from services.errors import (
     GatewayStopping,
+    PermissionDenied,
     QuotaExceeded,
+    RateExceeded,
     ReplicaLost,
     SessionBusy,
     SessionCorrupt,
@@ -26,8 +28,10 @@ from services.errors import (
     SlaUnattainable,
     StaleSession,
     StoreUnavailable,
+    Unauthenticated,
     of_class,
 )
+from services.gateway.call import Call
 from swaa_runtime.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -45,6 +49,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 RETRY_AFTER_KEY = "retry-after-ms"
 """Trailing metadata: whole milliseconds after which to ask again. The status details say the same as RetryInfo."""
 
+CHALLENGE = ("www-authenticate", 'Bearer realm="swaa"')
+"""Goes with a refusal for want of credentials, by gRPC and by HTTP (RFC 6750)."""
+
 STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
@@ -58,6 +65,9 @@ STATUS_CODES: dict[type[SwaaError], grpc.StatusCode] = {
     RequestCancelled: grpc.StatusCode.CANCELLED,
     ReplicaLost: grpc.StatusCode.UNAVAILABLE,
     QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RateExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.UNAVAILABLE,
     GatewayStopping: grpc.StatusCode.UNAVAILABLE,
@@ -70,8 +80,10 @@ def status_code(error: SwaaError) -> grpc.StatusCode:
 
 
 def trailing_metadata(error: SwaaError) -> tuple[tuple[str, str | bytes], ...]:
-    """What goes with an error's status: when to try again, if that is known."""
-    if not isinstance(error, SlaUnattainable) or error.retry_after_ms is None:
+    """What goes with an error's status: when to try again, if that is known; how to authenticate."""
+    if isinstance(error, Unauthenticated):
+        return (CHALLENGE,)
+    if not isinstance(error, SlaUnattainable | RateExceeded) or error.retry_after_ms is None:
         return ()
     retry_ms = math.ceil(error.retry_after_ms)
     delay = Duration()
@@ -93,14 +105,14 @@ def status_name(error: BaseException | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def aborting(context: Context) -> AsyncIterator[None]:
+async def aborting(call: Call) -> AsyncIterator[None]:
     """End the RPC with the status of whatever error of ours comes out of the body."""
     try:
         yield
     except SwaaError as exc:
-        await context.abort(status_code(exc), str(exc), trailing_metadata(exc))
+        await call.abort(status_code(exc), str(exc), trailing_metadata(exc))
     except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
         raise
     except Exception as exc:
         logger.exception("unexpected error")
-        await context.abort(grpc.StatusCode.INTERNAL, f"unexpected {type(exc).__name__}; see the server's log")
+        await call.abort(grpc.StatusCode.INTERNAL, f"unexpected {type(exc).__name__}; see the server's log")

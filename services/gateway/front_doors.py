@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.config import ServeConfig
 from services.gateway.answers import Answers
+from services.gateway.auth.authenticator import Authenticator
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
@@ -23,17 +24,24 @@ class FrontDoors:
     """The servers of one gateway."""
 
     def __init__(
-        self, config: ServeConfig, facts: ModelFacts, answers: Answers, store: Store, metrics: MetricsPage | None = None
+        self,
+        config: ServeConfig,
+        facts: ModelFacts,
+        answers: Answers,
+        store: Store,
+        sessions: SessionAdmin,
+        authenticator: Authenticator,
+        metrics: MetricsPage | None = None,
     ) -> None:
         """Listens, and does not serve yet. Raises InvalidRequest for an address that cannot be listened on."""
-        policy, model_name = config.session_policy, Path(config.model).name
-        self._grpc = GatewayServer(LongContextService(model_name, facts, answers, store, policy), config.listen)
+        model_name = Path(config.model).name
+        service = LongContextService(model_name, facts, answers, store, sessions)
+        self._grpc = GatewayServer(service, authenticator, config.listen)
         self._health = Health()
         self._http: HttpServer | None = None
         if config.http_listen:
             running = Running()
-            sessions = SessionAdmin(store, policy)
-            app = build_app(model_name, facts, answers, sessions, self._health, running, metrics)
+            app = build_app(model_name, facts, answers, sessions, authenticator, self._health, running, metrics)
             self._http = HttpServer(app, running, config.http_listen)
 
     @property

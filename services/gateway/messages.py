@@ -6,7 +6,7 @@ from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.prompt import ChatMessage, PromptInput
-from services.gateway.sla import Objective
+from services.gateway.sla import Objective, TenantPolicy
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.job import Done
 from services.sessions.store import Manifest
@@ -223,8 +223,8 @@ def session_message(manifest: Manifest) -> pb.Session:
     )
 
 
-def catalog_message(catalog: Catalog, response: pb.ListRecipesResponse) -> None:
-    """Add the recipes with their measured quality, and the SLA classes."""
+def catalog_message(catalog: Catalog, tenant: TenantPolicy, response: pb.ListRecipesResponse) -> None:
+    """Add the recipes with their measured quality, and the SLA classes that the tenant may ask for."""
     for named in catalog.recipes.values():
         recall = catalog.quality.recall[named.name]
         points = [
@@ -232,7 +232,7 @@ def catalog_message(catalog: Catalog, response: pb.ListRecipesResponse) -> None:
             for length, value in zip(catalog.quality.lengths_tokens, recall, strict=True)
         ]
         response.recipes.append(pb.MeasuredRecipe(recipe=recipe_message(named), quality=points))
-    for sla in catalog.sla_classes.values():
+    for sla in (sla for name, sla in catalog.sla_classes.items() if tenant.allows(name)):
         response.sla_classes.append(
             pb.SlaClass(
                 name=sla.name,

@@ -51,7 +51,7 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
         metrics = MetricsPage(telemetry.registry)
-        opening = open_front_doors(config, facts, encoder, replicas, store, telemetry, metrics)
+        opening = open_front_doors(config, facts, encoder, replicas, store, redis.quotas(), telemetry, metrics)
         server = await stack.enter_async_context(opening)
         watching = asyncio.create_task(_watch(replicas, server))
         stack.callback(watching.cancel)

@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
+from services.gateway.auth.authenticator import Authenticator
+from services.gateway.authentication import Authenticate
 from services.gateway.errors import Context
 from services.gateway.limits import GRPC_OPTIONS
 from services.gateway.service import LongContextService
@@ -118,10 +120,10 @@ async def _well_formed(requests: AsyncIterator[Any], context: Context) -> AsyncI
 class GatewayServer:
     """A listening gateway."""
 
-    def __init__(self, service: LongContextService, listen: str) -> None:
+    def __init__(self, service: LongContextService, authenticator: Authenticator, listen: str) -> None:
         """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
         options = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))  # two services on one port would each get some requests
-        self._server = grpc.aio.server(interceptors=[RejectMalformed()], options=options)
+        self._server = grpc.aio.server(interceptors=[Authenticate(authenticator), RejectMalformed()], options=options)
         pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

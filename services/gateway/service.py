@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 
 from services.gateway import messages
 from services.gateway.answers import Accepted, Answers
-from services.gateway.errors import Context, aborting
+from services.gateway.call import Call
+from services.gateway.errors import aborting
 from services.gateway.limits import MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
 from services.gateway.prompt import PromptInput
+from services.gateway.session_admin import SessionAdmin
 from services.gateway.sessions import SessionRpcs
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
-from services.sessions.policy import SessionPolicy
 from services.sessions.store import Store
 from swaa_runtime.errors import DeadlineExceeded
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
@@ -31,13 +32,13 @@ class LongContextService(SessionRpcs):
     """
 
     def __init__(
-        self, model_name: str, facts: ModelFacts, answers: Answers, store: Store, policy: SessionPolicy
+        self, model_name: str, facts: ModelFacts, answers: Answers, store: Store, sessions: SessionAdmin
     ) -> None:
-        super().__init__(facts, store, policy)
+        super().__init__(facts, store, sessions)
         self._model_name = model_name
         self._answers = answers
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Call) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
         async with aborting(context):
             prompt = messages.prompt_input(request.prompt)
@@ -46,7 +47,7 @@ class LongContextService(SessionRpcs):
                 yield response
 
     async def GenerateUpload(
-        self, request_iterator: AsyncIterator[pb.GenerateUploadRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.GenerateUploadRequest], context: Call
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
         async with aborting(context):
@@ -56,10 +57,11 @@ class LongContextService(SessionRpcs):
                 yield response
 
     async def _generate(
-        self, prompt: PromptInput, sampling: pb.Sampling, context: Context
+        self, prompt: PromptInput, sampling: pb.Sampling, context: Call
     ) -> AsyncIterator[pb.GenerateResponse]:
         params = messages.sampling_params(sampling)
-        answering = self._answers.answer(prompt, params, context.invocation_metadata() or (), _deadline_s(context))
+        headers, deadline_s = context.invocation_metadata(), _deadline_s(context)
+        answering = self._answers.answer(context.identity, prompt, params, headers, deadline_s)
         async with contextlib.aclosing(answering) as events:
             async for event in events:
                 if isinstance(event, Accepted):
@@ -71,18 +73,18 @@ class LongContextService(SessionRpcs):
                 else:
                     yield messages.finish_message(event)
 
-    async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
+    async def Plan(self, request: pb.PlanRequest, context: Call) -> pb.PlanResponse:
         """See the proto."""
         async with aborting(context):
-            return await plan_response(self._answers, request, context.invocation_metadata() or ())
+            return await plan_response(self._answers, context.identity, request, context.invocation_metadata())
 
-    async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
+    async def ListRecipes(self, request: pb.ListRecipesRequest, context: Call) -> pb.ListRecipesResponse:
         """See the proto."""
-        return recipes_response(self._model_name, self._facts, self._answers.turns.catalogs)
+        return recipes_response(self._model_name, context.identity, self._facts, self._answers.turns.catalogs)
 
 
-def _deadline_s(context: Context) -> float | None:
-    remaining_s: float | None = context.time_remaining()  # the stubs forget that there may be none
+def _deadline_s(context: Call) -> float | None:
+    remaining_s = context.time_remaining()
     if remaining_s is None:
         return None
     if remaining_s <= 0:

@@ -12,8 +12,9 @@ from typing import Self
 
 from services.errors import SessionCorrupt, StaleSession
 from services.gateway import messages
-from services.gateway.errors import Context, aborting
-from services.gateway.identity import TENANT, new_session_id
+from services.gateway.call import Call
+from services.gateway.errors import aborting
+from services.gateway.identity import new_session_id
 from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
@@ -21,7 +22,6 @@ from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.facts import ModelFacts
 from services.sessions.archive import distinct_segments, read_archive, write_archive
 from services.sessions.check import check_segments, check_tokens
-from services.sessions.policy import SessionPolicy
 from services.sessions.store import Manifest, SegmentRef, Store
 from swaa_runtime.errors import InvalidRequest
 
@@ -29,44 +29,45 @@ from swaa_runtime.errors import InvalidRequest
 class SessionRpcs(pb_grpc.LongContextServicer):
     """Stateless: sessions are the store's, and what model they are of is the replicas' to say."""
 
-    def __init__(self, facts: ModelFacts, store: Store, policy: SessionPolicy) -> None:
+    def __init__(self, facts: ModelFacts, store: Store, admin: SessionAdmin) -> None:
         self._facts = facts
-        self._admin = SessionAdmin(store, policy)
+        self._admin = admin
         self._store = store
 
-    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
+    async def GetSession(self, request: pb.GetSessionRequest, context: Call) -> pb.Session:
         """See the proto."""
         async with aborting(context):
-            return messages.session_message(await self._admin.get(request.session_id))
+            return messages.session_message(await self._admin.get(context.identity, request.session_id))
 
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Call) -> pb.ListSessionsResponse:
         """See the proto."""
         async with aborting(context):
             limit = request.limit if request.HasField("limit") else DEFAULT_SESSIONS_LISTED
-            sessions = await self._admin.recent(limit)
+            sessions = await self._admin.recent(context.identity, limit)
             return pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
 
-    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Call) -> pb.Session:
         """See the proto."""
         async with aborting(context):
-            return messages.session_message(await self._admin.fork(request.session_id))
+            return messages.session_message(await self._admin.fork(context.identity, request.session_id))
 
-    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Call) -> pb.DeleteSessionResponse:
         """See the proto."""
         async with aborting(context):
-            await self._admin.delete(request.session_id)
+            await self._admin.delete(context.identity, request.session_id)
             return pb.DeleteSessionResponse()
 
     async def ExportSession(
-        self, request: pb.ExportSessionRequest, context: Context
+        self, request: pb.ExportSessionRequest, context: Call
     ) -> AsyncIterator[pb.ExportSessionResponse]:
         """See the proto."""
         async with aborting(context):
-            manifest = await self._store.get(TENANT, request.session_id)
+            tenant = context.identity.tenant
+            manifest = await self._store.get(tenant, request.session_id)
             yield pb.ExportSessionResponse(session=messages.session_message(manifest))
 
             async def fetch(ref: SegmentRef) -> bytes:
-                return await self._fetch(manifest, ref)
+                return await self._fetch(tenant, manifest, ref)
 
             async with contextlib.aclosing(write_archive(manifest, fetch)) as pieces:
                 async for piece in pieces:
@@ -74,7 +75,7 @@ class SessionRpcs(pb_grpc.LongContextServicer):
                         yield pb.ExportSessionResponse(chunk=piece[start : start + ARCHIVE_CHUNK_BYTES])
 
     async def ImportSession(
-        self, request_iterator: AsyncIterator[pb.ImportSessionRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.ImportSessionRequest], context: Call
     ) -> pb.Session:
         """See the proto."""
         async with aborting(context):
@@ -86,15 +87,15 @@ class SessionRpcs(pb_grpc.LongContextServicer):
                 imported = replace(
                     manifest, session_id=new_session_id(), version=1, created_at_s=time.time(), idempotency_key=""
                 )
-                await self._store.save(TENANT, imported, spool, expected_version=0)
-            return messages.session_message(await self._store.get(TENANT, imported.session_id))
+                saved = await self._admin.save_import(context.identity, imported, spool)
+            return messages.session_message(saved)
 
-    async def _fetch(self, manifest: Manifest, ref: SegmentRef) -> bytes:
+    async def _fetch(self, tenant: str, manifest: Manifest, ref: SegmentRef) -> bytes:
         """One segment. Raises StaleSession or SessionNotFound if it is gone because the session moved on."""
         try:
-            [data] = await self._store.fetch(TENANT, [ref])
+            [data] = await self._store.fetch(tenant, [ref])
         except SessionCorrupt:
-            now = await self._store.get(TENANT, manifest.session_id)
+            now = await self._store.get(tenant, manifest.session_id)
             if now.version != manifest.version:
                 raise StaleSession(
                     f"session {manifest.session_id!r} moved from version {manifest.version} to {now.version}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from services.quota import NO_QUOTA, Quota
 from swaa_runtime.errors import InvalidRequest
 
 SLA_HEADER = "x-swaa-sla"
@@ -54,10 +55,12 @@ class TenantPolicy:
     Attributes:
         max_priority: the highest priority its requests run at, whatever their class has.
         sla_classes: names of the classes it may name; None: all.
+        quota: how much of the service it may use.
     """
 
     max_priority: int = MAX_PRIORITY
     sla_classes: frozenset[str] | None = None
+    quota: Quota = NO_QUOTA
 
     def allows(self, sla_class: str) -> bool:
         """Whether the tenant may ask for this class."""

@@ -17,7 +17,7 @@ from services.gateway import planner
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.catalog_source import Catalogs
 from services.gateway.history import saved_states, session_state
-from services.gateway.identity import keyed_session_id
+from services.gateway.identity import Identity, keyed_session_id
 from services.gateway.planner import Work
 from services.gateway.prompt import PromptEncoder, PromptInput
 from services.gateway.replay import before_last_turn, has_saved, last_prompt
@@ -34,8 +34,9 @@ from swaa_runtime.visibility import Turn
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request's headers ask for, and the session they name. One catalogue holds from here to the end."""
+    """Who asks, what the headers ask for, and the session they name. One catalogue holds from here to the end."""
 
+    identity: Identity
     catalog: Catalog
     objective: Objective
     history: Manifest | None
@@ -98,7 +99,6 @@ class TurnPlanner:
 
     Args:
         max_session_tokens: longest session that replicas take.
-        tenant: whose sessions these are.
     """
 
     def __init__(
@@ -108,33 +108,32 @@ class TurnPlanner:
         store: Store,
         policy: SessionPolicy,
         max_session_tokens: int,
-        tenant: str,
     ) -> None:
         self.catalogs = catalogs
         self.encoder = encoder
         self._store = store
         self._policy = policy
         self._max_session_tokens = max_session_tokens
-        self._tenant = tenant
 
     @property
     def catalog(self) -> Catalog:
         """The catalogue as it is now."""
         return self.catalogs.current
 
-    async def ask(self, metadata: Iterable[tuple[str, str | bytes]]) -> Asked:
+    async def ask(self, identity: Identity, metadata: Iterable[tuple[str, str | bytes]]) -> Asked:
         """What the headers ask for, and the session they name. Raises InvalidRequest, SessionNotFound and the like."""
         arrival_s, catalog, history = time.monotonic(), self.catalog, None
-        objective = parse_headers(metadata, catalog.sla_classes, catalog.tenant(self._tenant))
+        objective = parse_headers(metadata, catalog.sla_classes, catalog.tenant(identity.tenant))
         if objective.recipe_name is not None:
             catalog.recipe(RECIPE_HEADER, objective.recipe_name)
         if objective.session_id not in (None, NEW_SESSION):
             assert objective.session_id is not None  # noqa: S101 - for the type checker
-            history = await self._store.get(self._tenant, objective.session_id)
-        return Asked(catalog, objective, history, arrival_s)
+            history = await self._store.get(identity.tenant, objective.session_id)
+        return Asked(identity, catalog, objective, history, arrival_s)
 
     async def understand(
         self,
+        identity: Identity,
         prompt: PromptInput,
         max_tokens: int,
         metadata: Iterable[tuple[str, str | bytes]],
@@ -148,28 +147,32 @@ class TurnPlanner:
             InvalidRequest: for what is out of bounds; SessionNotFound and the like for the session; StaleSession if the
                 session that the idempotency key opened has moved on.
         """
-        asked = await self.ask(metadata)
+        asked, tenant = await self.ask(identity, metadata), identity.tenant
         objective, history, key = asked.objective, asked.history, asked.objective.idempotency_key
         if objective.session_id == NEW_SESSION and key:
-            new_session_id = keyed_session_id(self._tenant, key)
-            history = await self._opened(new_session_id)
+            new_session_id = keyed_session_id(tenant, key)
+            history = await self._opened(tenant, new_session_id)
         if history is not None and has_saved(history, objective):
             return await self._saved(prompt, max_tokens, asked, history)
         if history is not None and objective.session_id == NEW_SESSION:
             raise StaleSession(f"session {history.session_id!r}, which this {IDEMPOTENCY_HEADER} opened, has moved on")
         session = None
         if history is not None:
-            session = SessionUse(self._tenant, history.session_id, history.version, key)
+            session = self._session(asked, history.session_id, history.version)
         elif objective.session_id is not None:
-            session = SessionUse(self._tenant, new_session_id, 0, key)
+            session = self._session(asked, new_session_id, 0)
         history_ids = () if history is None else history.token_ids
         token_ids = await asyncio.to_thread(self.encoder.encode, prompt, history_ids)
         self._check_length(asked, len(token_ids), max_tokens)
         return Understood(prompt, max_tokens, asked, session, tuple(token_ids))
 
-    async def _opened(self, session_id: str) -> Manifest | None:
+    def _session(self, asked: Asked, session_id: str, version: int) -> SessionUse:
+        tenant, key = asked.identity.tenant, asked.objective.idempotency_key
+        return SessionUse(tenant, session_id, version, key, asked.catalog.tenant(tenant).quota.stored_bytes)
+
+    async def _opened(self, tenant: str, session_id: str) -> Manifest | None:
         try:
-            return await self._store.get(self._tenant, session_id)
+            return await self._store.get(tenant, session_id)
         except SessionNotFound:
             return None
 
@@ -181,7 +184,7 @@ class TurnPlanner:
         if token_ids != last_prompt(saved):
             bound = "was given with another prompt; a key is for one call only"
             raise InvalidRequest(IDEMPOTENCY_HEADER, asked.objective.idempotency_key, bound)
-        session = SessionUse(self._tenant, saved.session_id, saved.version - 1, asked.objective.idempotency_key)
+        session = self._session(asked, saved.session_id, saved.version - 1)
         return Understood(prompt, max_tokens, replace(asked, history=history), session, token_ids, saved)
 
     def replay(self, request: Understood, saved: Manifest) -> Planned:
@@ -263,7 +266,7 @@ class TurnPlanner:
     ) -> dict[str, SavedState]:
         return await saved_states(
             self._store,
-            self._tenant,
+            session.tenant,
             session.session_id,
             self._policy,
             replica.facts.fingerprint,

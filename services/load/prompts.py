@@ -57,11 +57,11 @@ def document() -> str:
     return files("services.cli").joinpath("data", "harbour_log.txt").read_text(encoding="utf-8")
 
 
-async def text_prompts(stub: Any, seed: int) -> TextPrompts:
+async def text_prompts(stub: Any, seed: int, metadata: Sequence[tuple[str, str]] = ()) -> TextPrompts:
     """Prompts for a server whose tokenizer is not known: it is asked how many tokens a piece of the document has."""
     text = document()
     piece = text[:MEASURED_CHARACTERS]
-    answer = await stub.Plan(pb.PlanRequest(prompt=pb.Prompt(text=piece), max_tokens=1))
+    answer = await stub.Plan(pb.PlanRequest(prompt=pb.Prompt(text=piece), max_tokens=1), metadata=tuple(metadata))
     return TextPrompts(text, len(piece) / answer.prompt_tokens, seed)
 
 

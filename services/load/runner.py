@@ -38,6 +38,7 @@ class LoadRunner:
         stub: of swaa.v1.LongContext, on an open channel.
         timeout_s: deadline of each request.
         on_result: told of each result as it comes.
+        metadata: sent with each request, and not part of the trace: who asks.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class LoadRunner:
         prompts: Prompts,
         timeout_s: float,
         on_result: Callable[[Result], None] = lambda result: None,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._stub = stub
         self._prompts = prompts
         self._timeout_s = timeout_s
         self._on_result = on_result
+        self._metadata = tuple(metadata)
         self._start_s = 0.0
 
     async def run(self, trace: Sequence[TraceRequest]) -> list[Result]:
@@ -100,7 +103,7 @@ class LoadRunner:
         )  # lengths are the trace's, not the model's
         call = self._stub.Generate(
             pb.GenerateRequest(prompt=prompt, sampling=sampling),
-            metadata=tuple(headers.items()),
+            metadata=(*headers.items(), *self._metadata),
             timeout=self._timeout_s,
         )
         answer = _Answer(sent_s)

@@ -15,12 +15,14 @@ class SessionUse:
     """The session a turn belongs to.
 
     `version` is what the gateway planned with, 0 for a new session. `idempotency_key` is saved with the turn.
+    `quota_bytes` is what the tenant may store; None: what the store bounds every tenant to.
     """
 
     tenant: str
     session_id: str
     version: int
     idempotency_key: str = ""
+    quota_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

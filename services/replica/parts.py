@@ -25,6 +25,7 @@ from services.replica.facts import ModelFacts
 from services.replica.online_cost import OnlineCost
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
+from services.sessions.redis_quotas import RedisQuotas
 from services.sessions.redis_store import RedisSessionStore
 from services.sessions.store import Store
 from services.telemetry.engine_metrics import EngineMetrics
@@ -50,6 +51,7 @@ class Parts:
     engine: EngineLoop
     engine_config: EngineConfig
     store: Store
+    quotas: RedisQuotas
     replica: Replica
     engine_metrics: EngineMetrics
 
@@ -143,7 +145,7 @@ async def running_parts(
         )
         stack.push_async_callback(replica.close)
         engine_metrics = EngineMetrics(telemetry.registry, lambda: engine.call(Engine.usage))
-        yield Parts(folder, loaded, engine, engine_config, store, replica, engine_metrics)
+        yield Parts(folder, loaded, engine, engine_config, store, redis.quotas(), replica, engine_metrics)
 
 
 @contextlib.asynccontextmanager

@@ -206,7 +206,7 @@ class Replica:
     async def _saver(self, turn: _Turn) -> TurnSaver:
         request, session, policy = turn.request, turn.job.session, self._policy
         ids: dict[int, str] = {}
-        tenant = "" if session is None else session.tenant
+        tenant, quota_bytes = ("", None) if session is None else (session.tenant, session.quota_bytes)
         if session is not None:
             scope = prefix_scope(tenant, session.session_id, policy)
             fingerprint = self.model_fingerprint
@@ -219,7 +219,7 @@ class Replica:
         def confirm(keys: Collection[SliceKey]) -> None:
             self.engine.confirm_saved(request.request_id, keys)
 
-        return TurnSaver(self._store, tenant, policy, ids, stored, confirm)
+        return TurnSaver(self._store, tenant, quota_bytes, policy, ids, stored, confirm)
 
     async def _start(self, turn: _Turn, stack: contextlib.AsyncExitStack) -> OutputStream:
         """Hand the request to the engine, its state on its way to it if there is one."""

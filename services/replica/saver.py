@@ -29,6 +29,7 @@ class TurnSaver:
     """Saves what one turn exports. Use as an async context manager; on leaving, what is not finished is given up.
 
     Args:
+        quota_bytes: what the tenant may store; None: what the store bounds every tenant to.
         prefix_ids: ids of the prefix states that the turn goes through, by their number of tokens.
         segments: what of the state is stored already.
         confirm: is told which slices a checkpoint has saved (none if it failed).
@@ -38,6 +39,7 @@ class TurnSaver:
         self,
         store: Store,
         tenant: str,
+        quota_bytes: int | None,
         policy: SessionPolicy,
         prefix_ids: dict[int, str],
         segments: Iterable[SegmentRef],
@@ -45,6 +47,7 @@ class TurnSaver:
     ) -> None:
         self._store = store
         self._tenant = tenant
+        self._quota_bytes = quota_bytes
         self._policy = policy
         self._prefix_ids = prefix_ids
         self._refs = {ref.key: ref for ref in segments}
@@ -82,7 +85,8 @@ class TurnSaver:
         Raises StaleSession if somebody else has moved the session on: then this turn is not part of it.
         """
         try:
-            await self._store.save(self._tenant, manifest, self._blobs, manifest.version - 1, fence)
+            version, quota_bytes = manifest.version - 1, self._quota_bytes
+            await self._store.save(self._tenant, manifest, self._blobs, version, fence, quota_bytes)
         except (StoreUnavailable, SessionCorrupt, QuotaExceeded) as exc:
             logger.warning("session %s: turn not saved: %s", manifest.session_id, exc)
             return str(exc)
@@ -109,7 +113,7 @@ class TurnSaver:
         )
         ttl_s = max(MIN_CHECKPOINT_TTL_S, self._policy.prefix_ttl_s)
         try:
-            await self._store.save_prefix(self._tenant, prefix, self._blobs, ttl_s)
+            await self._store.save_prefix(self._tenant, prefix, self._blobs, ttl_s, self._quota_bytes)
         except (StoreUnavailable, SessionCorrupt, QuotaExceeded) as exc:
             logger.warning("checkpoint after %d tokens not saved: %s", state.num_tokens, exc)
             return False

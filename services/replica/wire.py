@@ -64,6 +64,8 @@ def run_request(job: Job) -> pb.RunRequest:
     if job.session is not None:
         request.tenant, request.session_id = job.session.tenant, job.session.session_id
         request.version, request.idempotency_key = job.session.version, job.session.idempotency_key
+        if job.session.quota_bytes is not None:
+            request.quota_bytes = job.session.quota_bytes
     if job.restore is not None:
         request.restore.CopyFrom(_restore_message(job.restore))
     return request
@@ -75,7 +77,8 @@ def job_from(request: pb.RunRequest, deadline_s: float | None) -> Job:
     if request.HasField("ttft_due_in_ms"):
         ttft_due_s = time.monotonic() + request.ttft_due_in_ms / 1e3
     if request.session_id:
-        session = SessionUse(request.tenant, request.session_id, request.version, request.idempotency_key)
+        quota_bytes = request.quota_bytes if request.HasField("quota_bytes") else None
+        session = SessionUse(request.tenant, request.session_id, request.version, request.idempotency_key, quota_bytes)
     return Job(
         request_id=request.request_id,
         prompt_token_ids=tuple(request.prompt_token_ids),

@@ -10,6 +10,7 @@
     swaa:{tenant}:lease:<session>     who uses the session now
     swaa:{tenant}:fence:<session>     hash: fence, that is the number of its last lease, and owner
     swaa:{tenant}:ledger              sorted set of all of the first three, as kind:id:bytes, by the time they end
+    swaa:{tenant}:buckets, :leases    what requests have used of its quota: see `redis_quotas`
     swaa:{tenant}:bytes               sum of the ledger's bytes, those that have ended since included
 
 Times are Redis's own, in milliseconds since the epoch; but `expires_ms` and `index` go by the callers' clocks.
@@ -65,6 +66,16 @@ class TenantKeys:
     def prefixes(self) -> str:
         """Prefixes by their last use."""
         return self.root + "prefixes"
+
+    @property
+    def buckets(self) -> str:
+        """What is left of the tenant's requests and prompt tokens."""
+        return self.root + "buckets"
+
+    @property
+    def leases(self) -> str:
+        """The tenant's requests that run."""
+        return self.root + "leases"
 
     @property
     def ledger(self) -> str:

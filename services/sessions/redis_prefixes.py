@@ -41,7 +41,12 @@ class RedisPrefixes:
         return None
 
     async def save(
-        self, keys: TenantKeys, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        keys: TenantKeys,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None,
     ) -> None:
         """Write new segments, then the prefix, to live `ttl_s` seconds after it was last found.
 
@@ -54,6 +59,7 @@ class RedisPrefixes:
             data=encode_prefix(prefix),
             ttl_s=ttl_s,
             use_s=ttl_s,
+            quota_bytes=quota_bytes,
             keys=[keys.prefix(prefix.prefix_id), keys.prefixes],
             args=[prefix.prefix_id],
         )

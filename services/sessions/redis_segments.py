@@ -39,6 +39,7 @@ class Commit:
         data: the encoded manifest or prefix.
         ttl_s: how long it lives, in seconds; segments live MARGIN_S longer than `use_s`.
         keys, args: what else its script takes.
+        quota_bytes: what this tenant may store; None: what all may.
     """
 
     script: Script
@@ -48,6 +49,7 @@ class Commit:
     ttl_s: float
     use_s: float
     keys: Sequence[str]
+    quota_bytes: int | None
     args: Sequence[str | int] = ()
 
 
@@ -56,7 +58,7 @@ class RedisSegments:
     """Segments of all tenants.
 
     Attributes:
-        quota_bytes: what a tenant may store; None sets no bound.
+        quota_bytes: what a tenant may store that has no quota of its own; None sets no bound.
     """
 
     connection: RedisConnection
@@ -83,7 +85,7 @@ class RedisSegments:
         Raises:
             QuotaExceeded: it would not fit, even if all prefixes went; nothing was changed.
         """
-        quota = self.quota_bytes
+        quota = self.quota_bytes if commit.quota_bytes is None else commit.quota_bytes
         sizes = {ref.segment_id: ref.num_bytes for ref in commit.refs}
         answer: list[bytes] = await self.connection.run(
             commit.script,

@@ -19,6 +19,7 @@ from services.sessions.codec import decode_manifest, encode_manifest
 from services.sessions.redis_connection import Client, RedisConnection, Script
 from services.sessions.redis_keys import TenantKeys, checked
 from services.sessions.redis_prefixes import RedisPrefixes
+from services.sessions.redis_quotas import RedisQuotas
 from services.sessions.redis_segments import MAX_COMMITS, Commit, RedisSegments
 from services.sessions.redis_url import connect
 from services.sessions.store import Manifest, SavedPrefix, SegmentRef
@@ -26,6 +27,9 @@ from swaa_runtime.errors import IntegrityError, InvalidRequest
 
 FENCE_TTL_MS = 24 * 3600 * 1000
 """How long a fence is remembered after its lease was last taken or renewed: no writer is slower than this."""
+
+QUOTA_TIMEOUT_S = 1.0
+"""How long a request waits to learn whether its quota has room: everybody waits so long while Redis is silent."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ class RedisSessionStore:
         timeout_s: bound of one round trip, in seconds. A save or a fetch makes one for every batch of segments.
         clock: seconds since the epoch.
         quota_bytes: what a tenant may store, that is bytes of segments, each once, and of manifests and prefixes. When
-            a commit needs the room, prefixes go first; what still does not fit is refused. None sets no bound.
+            a commit needs the room, prefixes go first; what still does not fit is refused. None sets no bound. Calls
+            that store something may name another bound, for their tenant.
     """
 
     def __init__(
@@ -92,6 +97,10 @@ class RedisSessionStore:
     async def close(self) -> None:
         """Close all connections."""
         await self._connection.close()
+
+    def quotas(self) -> RedisQuotas:
+        """Counters of what tenants use, in the same place, over the same connections."""
+        return RedisQuotas(RedisConnection(self._connection.client, QUOTA_TIMEOUT_S), self._prefix)
 
     async def usage(self, tenant: str) -> int:
         """Bytes that the tenant stores, as its quota counts them."""
@@ -143,6 +152,7 @@ class RedisSessionStore:
         segments: Mapping[str, memoryview | bytes],
         expected_version: int,
         fence: int | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         """Write new segments, then the manifest, if the stored version still is `expected_version` (0: none).
 
@@ -161,10 +171,10 @@ class RedisSessionStore:
         now_s = self._clock()
         stamped = replace(manifest, updated_at_s=now_s, expires_at_s=now_s + self._ttl_s)
         keys = self._keys(tenant)
-        commit = self._commit_of(keys, stamped, expected_version, fence)
+        commit = self._commit_of(keys, stamped, expected_version, fence, quota_bytes)
         _raise_if_stale(stamped.session_id, expected_version, await self._segments.save(keys, commit, segments))
 
-    async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
+    async def fork(self, tenant: str, session_id: str, new_session_id: str, quota_bytes: int | None = None) -> Manifest:
         """Copy a session under a new id, as version 1 of it; segments are shared.
 
         Raises:
@@ -187,7 +197,8 @@ class RedisSessionStore:
                 expires_at_s=now_s + self._ttl_s,
                 idempotency_key="",
             )
-            answer = await self._segments.commit(keys, self._commit_of(keys, copy, expected_version=0))
+            commit = self._commit_of(keys, copy, expected_version=0, quota_bytes=quota_bytes)
+            answer = await self._segments.commit(keys, commit)
             if answer[0] != b"missing":
                 _raise_if_stale(new_session_id, 0, answer)
                 return copy
@@ -229,13 +240,18 @@ class RedisSessionStore:
         return await self._prefixes.find(self._keys(tenant), prefix_ids)
 
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         """Write new segments, then the prefix, to live `ttl_s` seconds after it was last found.
 
         Raises QuotaExceeded, SessionCorrupt as `save` does.
         """
-        await self._prefixes.save(self._keys(tenant), prefix, segments, ttl_s)
+        await self._prefixes.save(self._keys(tenant), prefix, segments, ttl_s, quota_bytes)
 
     async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:
         """Forget prefixes, and their segments unless others use them. Unknown ones are no error."""
@@ -247,7 +263,12 @@ class RedisSessionStore:
         return [cast(bytes, member).decode() for member in page]
 
     def _commit_of(
-        self, keys: TenantKeys, manifest: Manifest, expected_version: int, fence: int | None = None
+        self,
+        keys: TenantKeys,
+        manifest: Manifest,
+        expected_version: int,
+        fence: int | None = None,
+        quota_bytes: int | None = None,
     ) -> Commit:
         session_id = manifest.session_id
         return Commit(
@@ -257,6 +278,7 @@ class RedisSessionStore:
             data=encode_manifest(manifest),
             ttl_s=2 * self._ttl_s,
             use_s=self._ttl_s,
+            quota_bytes=quota_bytes,
             keys=[keys.session(session_id), keys.index, keys.fence(session_id)],
             args=[
                 session_id,

@@ -90,18 +90,20 @@ class SessionStore(Protocol):
         segments: Mapping[str, memoryview | bytes],
         expected_version: int,
         fence: int | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         """Write new segments, then the manifest, if the stored version still is `expected_version` (0: none).
 
         Args:
             fence: what `acquire` answered; None writes without a lease (imports).
+            quota_bytes: what this tenant may store, wherever it says so; None: what the store bounds every tenant to.
 
         Raises StaleSession if it is not, or if somebody else has taken the lease since `fence`; QuotaExceeded if the
         tenant's bytes would come above its quota. Both leave the stored session as it was.
         """
         ...
 
-    async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
+    async def fork(self, tenant: str, session_id: str, new_session_id: str, quota_bytes: int | None = None) -> Manifest:
         """Copy a session under a new id; segments are shared. The copy has no idempotency key: no call asked for it."""
         ...
 
@@ -136,7 +138,12 @@ class PrefixStore(Protocol):
         ...
 
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         """Write new segments, then the prefix. Raises QuotaExceeded, SessionCorrupt as `SessionStore.save` does."""
         ...

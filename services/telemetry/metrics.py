@@ -61,6 +61,29 @@ class AnswerMetrics:
         self.failovers = Counter("swaa_failovers", "Turns that went on on another replica", registry=registry)
 
 
+class AuthenticationMetrics:
+    """Of a gateway that asks for credentials."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Raises ValueError if the registry has them already."""
+        self.refused = Counter(
+            "swaa_unauthenticated", "Requests refused for want of valid credentials", ("reason",), registry=registry
+        )
+
+
+class QuotaMetrics:
+    """Of a gateway that holds tenants to their quotas. Those that the catalogue does not name are told as "other"."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Raises ValueError if the registry has them already."""
+        self.refused = Counter(
+            "swaa_quota_refusals", "Requests refused by a quota", ("tenant", "quota"), registry=registry
+        )
+        self.unchecked = Counter(
+            "swaa_quota_unchecked", "Requests taken unchecked, as Redis did not answer", ("tenant",), registry=registry
+        )
+
+
 class StoreMetrics:
     """Of a store of sessions, as this process sees it."""
 

@@ -40,15 +40,16 @@ class ObservedStore:
         segments: Mapping[str, memoryview | bytes],
         expected_version: int,
         fence: int | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         """See `SessionStore`."""
         with self._timed("save"):
-            await self._store.save(tenant, manifest, segments, expected_version, fence)
+            await self._store.save(tenant, manifest, segments, expected_version, fence, quota_bytes)
 
-    async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
+    async def fork(self, tenant: str, session_id: str, new_session_id: str, quota_bytes: int | None = None) -> Manifest:
         """See `SessionStore`."""
         with self._timed("fork"):
-            return await self._store.fork(tenant, session_id, new_session_id)
+            return await self._store.fork(tenant, session_id, new_session_id, quota_bytes)
 
     async def delete(self, tenant: str, session_id: str) -> None:
         """See `SessionStore`."""
@@ -76,11 +77,16 @@ class ObservedStore:
             return await self._store.find_prefix(tenant, prefix_ids)
 
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         """See `PrefixStore`."""
         with self._timed("save_prefix"):
-            await self._store.save_prefix(tenant, prefix, segments, ttl_s)
+            await self._store.save_prefix(tenant, prefix, segments, ttl_s, quota_bytes)
 
     async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:
         """See `PrefixStore`."""

@@ -47,7 +47,7 @@ def test_http_is_turned_off_by_an_empty_address(monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAA_KV_MEMORY", "64")
     with pytest.raises(
-        InvalidRequest, match=r"SWAA_KV_MEMORY is '64': unknown setting; known are .*SWAA_KV_MEMORY_MIB"
+        InvalidRequest, match=r"SWAA_KV_MEMORY is '\(not shown\)': unknown setting; known are .*SWAA_KV_MEMORY_MIB"
     ):
         load_config()
 

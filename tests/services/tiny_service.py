@@ -13,18 +13,20 @@ from typing import Any, TypeVar
 
 from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
+from services.gateway.auth.authenticator import Authenticator, Everybody
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.catalog_source import FixedCatalog
-from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
+from services.gateway.quotas import QuotaCounter, Quotas, Unlimited
 from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
+from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import TurnPlanner
 from services.replica.facts import ModelFacts
 from services.replica.replica import Replica
 from services.sessions.policy import SessionPolicy
-from services.telemetry.metrics import StoreMetrics
+from services.telemetry.metrics import QuotaMetrics, StoreMetrics
 from services.telemetry.observed_store import ObservedStore
 from services.telemetry.process import Telemetry
 from tests.swaa_runtime.builders import VOCAB_SIZE, LetterDecoder, tiny_model
@@ -35,6 +37,7 @@ from .replica.test_wire import FACTS
 from .sessions.fake_store import FakeSessionStore
 
 MAX_TOKENS = 1024
+EVERYBODY, UNLIMITED = Everybody(), Unlimited()
 
 
 class LetterTokenizer(LetterDecoder):
@@ -63,6 +66,7 @@ class TinyService:
     rig: Rig
     store: FakeSessionStore
     facts: ModelFacts
+    sessions: SessionAdmin
 
     @property
     def address(self) -> str:
@@ -71,8 +75,14 @@ class TinyService:
 
 
 @asynccontextmanager
-async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> AsyncIterator[TinyService]:
-    """A service of its own, in this event loop. `telemetry` is told what it does."""
+async def tiny_service(
+    telemetry: Telemetry | None = None,
+    authenticator: Authenticator = EVERYBODY,
+    catalog: Catalog | None = None,
+    counter: QuotaCounter = UNLIMITED,
+    **policy: Any,
+) -> AsyncIterator[TinyService]:
+    """A service of its own, in this event loop. `telemetry` is told what it does, `counter` what tenants use."""
     telemetry, fake = telemetry or Telemetry(), FakeSessionStore()
     store = ObservedStore(fake, StoreMetrics(telemetry.registry))
     async with running_engine() as rig:
@@ -87,14 +97,17 @@ async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> Asy
         )
         kept = SessionPolicy(**{"ttl_s": 3600.0, **policy})
         encoder = PromptEncoder(LetterTokenizer(), VOCAB_SIZE, MAX_TOKENS)
-        catalogs = FixedCatalog(tiny_catalog())
-        turns = TurnPlanner(catalogs, encoder, store, kept, MAX_TOKENS, TENANT)
+        catalogs = FixedCatalog(catalog or tiny_catalog())
+        turns = TurnPlanner(catalogs, encoder, store, kept, MAX_TOKENS)
         observer = observer_of(telemetry, catalogs)
-        answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids, observer)
-        server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
+        quotas = Quotas(counter, QuotaMetrics(telemetry.registry))
+        answers = Answers(turns, LocalReplicas(replica, facts), store, quotas, facts.eos_token_ids, observer)
+        sessions = SessionAdmin(store, kept, catalogs)
+        service = LongContextService("tiny", facts, answers, store, sessions)
+        server = GatewayServer(service, authenticator, "127.0.0.1:0")
         await server.start()
         try:
-            yield TinyService(server, answers, replica, rig, fake, facts)
+            yield TinyService(server, answers, replica, rig, fake, facts, sessions)
         finally:
             await server.stop(0)
             await replica.close()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from services.gateway.answers import Answers
+from services.gateway.auth.authenticator import Authenticator
+from services.gateway.http.authentication import Authentication, operators_only
 from services.gateway.http.console_pages import ConsolePages
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
@@ -22,6 +26,7 @@ def build_app(
     facts: ModelFacts,
     answers: Answers,
     sessions: SessionAdmin,
+    authenticator: Authenticator,
     health: Health,
     running: Running,
     metrics: MetricsPage | None = None,
@@ -33,13 +38,18 @@ def build_app(
         facts: of the replicas' model, as they were when the service started.
         health: what probes are told; the caller writes to it.
         running: where requests run, so that the caller can end them.
-        metrics: what Prometheus reads; None: there is no such page.
+        authenticator: knows who asks; paths that are open to everybody are `authentication`'s.
+        metrics: what Prometheus and operators read; None: there is no such page.
     """
     openai = OpenAiApi(model_name, facts, answers, running)
     service = ServiceApi(model_name, facts, answers, sessions, health)
-    pages = [] if metrics is None else [metrics.route()]
+    pages = []
+    if metrics is not None:
+        page = metrics.route()
+        pages.append(Route(page.path, operators_only(page.endpoint), methods=["GET"]))
     return Starlette(
         routes=[*openai.routes(), *service.routes(), *pages, *ConsolePages().routes()],
+        middleware=[Middleware(Authentication, authenticator=authenticator)],
         exception_handlers={
             SwaaError: answer_error,
             HTTPException: answer_http_exception,

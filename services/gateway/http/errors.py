@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse, Response
 
 from services.errors import (
     GatewayStopping,
+    PermissionDenied,
     QuotaExceeded,
+    RateExceeded,
     ReplicaLost,
     SessionBusy,
     SessionCorrupt,
@@ -23,8 +25,10 @@ from services.errors import (
     SlaUnattainable,
     StaleSession,
     StoreUnavailable,
+    Unauthenticated,
     of_class,
 )
+from services.gateway.errors import CHALLENGE
 from services.gateway.http.schema import ModelNotFound
 from swaa_runtime.errors import (
     DeadlineExceeded,
@@ -62,6 +66,9 @@ HTTP_ERRORS: dict[type[SwaaError], HttpError] = {
     SessionCorrupt: HttpError(500, SERVER, "session_corrupt"),
     OutOfCapacity: HttpError(429, "rate_limit_exceeded", "out_of_capacity", retry=True),
     QuotaExceeded: HttpError(429, "insufficient_quota", "insufficient_quota"),
+    RateExceeded: HttpError(429, "rate_limit_exceeded", "rate_limit_exceeded"),
+    Unauthenticated: HttpError(401, INVALID, "invalid_api_key"),
+    PermissionDenied: HttpError(403, INVALID, "permission_denied"),
     DeadlineExceeded: HttpError(504, SERVER, "deadline_exceeded"),
     RequestCancelled: HttpError(499, INVALID, "cancelled"),
     ReplicaLost: HttpError(503, SERVER, "replica_lost", retry=True),
@@ -85,24 +92,25 @@ def error_body(error: BaseException) -> dict[str, Any]:
     return {"error": {"message": message, "type": told.type, "param": param, "code": told.code}}
 
 
-def retry_headers(error: BaseException) -> dict[str, str]:
+def error_headers(error: BaseException) -> dict[str, str]:
     """When to try again, as OpenAI's clients understand it: `x-should-retry` keeps them from trying in vain."""
     retry_ms = _retry_ms(error)
     if retry_ms is not None:
         return {"retry-after": str(math.ceil(retry_ms / 1e3)), "retry-after-ms": str(math.ceil(retry_ms))}
-    return {"x-should-retry": "true" if http_error(error).retry else "false"}
+    challenge = dict([CHALLENGE]) if isinstance(error, Unauthenticated) else {}
+    return {"x-should-retry": "true" if http_error(error).retry else "false", **challenge}
 
 
 def _retry_ms(error: BaseException) -> float | None:
     """After how many ms to ask again; None if that is not known, or in vain."""
-    if isinstance(error, SlaUnattainable):
+    if isinstance(error, SlaUnattainable | RateExceeded):
         return error.retry_after_ms
     return FULL_RETRY_MS if isinstance(error, OutOfCapacity) else None
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """For Starlette: any error of ours, or an unexpected one."""
-    return JSONResponse(error_body(error), http_error(error).status, retry_headers(error))
+    return JSONResponse(error_body(error), http_error(error).status, error_headers(error))
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:

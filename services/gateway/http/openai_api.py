@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from services.gateway.answers import Answers
+from services.gateway.http.authentication import identity_of
 from services.gateway.http.body import read_json
 from services.gateway.http.chat import ChatFields, ChatWording
 from services.gateway.http.completions import CompletionFields, CompletionWording
@@ -71,6 +72,6 @@ class OpenAiApi:
     ) -> TurnResponse:
         check_model(self._served, fields.model)
         prompt.check(MAX_UPLOAD_BYTES)
-        events = self._answers.answer(prompt, params, request_headers(request))
+        events = self._answers.answer(identity_of(request), prompt, params, request_headers(request))
         options: dict[str, Any] = {"stream": fields.stream, "include_usage": fields.include_usage}
         return TurnResponse(events, wording, self._served, self._running, **options)

@@ -14,9 +14,11 @@ from starlette.routing import Route
 
 from services.gateway import messages
 from services.gateway.answers import Answers
+from services.gateway.http.authentication import identity_of
 from services.gateway.http.body import read_json
 from services.gateway.http.openai_api import request_headers
 from services.gateway.http.turn import as_json
+from services.gateway.identity import Identity
 from services.gateway.limits import MAX_BODY_BYTES, MAX_PROMPT_BYTES, MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
@@ -63,7 +65,7 @@ class ServiceApi:
 
     async def info(self, request: Request) -> JSONResponse:
         """What is served, and what it takes."""
-        told = as_json(self._recipes())
+        told = as_json(self._recipes(identity_of(request)))
         for name in ("recipes", "sla_classes"):
             del told[name]
         limits = {
@@ -79,35 +81,36 @@ class ServiceApi:
 
     async def recipes(self, request: Request) -> JSONResponse:
         """`ListRecipesResponse`."""
-        return JSONResponse(as_json(self._recipes()))
+        return JSONResponse(as_json(self._recipes(identity_of(request))))
 
     async def plan(self, request: Request) -> JSONResponse:
         """`PlanRequest` to `PlanResponse`, with the headers of a turn."""
         asked = _message(await read_json(request), pb.PlanRequest())
-        return JSONResponse(as_json(await plan_response(self._answers, asked, request_headers(request))))
+        plan = await plan_response(self._answers, identity_of(request), asked, request_headers(request))
+        return JSONResponse(as_json(plan))
 
     async def list_sessions(self, request: Request) -> JSONResponse:
         """`ListSessionsResponse`; `?limit=` as in the proto."""
         text = request.query_params.get("limit", str(DEFAULT_SESSIONS_LISTED))
         if not (text.isascii() and text.isdecimal() and len(text) < 10):
             raise InvalidRequest("limit", text, "must be a whole number")
-        sessions = await self._sessions.recent(int(text))
+        sessions = await self._sessions.recent(identity_of(request), int(text))
         told = pb.ListSessionsResponse(sessions=[messages.session_message(manifest) for manifest in sessions])
         return JSONResponse(as_json(told))
 
     async def get_session(self, request: Request) -> JSONResponse:
         """`Session`."""
-        manifest = await self._sessions.get(request.path_params["session_id"])
+        manifest = await self._sessions.get(identity_of(request), request.path_params["session_id"])
         return JSONResponse(as_json(messages.session_message(manifest)))
 
     async def delete_session(self, request: Request) -> Response:
         """204: it is forgotten."""
-        await self._sessions.delete(request.path_params["session_id"])
+        await self._sessions.delete(identity_of(request), request.path_params["session_id"])
         return Response(status_code=204)
 
     async def fork_session(self, request: Request) -> JSONResponse:
         """`Session`: the copy."""
-        manifest = await self._sessions.fork(request.path_params["session_id"])
+        manifest = await self._sessions.fork(identity_of(request), request.path_params["session_id"])
         return JSONResponse(as_json(messages.session_message(manifest)), 201)
 
     async def healthz(self, request: Request) -> JSONResponse:
@@ -118,8 +121,8 @@ class ServiceApi:
         """Whether it should get requests."""
         return _verdict(self._health.serving, "serving")
 
-    def _recipes(self) -> pb.ListRecipesResponse:
-        return recipes_response(self._model_name, self._facts, self._answers.turns.catalogs)
+    def _recipes(self, identity: Identity) -> pb.ListRecipesResponse:
+        return recipes_response(self._model_name, identity, self._facts, self._answers.turns.catalogs)
 
 
 def _verdict(well: bool, name: str) -> JSONResponse:

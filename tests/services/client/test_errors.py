@@ -18,6 +18,7 @@ from services.client import (
     Overloaded,
     PermissionDenied,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from services.client.errors import RETRY_AFTER_METADATA, error_of
@@ -35,7 +36,7 @@ TREE = {
     "CANCELLED": Cancelled,
     "DATA_LOSS": DataLoss,
     "PERMISSION_DENIED": PermissionDenied,
-    "UNAUTHENTICATED": PermissionDenied,
+    "UNAUTHENTICATED": Unauthenticated,
     "UNAVAILABLE": Unavailable,
 }
 

@@ -19,7 +19,7 @@ from services.client import (
     TurnOptions,
     Unavailable,
 )
-from services.gateway.identity import TENANT, keyed_session_id
+from services.gateway.identity import ANONYMOUS, keyed_session_id
 from services.sessions.store import Manifest
 from tests.services.replica.builders import asynchronous
 from tests.services.tiny_service import TinyService, tiny_service, until
@@ -128,7 +128,7 @@ async def test_what_a_key_is_good_for() -> None:
             return await client.generate(prompt, session=session, recipe="full", idempotency_key=key, max_tokens=4)
 
         first = await ask(PROMPT, "new", "one")
-        session_id = keyed_session_id(TENANT, "one")
+        session_id = keyed_session_id(ANONYMOUS.tenant, "one")
         assert first.session is not None
         assert first.session.session_id == session_id
         for session in ("new", session_id):

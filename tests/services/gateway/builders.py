@@ -11,6 +11,7 @@ import grpc
 from services.cost import CostProfile
 from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.history import session_state
+from services.gateway.identity import ANONYMOUS
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.sla import Objective, SlaClass
 from services.restore_plan import RestorePlan
@@ -105,6 +106,8 @@ def make_plan() -> Plan:
 
 class FakeContext:
     """Ends an RPC as grpc.aio does: by an exception."""
+
+    identity = ANONYMOUS
 
     def __init__(self, remaining_s: float | None = None) -> None:
         self.remaining_s = remaining_s

@@ -9,9 +9,10 @@ import pytest
 from services.gateway import messages
 from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import NamedRecipe
+from services.gateway.identity import ANONYMOUS
 from services.gateway.planner import plan
 from services.gateway.prompt import ChatMessage, PromptInput
-from services.gateway.sla import Objective
+from services.gateway.sla import Objective, TenantPolicy
 from services.gateway.turns import Asked, Planned, Understood
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.job import Done, Job, SessionOutcome, SessionUse
@@ -118,7 +119,7 @@ def planned_turn() -> tuple[Job, Planned]:
     """A turn of 30 tokens after 2,000 in session "s"."""
     work = make_work(30, history=make_manifest(num_tokens=2000))
     session = SessionUse("acme", "s", 3)
-    asked = Asked(make_catalog(), OBJECTIVE, work.history, arrival_s=0.0)
+    asked = Asked(ANONYMOUS, make_catalog(), OBJECTIVE, work.history, arrival_s=0.0)
     request = Understood(PromptInput("?"), 10, asked, session, (1,) * 30)
     named = make_catalog().recipes["tail"]
     job = Job("r", request.token_ids, named.name, named.recipe, SamplingParams(), session=session)
@@ -209,7 +210,7 @@ def test_a_session_tells_no_tokens_but_how_many() -> None:
 
 def test_the_catalogue_is_listed_with_its_measurements() -> None:
     response = pb.ListRecipesResponse()
-    messages.catalog_message(make_catalog(), response)
+    messages.catalog_message(make_catalog(), TenantPolicy(), response)
     assert [item.recipe.name for item in response.recipes] == ["full", "tail", "sliding"]
     assert [(p.prompt_tokens, p.recall) for p in response.recipes[1].quality] == [(1000, 0.9), (4000, 0.6)]
     assert response.quality_source == "made up"

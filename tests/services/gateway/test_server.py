@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from services.errors import SessionBusy
+from services.gateway.auth.authenticator import Everybody
 from services.gateway.errors import aborting
 from services.gateway.server import GatewayServer
 from services.gateway.service import _deadline_s
@@ -20,7 +21,7 @@ from .builders import FakeContext
 
 def make_server(listen: str) -> GatewayServer:
     service: Any = pb_grpc.LongContextServicer()
-    return GatewayServer(service, listen)
+    return GatewayServer(service, Everybody(), listen)
 
 
 def test_a_port_has_one_owner() -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from services.errors import SessionNotFound
 from services.gateway import sessions
-from services.gateway.identity import TENANT
+from services.gateway.auth.authenticator import Everybody
+from services.gateway.catalog_source import FixedCatalog
 from services.gateway.server import SERVICE_NAME, GatewayServer
+from services.gateway.session_admin import SessionAdmin
 from services.gateway.sessions import SegmentSpool, SessionRpcs
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.sessions.policy import SessionPolicy
@@ -23,7 +25,9 @@ from swaa_runtime.recipe import Recipe
 from tests.services.sessions.builders import SHAPE, Saved, asynchronous, make_state
 from tests.services.sessions.fake_store import FakeSessionStore
 
-from .builders import FakeContext
+from .builders import FakeContext, make_catalog
+
+TENANT = FakeContext.identity.tenant
 
 
 async def store_with(saved: Saved) -> FakeSessionStore:
@@ -42,7 +46,7 @@ POLICY = SessionPolicy(ttl_s=3600.0, checkpoint_tokens=8, prefix_ttl_s=60.0)
 
 def make_rpcs(store: FakeSessionStore) -> SessionRpcs:
     facts: Any = SimpleNamespace(fingerprint="model-bf16", shape=SHAPE)
-    return SessionRpcs(facts, store, POLICY)
+    return SessionRpcs(facts, store, SessionAdmin(store, POLICY, FixedCatalog(make_catalog())))
 
 
 async def export(rpcs: SessionRpcs, session_id: str = "state") -> tuple[pb.Session, list[bytes]]:
@@ -210,7 +214,7 @@ def test_a_spool_is_a_mapping_of_what_was_added() -> None:
 @asynchronous
 async def test_an_import_that_is_no_message_is_an_invalid_argument() -> None:
     service: Any = make_rpcs(FakeSessionStore())
-    server = GatewayServer(service, "127.0.0.1:0")
+    server = GatewayServer(service, Everybody(), "127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -254,9 +254,9 @@ async def test_which_checkpoints_stay_when_the_turn_has_ended(
         replica = make_replica(rig, store, checkpoint_tokens=32, prefix_ttl_s=prefix_ttl_s)
         original = store.save_prefix
 
-        async def save_prefix(tenant: str, prefix: SavedPrefix, segments: Any, ttl_s: float) -> None:
+        async def save_prefix(tenant: str, prefix: SavedPrefix, *args: Any) -> None:
             saved.append(prefix.num_tokens)
-            await original(tenant, prefix, segments, ttl_s)
+            await original(tenant, prefix, *args)
 
         store.save_prefix = save_prefix  # type: ignore[method-assign]
         rig.runner.before_step = lambda: time.sleep(0.01)  # the store keeps up
@@ -293,7 +293,12 @@ async def test_a_prefill_that_was_cut_off_goes_on_from_its_last_checkpoint(
 
 class NoRoomForPrefixes(RedisSessionStore):
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         raise QuotaExceeded("no room")
 
@@ -312,7 +317,12 @@ class SlowPrefixes(RedisSessionStore):
     """Never finishes saving a prefix."""
 
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         await asyncio.Event().wait()
 

@@ -87,6 +87,7 @@ class FakeSessionStore:
         segments: Mapping[str, memoryview | bytes],
         expected_version: int,
         fence: int | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         self._check_available()
         key = (tenant, manifest.session_id)
@@ -99,12 +100,12 @@ class FakeSessionStore:
             raise StaleSession(f"session {manifest.session_id!r}: somebody else took its lease")
         now_s = self._clock()
         stamped = replace(manifest, updated_at_s=now_s, expires_at_s=now_s + self._ttl_s)
-        self._commit(tenant, stamped, segments)
+        self._commit(tenant, stamped, segments, quota_bytes)
 
-    async def fork(self, tenant: str, session_id: str, new_session_id: str) -> Manifest:
+    async def fork(self, tenant: str, session_id: str, new_session_id: str, quota_bytes: int | None = None) -> Manifest:
         source = await self.get(tenant, session_id)
         copy = replace(source, session_id=new_session_id, version=1, created_at_s=self._clock(), idempotency_key="")
-        await self.save(tenant, copy, {}, 0)
+        await self.save(tenant, copy, {}, 0, quota_bytes=quota_bytes)
         return self.manifests[tenant, new_session_id]
 
     async def delete(self, tenant: str, session_id: str) -> None:
@@ -145,10 +146,15 @@ class FakeSessionStore:
         return None
 
     async def save_prefix(
-        self, tenant: str, prefix: SavedPrefix, segments: Mapping[str, memoryview | bytes], ttl_s: float
+        self,
+        tenant: str,
+        prefix: SavedPrefix,
+        segments: Mapping[str, memoryview | bytes],
+        ttl_s: float,
+        quota_bytes: int | None = None,
     ) -> None:
         self._check_available()
-        self._commit(tenant, self._cached(prefix, ttl_s), segments)
+        self._commit(tenant, self._cached(prefix, ttl_s), segments, quota_bytes)
 
     async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:
         self._check_available()
@@ -165,6 +171,7 @@ class FakeSessionStore:
         tenant: str,
         new: Manifest | CachedPrefix,
         segments: Mapping[str, memoryview | bytes],
+        quota_bytes: int | None,
     ) -> None:
         """Make the session or prefix visible, or change nothing: it is tried out, and undone if it does not do."""
         before = dict(self.manifests), dict(self.prefixes), dict(self.segments)
@@ -179,14 +186,14 @@ class FakeSessionStore:
             for ref in refs:
                 if (tenant, ref.segment_id) not in self.segments:
                     raise SessionCorrupt(f"segment {ref.segment_id} is neither stored nor given")
-            self._make_room(tenant, kept)
+            self._make_room(tenant, kept, quota_bytes)
         except (SessionCorrupt, QuotaExceeded):
             self.manifests, self.prefixes, self.segments = before
             raise
 
-    def _make_room(self, tenant: str, kept: str) -> None:
+    def _make_room(self, tenant: str, kept: str, quota_bytes: int | None) -> None:
         self._forget_unused(tenant)
-        quota = self._quota_bytes
+        quota = self._quota_bytes if quota_bytes is None else quota_bytes
         while quota is not None and (used := self._used_bytes(tenant)) > quota:
             mine = [(cached.used, name) for (owner, name), cached in self.prefixes.items() if owner == tenant]
             evictable = [name for _, name in sorted(mine) if name != kept]

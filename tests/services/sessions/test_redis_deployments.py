@@ -15,7 +15,8 @@ import redis
 import trustme
 
 from services.errors import QuotaExceeded, SessionNotFound, StaleSession, StoreUnavailable
-from services.sessions import redis_scripts
+from services.quota import Quota
+from services.sessions import redis_quota_scripts, redis_scripts
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.redis_store import RedisSessionStore
 
@@ -55,6 +56,10 @@ async def use_everything(store: RedisSessionStore, tenant: str = "acme") -> None
     assert await store.find_prefix(tenant, ["unknown", prefix.prefix.prefix_id]) == prefix.prefix
     await store.delete_prefixes(tenant, [prefix.prefix.prefix_id])
     await store.delete(tenant, "copy")
+    quotas = store.quotas()
+    await quotas.take(tenant, Quota(10, 10, 10), 1, "lease")
+    await quotas.renew(tenant, "lease")
+    await quotas.release(tenant, "lease")
     assert await store.usage(tenant) == 0
 
 
@@ -218,7 +223,8 @@ async def test_a_user_who_may_do_no_more_than_needed(server: EmbeddedRedis, raw:
 
 
 def test_the_permissions_are_those_that_are_needed() -> None:
-    texts = " ".join(text for name, text in vars(redis_scripts).items() if name.isupper())
+    named = [*vars(redis_scripts).items(), *vars(redis_quota_scripts).items()]
+    texts = " ".join(text for name, text in named if name.isupper())
     by_scripts = set(re.findall(r"redis\.call\('(\w+)'", texts))
     by_the_client = {"PING", "EVALSHA", "EVAL", "GET", "SET", "HMGET", "ZREVRANGE"}
     assert {word[1:].upper() for word in ACL.split() if word.startswith("+")} == by_scripts | by_the_client

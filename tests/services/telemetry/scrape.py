@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.gateway.auth.authenticator import Everybody
+from services.gateway.auth.file_metrics import FileMetrics
 from services.telemetry.engine_metrics import EngineMetrics
+from services.telemetry.metrics import AuthenticationMetrics
 from services.telemetry.page import MetricsPage
 from services.telemetry.process import Telemetry, running_telemetry
 from swaa_runtime.engine import Engine
@@ -59,6 +62,8 @@ async def scrape(page: MetricsPage) -> Samples:
 async def scraped_service() -> AsyncIterator[tuple[TinyService, MetricsPage]]:
     """A tiny service, and its page of metrics."""
     async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as service:
+        AuthenticationMetrics(telemetry.registry)  # as a service that asks for credentials has them
+        FileMetrics(telemetry.registry, Everybody())
         yield service, page_of(service, telemetry)
 
 

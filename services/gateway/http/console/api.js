@@ -1,6 +1,7 @@
 // The gateway's endpoints. Addresses are relative to the page, so that it works behind a path of a proxy, too.
 
 import { readEvents } from "./events.js";
+import { authorization } from "./key.js";
 
 export class ServiceError extends Error {
   constructor(error, retryAfterMs) {
@@ -20,7 +21,7 @@ export const forkSession = (id) => json("POST", `api/sessions/${encodeURICompone
 export const deleteSession = (id) => request("DELETE", `api/sessions/${encodeURIComponent(id)}`);
 
 export async function metrics() {
-  const response = await fetch("metrics", { headers: { accept: "text/plain" } });
+  const response = await fetch("metrics", { headers: { accept: "text/plain", ...authorization() } });
   return response.ok ? response.text() : null;
 }
 
@@ -51,7 +52,7 @@ async function json(...args) {
 async function request(method, path, body, headers = {}, signal = undefined) {
   const given = body === undefined ? {} : { "content-type": "application/json" };
   const response = await fetch(path, {
-    method, signal, headers: { ...given, ...headers }, body: body === undefined ? undefined : JSON.stringify(body),
+    method, signal, headers: { ...given, ...authorization(), ...headers }, body: body === undefined ? undefined : JSON.stringify(body),
   });
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));

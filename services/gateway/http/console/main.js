@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { byId, element, tell } from "./dom.js";
 import { count } from "./format.js";
+import { offerKey } from "./key.js";
 import { Load } from "./load.js";
 import { Memory } from "./memory.js";
 import { showPlan } from "./plan.js";
@@ -114,8 +115,10 @@ async function open() {
     const [info, recipes] = await Promise.all([api.info(), api.recipes()]);
     byId("served").replaceChildren(element("strong", {}, info.model), ` on ${info.device}, up to ${count(info.max_model_tokens)} tokens`);
     new Console(info, recipes).start();
+    offerKey(false);
   } catch (error) {
-    tell(byId("served"), `The service does not answer: ${error.message}`);
+    if (error.code === "invalid_api_key") offerKey(true);
+    else tell(byId("served"), `The service does not answer: ${error.message}`);
   }
 }
 

@@ -122,7 +122,7 @@ class ModelFacts(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., max_session_tokens: _Optional[int] = ..., cost_profile_json: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., adapter_ids: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sent_token_ids", "recipe_name", "recipe_json", "sampling", "priority", "tenant", "session_id", "version", "restore", "ttft_due_in_ms", "tpot_ms", "idempotency_key")
+    __slots__ = ("request_id", "prompt_token_ids", "sent_token_ids", "recipe_name", "recipe_json", "sampling", "priority", "tenant", "session_id", "version", "restore", "ttft_due_in_ms", "tpot_ms", "idempotency_key", "quota_bytes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SENT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class RunRequest(_message.Message):
     TTFT_DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sent_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -151,7 +152,8 @@ class RunRequest(_message.Message):
     ttft_due_in_ms: float
     tpot_ms: float
     idempotency_key: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sent_token_ids: _Optional[_Iterable[int]] = ..., recipe_name: _Optional[str] = ..., recipe_json: _Optional[str] = ..., sampling: _Optional[_Union[RunSampling, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., version: _Optional[int] = ..., restore: _Optional[_Union[RunRestore, _Mapping]] = ..., ttft_due_in_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    quota_bytes: int
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sent_token_ids: _Optional[_Iterable[int]] = ..., recipe_name: _Optional[str] = ..., recipe_json: _Optional[str] = ..., sampling: _Optional[_Union[RunSampling, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., version: _Optional[int] = ..., restore: _Optional[_Union[RunRestore, _Mapping]] = ..., ttft_due_in_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., idempotency_key: _Optional[str] = ..., quota_bytes: _Optional[int] = ...) -> None: ...
 
 class RunSampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos", "logprobs")

@@ -10,10 +10,12 @@ import httpx
 from starlette.applications import Starlette
 
 from services.gateway.answers import Accepted, Answered, AnswerEvent, Timings
+from services.gateway.auth.authenticator import Authenticator, Everybody
 from services.gateway.catalog_source import FixedCatalog
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health
+from services.gateway.identity import ANONYMOUS
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import Asked, Planned, Understood
 from services.replica.job import Done, Job, SessionUse
@@ -25,6 +27,7 @@ from tests.services.gateway.builders import make_catalog, make_objective, make_p
 from tests.services.sessions.fake_store import FakeSessionStore
 
 MODEL = "toy"
+EVERYBODY = Everybody()
 
 
 class Letters:
@@ -37,7 +40,7 @@ class Letters:
 def accepted(session_id: str = "") -> Accepted:
     session = SessionUse("default", session_id, 0) if session_id else None
     prompt: Any = None
-    asked = Asked(make_catalog(), make_objective(), None, arrival_s=0.0)
+    asked = Asked(ANONYMOUS, make_catalog(), make_objective(), None, arrival_s=0.0)
     request = Understood(prompt, 16, asked, session, (1, 2, 3))
     job = Job("r1", (1, 2, 3), "tail", Recipe(), SamplingParams(), session=session)
     return Accepted(job, Planned(request, make_work(3), make_plan()))
@@ -72,7 +75,7 @@ class FakeAnswers:
         )
 
     async def answer(
-        self, prompt: Any, params: Any, headers: Any, deadline_s: float | None = None
+        self, identity: Any, prompt: Any, params: Any, headers: Any, deadline_s: float | None = None
     ) -> AsyncGenerator[AnswerEvent, None]:
         self.asked.append((prompt, params, headers))
         try:
@@ -85,10 +88,15 @@ class FakeAnswers:
             self.closed += 1
 
 
-def make_app(answers: Any, running: Running | None = None, health: Health | None = None) -> Starlette:
+def make_app(
+    answers: Any,
+    running: Running | None = None,
+    health: Health | None = None,
+    authenticator: Authenticator = EVERYBODY,
+) -> Starlette:
     facts: Any = SimpleNamespace(fingerprint="toy-bf16", max_session_tokens=1000)
-    sessions = SessionAdmin(FakeSessionStore(), SessionPolicy(3600.0))
-    return build_app(MODEL, facts, answers, sessions, health or Health(), running or Running())
+    sessions = SessionAdmin(FakeSessionStore(), SessionPolicy(3600.0), FixedCatalog(make_catalog()))
+    return build_app(MODEL, facts, answers, sessions, authenticator, health or Health(), running or Running())
 
 
 def client_of(app: Starlette) -> httpx.AsyncClient:

@@ -17,12 +17,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from services.gateway.auth.authenticator import Everybody
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
 from services.gateway.http.service_api import Health
-from services.gateway.session_admin import SessionAdmin
-from services.sessions.policy import SessionPolicy
 from services.telemetry.process import running_telemetry
 from tests.services.telemetry.scrape import page_of
 from tests.services.tiny_service import TinyService, in_thread, tiny_service
@@ -97,9 +96,8 @@ def console_service() -> AbstractContextManager[ConsoleService]:
 async def _console() -> AsyncIterator[ConsoleService]:
     async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
         running, health = Running(), Health(serving=True)
-        sessions = SessionAdmin(tiny.store, SessionPolicy(3600.0))
         pages = page_of(tiny, telemetry)
-        app = build_app("tiny", tiny.facts, tiny.answers, sessions, health, running, pages)
+        app = build_app("tiny", tiny.facts, tiny.answers, tiny.sessions, Everybody(), health, running, pages)
         server = HttpServer(app, running, "127.0.0.1:0")
         gate = tiny.rig.runner.before_step = Gate()
         await server.start()
