@@ -69,7 +69,7 @@ class AsyncClient:
         Args:
             target: host:port, or another gRPC target such as dns:///gateways:50051.
             timeout_s: of each call, retries included, unless it says otherwise; None: none.
-            credentials: for TLS, `grpc.ssl_channel_credentials()`; None: without.
+            credentials: for TLS, from `tls(...)`; None: without.
             metadata: sent with each call.
             tracer_provider: OpenTelemetry's, for a span of each turn; None: none. Either way the service's spans are
                 part of the trace that the caller's current span is in.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from services.certificate_source import CertificateSource
 from services.config import ServeConfig
 from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
@@ -31,6 +32,7 @@ async def open_front_doors(
     store: Store,
     telemetry: Telemetry,
     metrics: MetricsPage,
+    certificates: CertificateSource | None,
 ) -> AsyncIterator[FrontDoors]:
     """A gateway that serves, its catalogue kept up to date; drained and stopped on leaving.
 
@@ -41,7 +43,7 @@ async def open_front_doors(
     catalogs = CatalogSource(catalog_path(config.catalog, config.model), model)
     turns = TurnPlanner(catalogs, encoder, store, config.session_policy, facts.max_session_tokens, TENANT)
     answers = Answers(turns, replicas, store, facts.eos_token_ids, observer_of(telemetry, catalogs))
-    server = FrontDoors(config, facts, answers, store, metrics)
+    server = FrontDoors(config, facts, answers, store, metrics, certificates)
     await server.start()
     watching = asyncio.create_task(catalogs.watch())
     try:

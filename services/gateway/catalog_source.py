@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from services.file_stamp import stamp_of
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from swaa_runtime.errors import SwaaError
@@ -20,8 +20,6 @@ from swaa_runtime.errors import SwaaError
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
-
-_Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Catalogs(Protocol):
@@ -66,9 +64,9 @@ class CatalogSource:
         self.error = ""
         self._model = model
         self._files: tuple[Path, ...] = (path,)
-        stamp = _stamp(self._files)
+        stamp = stamp_of(self._files)
         self.current, self._files = load_catalog(path, model)
-        self._stamp = stamp + _stamp(self._files[1:])
+        self._stamp = stamp + stamp_of(self._files[1:])
         self.loaded_at_s = time.time()
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
@@ -82,7 +80,7 @@ class CatalogSource:
 
         A bad file changes nothing but `error`, and is logged once.
         """
-        stamp = _stamp(self._files)
+        stamp = stamp_of(self._files)
         if stamp == self._stamp and not self.error:
             return
         self._stamp = stamp  # before reading: what is written meanwhile is seen the next time
@@ -94,19 +92,6 @@ class CatalogSource:
                 logger.error("the new catalogue is not used, the old one stays: %s", exc)
             return
         if files != self._files:
-            self._files, self._stamp = files, stamp[:1] + _stamp(files[1:])
+            self._files, self._stamp = files, stamp[:1] + stamp_of(files[1:])
         self.current, self.loaded_at_s, self.error = catalog, time.time(), ""
         logger.info("catalogue read again: %d recipes, %d SLA classes", len(catalog.recipes), len(catalog.sla_classes))
-
-
-def _stamp(files: Sequence[Path]) -> _Stamp:
-    """Changes with a file's content, also where a link is turned to another file, as Kubernetes does."""
-    return tuple(_stamp_of(file) for file in files)
-
-
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

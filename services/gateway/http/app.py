@@ -9,8 +9,9 @@ from services.gateway.answers import Answers
 from services.gateway.http.console_pages import ConsolePages
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
+from services.gateway.http.probes import Health, Probes
 from services.gateway.http.running import Running
-from services.gateway.http.service_api import Health, ServiceApi
+from services.gateway.http.service_api import ServiceApi
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
 from services.telemetry.page import MetricsPage
@@ -36,13 +37,18 @@ def build_app(
         metrics: what Prometheus reads; None: there is no such page.
     """
     openai = OpenAiApi(model_name, facts, answers, running)
-    service = ServiceApi(model_name, facts, answers, sessions, health)
+    service = ServiceApi(model_name, facts, answers, sessions)
     pages = [] if metrics is None else [metrics.route()]
     return Starlette(
-        routes=[*openai.routes(), *service.routes(), *pages, *ConsolePages().routes()],
+        routes=[*openai.routes(), *service.routes(), *Probes(health).routes(), *pages, *ConsolePages().routes()],
         exception_handlers={
             SwaaError: answer_error,
             HTTPException: answer_http_exception,
             Exception: answer_error,
         },
     )
+
+
+def build_operators_app(health: Health, metrics: MetricsPage | None = None) -> Starlette:
+    """What operators and their probes ask, and nothing of any client: for a port that clients cannot reach."""
+    return Starlette(routes=[*Probes(health).routes(), *([] if metrics is None else [metrics.route()])])

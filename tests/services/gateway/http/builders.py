@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from services.gateway.answers import Accepted, Answered, AnswerEvent, Timings
 from services.gateway.catalog_source import FixedCatalog
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
-from services.gateway.http.service_api import Health
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import Asked, Planned, Understood
 from services.replica.job import Done, Job, SessionUse

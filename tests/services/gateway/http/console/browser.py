@@ -18,9 +18,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
-from services.gateway.http.service_api import Health
 from services.gateway.session_admin import SessionAdmin
 from services.sessions.policy import SessionPolicy
 from services.telemetry.process import running_telemetry
