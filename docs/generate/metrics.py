@@ -13,6 +13,7 @@ from docs.generate.markdown import code, table
 from docs.generate.memory import catalogs
 from services.gateway.catalog_metrics import CatalogMetrics
 from services.gateway.catalog_source import FixedCatalog
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.engine_metrics import EngineMetrics
 from services.telemetry.metrics import AnswerMetrics, StoreMetrics
 from swaa_runtime.usage import BlockUse, EngineUsage
@@ -25,6 +26,7 @@ def metrics_table() -> str:
     """A row each."""
     rows = [*_wrapped(AnswerMetrics, "gateway"), *_collected_catalog(), *_collected_engine()]
     rows += _wrapped(StoreMetrics, "gateway, replica")
+    rows += _collected_certificates()
     return table(["metric", "kind", "labels", "of", "what it counts"], rows)
 
 
@@ -37,6 +39,11 @@ def _wrapped(kind: type[AnswerMetrics] | type[StoreMetrics], owner: str) -> list
 def _collected_catalog() -> list[list[str]]:
     collector = CatalogMetrics(CollectorRegistry(), FixedCatalog(catalogs()["smollm2"]))
     return [_row(family, family.samples[0].labels, "gateway") for family in collector.collect()]
+
+
+def _collected_certificates() -> list[list[str]]:
+    families = CertificateMetrics(CollectorRegistry(), {}).collect()
+    return [_row(family, ("wire",), "gateway, replica") for family in families]
 
 
 def _collected_engine() -> list[list[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.engine_metrics import EngineMetrics
 from services.telemetry.page import MetricsPage
 from services.telemetry.process import Telemetry, running_telemetry
@@ -64,4 +65,5 @@ async def scraped_service() -> AsyncIterator[tuple[TinyService, MetricsPage]]:
 
 def page_of(service: TinyService, telemetry: Telemetry) -> MetricsPage:
     engine = EngineMetrics(telemetry.registry, lambda: service.rig.loop.call(Engine.usage), patience_s=20.0)
+    CertificateMetrics(telemetry.registry, {"clients": None})
     return MetricsPage(telemetry.registry, [engine.refresh])
