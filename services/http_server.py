@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 import uvicorn
@@ -23,7 +24,7 @@ STOP_S = 5.0
 class AppServer:
     """A listening application."""
 
-    def __init__(self, app: ASGIApp, setting: str, listen: str) -> None:
+    def __init__(self, app: ASGIApp, setting: str, listen: str, tls: ssl.SSLContext | None = None) -> None:
         """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest, naming `setting`, if it cannot be."""
         self._socket = _bind(setting, listen)
         self.port: int = self._socket.getsockname()[1]
@@ -38,6 +39,7 @@ class AppServer:
             server_header=False,
             proxy_headers=False,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         self._server = _Uvicorn(self._config)
         self._serving: asyncio.Task[None] | None = None

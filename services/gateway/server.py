@@ -120,8 +120,18 @@ async def _well_formed(requests: AsyncIterator[Any], context: Context) -> AsyncI
 class GatewayServer:
     """A listening gateway."""
 
-    def __init__(self, service: LongContextService, authenticator: Authenticator, listen: str) -> None:
-        """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
+    def __init__(
+        self,
+        service: LongContextService,
+        authenticator: Authenticator,
+        listen: str,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """`listen` is host:port; port 0 picks a free one. Without credentials there is no TLS.
+
+        Raises:
+            InvalidRequest: that cannot be listened on.
+        """
         options = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))  # two services on one port would each get some requests
         self._server = grpc.aio.server(interceptors=[Authenticate(authenticator), RejectMalformed()], options=options)
         pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
@@ -130,7 +140,10 @@ class GatewayServer:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if credentials is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                self.port = self._server.add_secure_port(listen, credentials)
         except RuntimeError:
             raise InvalidRequest(
                 "listen", listen, "cannot be listened on; it must be host:port, and the port free"

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from docs.generate import api, memory, metrics, pages, pictures, settings
 from docs.generate.markdown import fill, sections, table
 from docs.generate.proto import listed, paragraph, read_proto
-from services.config import ServeConfig
+from services.config import CLIENT_VARIABLES, ServeConfig
 from services.cost import kv_tokens
 from services.gateway.errors import STATUS_CODES
 from services.gateway.sla import HEADERS
@@ -165,7 +165,7 @@ def test_failures_name_statuses_log_lines_and_metrics_that_exist() -> None:
 
 def test_every_setting_and_metric_that_is_named_exists() -> None:
     named = set(re.findall(r"\bSWAA_[A-Z_]+\b", OPERATING))
-    assert named <= {f"SWAA_{name.upper()}" for name in ServeConfig.model_fields}
+    assert named <= {f"SWAA_{name.upper()}" for name in ServeConfig.model_fields} | CLIENT_VARIABLES
     known = set(re.findall(r"`(swaa_\w+)`", metrics.metrics_table()))
     assert set(re.findall(r"\bswaa_\w+", OPERATING)) <= known
 

@@ -13,8 +13,9 @@ from services.gateway.http.authentication import Authentication, operators_only
 from services.gateway.http.console_pages import ConsolePages
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
+from services.gateway.http.probes import Health, Probes
 from services.gateway.http.running import Running
-from services.gateway.http.service_api import Health, ServiceApi
+from services.gateway.http.service_api import ServiceApi
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
 from services.telemetry.page import MetricsPage
@@ -42,13 +43,13 @@ def build_app(
         metrics: what Prometheus and operators read; None: there is no such page.
     """
     openai = OpenAiApi(model_name, facts, answers, running)
-    service = ServiceApi(model_name, facts, answers, sessions, health)
+    service = ServiceApi(model_name, facts, answers, sessions)
     pages = []
     if metrics is not None:
         page = metrics.route()
         pages.append(Route(page.path, operators_only(page.endpoint), methods=["GET"]))
     return Starlette(
-        routes=[*openai.routes(), *service.routes(), *pages, *ConsolePages().routes()],
+        routes=[*openai.routes(), *service.routes(), *Probes(health).routes(), *pages, *ConsolePages().routes()],
         middleware=[Middleware(Authentication, authenticator=authenticator)],
         exception_handlers={
             SwaaError: answer_error,
@@ -56,3 +57,8 @@ def build_app(
             Exception: answer_error,
         },
     )
+
+
+def build_operators_app(health: Health, metrics: MetricsPage | None = None) -> Starlette:
+    """What operators and their probes ask, and nothing of any client: for a port that clients cannot reach."""
+    return Starlette(routes=[*Probes(health).routes(), *([] if metrics is None else [metrics.route()])])

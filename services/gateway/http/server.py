@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from starlette.types import ASGIApp
 
 from services.gateway.http.running import Running
@@ -11,9 +13,9 @@ from services.http_server import AppServer
 class HttpServer:
     """A listening gateway, whose running requests can be ended."""
 
-    def __init__(self, app: ASGIApp, running: Running, listen: str) -> None:
+    def __init__(self, app: ASGIApp, running: Running, listen: str, tls: ssl.SSLContext | None = None) -> None:
         """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
-        self._server = AppServer(app, "http_listen", listen)
+        self._server = AppServer(app, "http_listen", listen, tls)
         self._running = running
         self.port = self._server.port
 

@@ -17,8 +17,8 @@ from services.gateway.auth.api_keys import ApiKey, KeyRing, new_key
 from services.gateway.auth.authenticator import Credentials
 from services.gateway.auth.reloaded import Reloaded
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
-from services.gateway.http.service_api import Health
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.telemetry.metrics import AuthenticationMetrics

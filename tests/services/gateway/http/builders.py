@@ -13,8 +13,8 @@ from services.gateway.answers import Accepted, Answered, AnswerEvent, Timings
 from services.gateway.auth.authenticator import Authenticator, Everybody
 from services.gateway.catalog_source import FixedCatalog
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
-from services.gateway.http.service_api import Health
 from services.gateway.identity import ANONYMOUS
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import Asked, Planned, Understood

@@ -19,9 +19,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from services.gateway.auth.authenticator import Everybody
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
-from services.gateway.http.service_api import Health
 from services.telemetry.process import running_telemetry
 from tests.services.telemetry.scrape import page_of
 from tests.services.tiny_service import TinyService, in_thread, tiny_service
