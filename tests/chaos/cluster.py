@@ -45,7 +45,8 @@ def suffering(default_model_folder: Path, seed: int, isolated: bool = True) -> I
         http_port = _free_port()
         settings = {"redis_url": f"redis://127.0.0.1:{link.port}/0", "http_listen": f"127.0.0.1:{http_port}"}
         if apart is not None:
-            settings["replica_host"] = apart.reaches
+            # Reached by way of links that nobody else is on.
+            settings |= {"replica_host": apart.reaches, "insecure_public": "true"}
         cluster = stack.enter_context(running_process(folder, model, redis, NUM_REPLICAS, 1, settings))
         targets = [Target(cluster.gateways[0], f"127.0.0.1:{http_port}")]
         if apart is not None:
