@@ -52,6 +52,12 @@ class ServeConfig(BaseSettings):
     http_listen: str = Field(
         "127.0.0.1:8080", description="host:port of the gateway's HTTP; port 0 picks a free one; empty: no HTTP"
     )
+    max_connections: int = Field(
+        1024, ge=1, description="client connections at a time, of gRPC and of HTTP each; more are refused"
+    )
+    receive_memory_mib: int = Field(
+        512, ge=64, description="request bodies and uploads that are on their way in, together; more are refused"
+    )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")

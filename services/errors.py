@@ -10,6 +10,7 @@ SwaaError
 ├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
 ├── GatewayStopping         the gateway that had the request is being stopped
 ├── QuotaExceeded           the tenant's stored bytes would come above its quota
+├── ClientTooSlow           (a DeadlineExceeded) the client sends its request, or reads its answer, too slowly
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it now
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from swaa_runtime.errors import SwaaError
+from swaa_runtime.errors import DeadlineExceeded, SwaaError
 
 T = TypeVar("T")
 
@@ -65,6 +66,10 @@ class GatewayStopping(SwaaError):
 
 class QuotaExceeded(SwaaError):
     """What is to be stored does not fit into the tenant's quota."""
+
+
+class ClientTooSlow(DeadlineExceeded):
+    """What the client sends, or reads, comes more slowly than the service waits."""
 
 
 class SlaUnattainable(SwaaError):

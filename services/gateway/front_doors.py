@@ -11,6 +11,7 @@ from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
 from services.gateway.http.service_api import Health
+from services.gateway.receiving import Intake
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
 from services.gateway.session_admin import SessionAdmin
@@ -27,14 +28,16 @@ class FrontDoors:
     ) -> None:
         """Listens, and does not serve yet. Raises InvalidRequest for an address that cannot be listened on."""
         policy, model_name = config.session_policy, Path(config.model).name
-        self._grpc = GatewayServer(LongContextService(model_name, facts, answers, store, policy), config.listen)
+        intake = Intake(config.receive_memory_mib << 20)
+        service = LongContextService(model_name, facts, answers, store, policy, intake)
+        self._grpc = GatewayServer(service, config.listen, config.max_connections)
         self._health = Health()
         self._http: HttpServer | None = None
         if config.http_listen:
             running = Running()
             sessions = SessionAdmin(store, policy)
-            app = build_app(model_name, facts, answers, sessions, self._health, running, metrics)
-            self._http = HttpServer(app, running, config.http_listen)
+            app = build_app(model_name, facts, answers, sessions, self._health, running, intake, metrics)
+            self._http = HttpServer(app, running, config.http_listen, config.max_connections)
 
     @property
     def port(self) -> int:

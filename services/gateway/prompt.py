@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from services.gateway.limits import MAX_PROMPT_BYTES
+from services.gateway.limits import MAX_MESSAGES, MAX_PROMPT_BYTES
 from services.gateway.token_bytes import TokenBytes
 from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
@@ -89,6 +89,8 @@ class PromptInput:
             raise InvalidRequest("prompt", "", "must not be empty: give text, token_ids or messages")
         if len(given) > 1:
             raise InvalidRequest("prompt", " and ".join(given), "give exactly one of text, token_ids and messages")
+        if len(self.messages) > MAX_MESSAGES:
+            raise InvalidRequest("prompt.messages", f"{len(self.messages)} messages", f"must be at most {MAX_MESSAGES}")
         for index, message in enumerate(self.messages):
             if message.role not in ROLES:
                 raise InvalidRequest(

@@ -17,6 +17,7 @@ from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.catalog_source import FixedCatalog
 from services.gateway.identity import TENANT
 from services.gateway.prompt import PromptEncoder
+from services.gateway.receiving import Intake
 from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
@@ -91,7 +92,8 @@ async def tiny_service(telemetry: Telemetry | None = None, **policy: Any) -> Asy
         turns = TurnPlanner(catalogs, encoder, store, kept, MAX_TOKENS, TENANT)
         observer = observer_of(telemetry, catalogs)
         answers = Answers(turns, LocalReplicas(replica, facts), store, facts.eos_token_ids, observer)
-        server = GatewayServer(LongContextService("tiny", facts, answers, store, kept), "127.0.0.1:0")
+        intake = Intake(1 << 30)
+        server = GatewayServer(LongContextService("tiny", facts, answers, store, kept, intake), "127.0.0.1:0")
         await server.start()
         try:
             yield TinyService(server, answers, replica, rig, fake, facts)

@@ -7,10 +7,12 @@ from starlette.exceptions import HTTPException
 
 from services.gateway.answers import Answers
 from services.gateway.http.console_pages import ConsolePages
+from services.gateway.http.description import Description
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health, ServiceApi
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
 from services.telemetry.page import MetricsPage
@@ -24,6 +26,7 @@ def build_app(
     sessions: SessionAdmin,
     health: Health,
     running: Running,
+    intake: Intake,
     metrics: MetricsPage | None = None,
 ) -> Starlette:
     """The application of one gateway.
@@ -33,13 +36,15 @@ def build_app(
         facts: of the replicas' model, as they were when the service started.
         health: what probes are told; the caller writes to it.
         running: where requests run, so that the caller can end them.
+        intake: counts what is on its way in.
         metrics: what Prometheus reads; None: there is no such page.
     """
-    openai = OpenAiApi(model_name, facts, answers, running)
-    service = ServiceApi(model_name, facts, answers, sessions, health)
+    openai = OpenAiApi(model_name, facts, answers, running, intake)
+    service = ServiceApi(model_name, facts, answers, sessions, health, intake)
     pages = [] if metrics is None else [metrics.route()]
+    described = [*openai.routes(), *service.routes(), *pages]
     return Starlette(
-        routes=[*openai.routes(), *service.routes(), *pages, *ConsolePages().routes()],
+        routes=[*described, Description(described).route(), *ConsolePages().routes()],
         exception_handlers={
             SwaaError: answer_error,
             HTTPException: answer_http_exception,

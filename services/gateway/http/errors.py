@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.errors import (
+    ClientTooSlow,
     GatewayStopping,
     QuotaExceeded,
     ReplicaLost,
@@ -62,6 +63,7 @@ HTTP_ERRORS: dict[type[SwaaError], HttpError] = {
     SessionCorrupt: HttpError(500, SERVER, "session_corrupt"),
     OutOfCapacity: HttpError(429, "rate_limit_exceeded", "out_of_capacity", retry=True),
     QuotaExceeded: HttpError(429, "insufficient_quota", "insufficient_quota"),
+    ClientTooSlow: HttpError(408, INVALID, "timeout"),
     DeadlineExceeded: HttpError(504, SERVER, "deadline_exceeded"),
     RequestCancelled: HttpError(499, INVALID, "cancelled"),
     ReplicaLost: HttpError(503, SERVER, "replica_lost", retry=True),

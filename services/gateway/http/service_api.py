@@ -19,6 +19,7 @@ from services.gateway.http.openai_api import request_headers
 from services.gateway.http.turn import as_json
 from services.gateway.limits import MAX_BODY_BYTES, MAX_PROMPT_BYTES, MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
@@ -39,8 +40,15 @@ class ServiceApi:
     """Endpoints of one service."""
 
     def __init__(
-        self, model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin, health: Health
+        self,
+        model_name: str,
+        facts: ModelFacts,
+        answers: Answers,
+        sessions: SessionAdmin,
+        health: Health,
+        intake: Intake,
     ) -> None:
+        self._intake = intake
         self._model_name = model_name
         self._facts = facts
         self._answers = answers
@@ -83,7 +91,7 @@ class ServiceApi:
 
     async def plan(self, request: Request) -> JSONResponse:
         """`PlanRequest` to `PlanResponse`, with the headers of a turn."""
-        asked = _message(await read_json(request), pb.PlanRequest())
+        asked = _message(await read_json(request, self._intake), pb.PlanRequest())
         return JSONResponse(as_json(await plan_response(self._answers, asked, request_headers(request))))
 
     async def list_sessions(self, request: Request) -> JSONResponse:

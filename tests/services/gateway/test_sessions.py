@@ -14,6 +14,7 @@ import pytest
 from services.errors import SessionNotFound
 from services.gateway import sessions
 from services.gateway.identity import TENANT
+from services.gateway.receiving import Intake
 from services.gateway.server import SERVICE_NAME, GatewayServer
 from services.gateway.sessions import SegmentSpool, SessionRpcs
 from services.pb.swaa.v1 import long_context_pb2 as pb
@@ -42,7 +43,7 @@ POLICY = SessionPolicy(ttl_s=3600.0, checkpoint_tokens=8, prefix_ttl_s=60.0)
 
 def make_rpcs(store: FakeSessionStore) -> SessionRpcs:
     facts: Any = SimpleNamespace(fingerprint="model-bf16", shape=SHAPE)
-    return SessionRpcs(facts, store, POLICY)
+    return SessionRpcs(facts, store, POLICY, Intake(1 << 30))
 
 
 async def export(rpcs: SessionRpcs, session_id: str = "state") -> tuple[pb.Session, list[bytes]]:

@@ -14,6 +14,7 @@ from services.gateway.catalog_source import FixedCatalog
 from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import Health
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import Asked, Planned, Understood
 from services.replica.job import Done, Job, SessionUse
@@ -88,7 +89,7 @@ class FakeAnswers:
 def make_app(answers: Any, running: Running | None = None, health: Health | None = None) -> Starlette:
     facts: Any = SimpleNamespace(fingerprint="toy-bf16", max_session_tokens=1000)
     sessions = SessionAdmin(FakeSessionStore(), SessionPolicy(3600.0))
-    return build_app(MODEL, facts, answers, sessions, health or Health(), running or Running())
+    return build_app(MODEL, facts, answers, sessions, health or Health(), running or Running(), Intake(1 << 30))
 
 
 def client_of(app: Starlette) -> httpx.AsyncClient:

@@ -21,6 +21,7 @@ from services.gateway.http.app import build_app
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
 from services.gateway.http.service_api import Health
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.sessions.policy import SessionPolicy
 from services.telemetry.process import running_telemetry
@@ -99,7 +100,7 @@ async def _console() -> AsyncIterator[ConsoleService]:
         running, health = Running(), Health(serving=True)
         sessions = SessionAdmin(tiny.store, SessionPolicy(3600.0))
         pages = page_of(tiny, telemetry)
-        app = build_app("tiny", tiny.facts, tiny.answers, sessions, health, running, pages)
+        app = build_app("tiny", tiny.facts, tiny.answers, sessions, health, running, Intake(1 << 30), pages)
         server = HttpServer(app, running, "127.0.0.1:0")
         gate = tiny.rig.runner.before_step = Gate()
         await server.start()
