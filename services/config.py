@@ -35,6 +35,10 @@ class ServeConfig(BaseSettings):
         None,
         description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
     )
+    allow_pickle_weights: bool = Field(
+        False,
+        description="load a model's .bin or .pt files, which run code of whoever made them",
+    )
     attention_backend: Literal["windowed", "reference"] = Field(
         "windowed", description="windowed is fast; reference is its slow twin, to compare"
     )

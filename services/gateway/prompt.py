@@ -116,7 +116,7 @@ class PromptEncoder:
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int, max_model_tokens: int) -> PromptEncoder:
         """Load the tokenizer of a Hugging Face model folder."""
-        return cls(AutoTokenizer.from_pretrained(folder), vocab_size, max_model_tokens)
+        return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), vocab_size, max_model_tokens)
 
     @property
     def decoder(self) -> Decoder:

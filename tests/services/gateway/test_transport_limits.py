@@ -1,4 +1,4 @@
-"""What gRPC's transport bounds, seen from a socket: streams, headers, pings, connections; and readers that do not read."""
+"""What gRPC's transport bounds, seen from a socket: streams, headers, pings, connections; and silent readers."""
 
 from __future__ import annotations
 
