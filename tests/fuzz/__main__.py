@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.conftest import CACHE_DIR
 from tests.walk.harness import Service
 
 from . import guided, pure
-from .runner import Outcome, run_all
+from .runner import run_all
+from .target import Outcome
 from .wire import Wire, described
 
 SETTINGS = {"dtype": "float32", "kv_memory_mib": "16", "session_ttl_s": "60", "prefix_ttl_s": "30", "max_waiting": "8"}
@@ -48,13 +50,16 @@ def fuzz(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
     started_s = time.monotonic()
     model = make_tiny_model(folder, model_folder(load_config(cache_dir=CACHE_DIR)))
     outcomes: list[Outcome] = []
-    with Service(folder, model=str(model), cache_dir=str(folder), **SETTINGS) as service:
+    with (
+        ThreadPoolExecutor(1) as beside,
+        Service(folder, model=str(model), cache_dir=str(folder), **SETTINGS) as service,
+    ):
         wire = Wire(service)
+        guiding = beside.submit(_guided, int(num_inputs * SHARES["guided"]), seed)
         outcomes += run_all(wire.targets(), int(num_inputs * SHARES["wire"]), seed)
         if importlib.util.find_spec("schemathesis") is not None:
             outcomes += run_all(list(described(service)), int(num_inputs * SHARES["described"]), seed)
-        if importlib.util.find_spec("atheris") is not None:
-            outcomes += guided.run_all(int(num_inputs * SHARES["guided"]), seed)
+        outcomes += guiding.result()
         outcomes += run_all(pure.targets(), num_inputs - sum(outcome.num_inputs for outcome in outcomes), seed)
         left = wire.leftovers()
         internal = wire.bugs_in_log()
@@ -78,6 +83,10 @@ def fuzz(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
         "kv_blocks_left": left["kv_blocks"],
         "redis_keys_left": left["redis_keys"],
     }
+
+
+def _guided(num_inputs: int, seed: int) -> list[Outcome]:
+    return guided.run_all(num_inputs, seed) if importlib.util.find_spec("atheris") is not None else []
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .runner import Outcome
+from .target import Outcome
 
 NAMES = ("archive", "manifest", "prefix", "json-body", "message")
 INSTRUMENTED = ["services.sessions", "services.gateway.http", "services.gateway.upload", "swaa_runtime.recipe"]

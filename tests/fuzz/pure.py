@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -34,17 +33,9 @@ from tests.services.gateway.builders import CLASSES
 from tests.services.sessions.builders import SHAPE, make_state
 
 from .inputs import HEADER_LISTS, JSON_VALUES, TEXTS, damaged, messages
+from .target import Target
 
 FORMATS: tuple[KVFormat, ...] = ("raw", "zstd", "int8", "fp8")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something that takes what a stranger made. `run` raises for what is a bug, and for nothing else."""
-
-    name: str
-    inputs: st.SearchStrategy[Any]
-    run: Callable[[Any], None]
 
 
 def headers(given: Any) -> None:

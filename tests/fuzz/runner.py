@@ -7,23 +7,12 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import HypothesisException, Unsatisfiable
 
-from .pure import Target
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one target. `failures`: an input by the place that it failed at."""
-
-    name: str
-    num_inputs: int = 0
-    took_s: float = 0.0
-    failures: dict[str, str] = field(default_factory=dict)
+from .target import Outcome, Target
 
 
 def run(target: Target, num_inputs: int, random_seed: int) -> Outcome:

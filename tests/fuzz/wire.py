@@ -31,7 +31,7 @@ from services.pb.swaa.v1 import long_context_pb2 as pb
 from tests.walk.harness import Service, run_turn
 
 from .inputs import HEADER_LISTS, JSON_VALUES, TEXTS, damaged, messages, serialized
-from .pure import Target
+from .target import Target
 
 CALL_TIMEOUT_S = 2.0
 EVENTS_READ = 6
