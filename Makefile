@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+# --no-deps: the locks have everything, and nothing comes in that is not in them.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+AUDIT := .cache/audit
 
 export SWAA_CACHE_DIR ?= $(CURDIR)/.cache/swaa
 export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
@@ -17,13 +20,15 @@ help: ## Show this list
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
 
-$(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock
+$(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock requirements.cpu.lock requirements.cuda.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "needs Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.nodeps.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PIP_INSTALL) --require-hashes -r requirements.cpu.lock 2>/dev/null \
+		|| { echo "pip's indexes have no CPU build of PyTorch that is locked: taking the public one, with CUDA"; \
+			$(PIP_INSTALL) --require-hashes -r requirements.cuda.lock; }
+	$(PIP_INSTALL) --require-hashes -r requirements.lock -r requirements.nodeps.lock
+	$(PIP_INSTALL) --no-build-isolation --editable .
 	touch $(STAMP)
 
 .PHONY: demo
@@ -46,9 +51,21 @@ serve-cluster: $(STAMP) ## Run a cluster on this machine, its gateway on 127.0.0
 calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 	$(BIN)/swaa calibrate
 
+# Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
+TEST_PARTS := walk services cluster runtime
+JOBS ?= 3
+
 .PHONY: test
-test: $(STAMP) lint ## Lint, type-check and run all tests
-	$(BIN)/pytest
+test: $(STAMP) ## Lint, type-check and run all tests
+	@$(MAKE) --no-print-directory --keep-going --jobs $(JOBS) --output-sync=target $(TEST_PARTS:%=test-%) lint
+
+.PHONY: $(TEST_PARTS:%=test-%)
+$(TEST_PARTS:%=test-%): $(STAMP)
+	$(BIN)/pytest -q $(TESTS)
+test-walk: TESTS = tests/walk
+test-services: TESTS = tests/services
+test-cluster: TESTS = tests/cluster tests/chaos tests/soak
+test-runtime: TESTS = tests $(patsubst %,--ignore=tests/%,walk services cluster chaos soak)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
@@ -88,6 +105,37 @@ k8s-check: $(STAMP) ## Check Kubernetes manifests, images and their locks, witho
 .PHONY: k8s-locks
 k8s-locks: $(STAMP) ## Write what the images install, from requirements.lock
 	$(BIN)/python -m k8s.docker.locks
+
+.PHONY: locks
+locks: $(STAMP) ## Write what is installed, exact versions and hashes, from pyproject.toml
+	$(BIN)/python -m deps.compile $(foreach name,$(UPGRADE),--upgrade-package $(name))
+	$(BIN)/python -m k8s.docker.locks
+
+$(AUDIT)/.setup-done: requirements.audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@
+
+LOCKS := requirements.lock requirements.nodeps.lock requirements.cuda.lock
+
+.PHONY: sbom
+sbom: $(AUDIT)/.setup-done ## Write sbom.cdx.json: what is installed, for CycloneDX's readers
+	cat $(LOCKS) | $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file sbom.cdx.json -
+
+.PHONY: audit
+audit: $(AUDIT)/.setup-done ## Ask a database of known vulnerabilities about everything that is locked
+	@failed=; for lock in $(LOCKS) requirements.audit.lock; do \
+		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || failed=1; \
+	done; test -z "$$failed"
+
+.PHONY: soak
+soak: $(STAMP) ## A mixed load with rude clients on the default model, MINUTES=30, checked each minute
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+
+.PHONY: chaos
+chaos: $(STAMP) ## A cluster under load while its parts are killed, paused, slowed and cut off, ROUNDS=1
+	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),1)
 
 .PHONY: bench
 bench: $(STAMP) ## TTFT and KV memory of recipes against transformers' own generate

@@ -16,8 +16,17 @@ from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
-CLIENT_VARIABLES = frozenset({"SWAA_API_KEY", "SWAA_API_KEY_FILE"})
-"""Are the command line's, when it asks a service; no settings, and no mistakes either."""
+CLIENT_VARIABLES = frozenset(
+    {
+        "SWAA_API_KEY",
+        "SWAA_API_KEY_FILE",
+        "SWAA_CLIENT_TLS",
+        "SWAA_CLIENT_CA_FILE",
+        "SWAA_CLIENT_CERT_FILE",
+        "SWAA_CLIENT_KEY_FILE",
+    }
+)
+"""Not settings of a service: the `swaa` commands that connect to one read them."""
 
 
 class ServeConfig(BaseSettings):
@@ -37,6 +46,10 @@ class ServeConfig(BaseSettings):
         None,
         description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
     )
+    allow_pickle_weights: bool = Field(
+        False,
+        description="load a model's .bin or .pt files, which run code of whoever made them",
+    )
     attention_backend: Literal["windowed", "reference"] = Field(
         "windowed", description="windowed is fast; reference is its slow twin, to compare"
     )
@@ -54,10 +67,34 @@ class ServeConfig(BaseSettings):
     http_listen: str = Field(
         "127.0.0.1:8080", description="host:port of the gateway's HTTP; port 0 picks a free one; empty: no HTTP"
     )
+    tls_cert_file: Path | None = Field(
+        None, description="PEM certificate of gRPC and HTTP, with its chain; read again when it changes; absent: no TLS"
+    )
+    tls_key_file: Path | None = Field(None, description="PEM key of that certificate, not encrypted")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM of authorities; clients must show a certificate of one of them; absent: they need none"
+    )
+    insecure_public: bool = Field(
+        False, description="listen where other machines reach it without TLS or authentication; for development"
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="client connections at a time, of gRPC and of HTTP each; more are refused"
+    )
+    receive_memory_mib: int = Field(
+        512, ge=64, description="request bodies and uploads that are on their way in, together; more are refused"
+    )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")
     replica_host: str = Field("127.0.0.1", description="address that a replica listens on and tells gateways")
     replica_port: int = Field(0, ge=0, le=65535, description="0 picks a free one")
+    replica_tls_cert_file: Path | None = Field(
+        None,
+        description="PEM certificate of a gateway or replica for the other, a replica's for the name swaa-replica",
+    )
+    replica_tls_key_file: Path | None = Field(None, description="PEM key of that certificate, not encrypted")
+    replica_tls_ca_file: Path | None = Field(
+        None, description="PEM of the authority that both ends' certificates are of"
+    )
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
     session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
     session_kv_format: KVFormat = Field("raw", description="raw, zstd (lossless, smaller, slower), int8 or fp8 (lossy)")
@@ -92,7 +129,8 @@ class ServeConfig(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: LogFormat = Field("text", description="text, or json: one object a line")
     metrics_listen: str = Field(
-        "", description="host:port of a replica's own /metrics in a cluster; port 0 picks a free one; empty: none"
+        "",
+        description="host:port of plain HTTP for operators: /metrics, and a gateway's probes; empty: none",
     )
     otlp_endpoint: str = Field(
         "", description="where traces go, by OTLP over gRPC: http://host:port; empty: nowhere; needs swaa[telemetry]"

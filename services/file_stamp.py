@@ -1,19 +1,20 @@
-"""Whether a file has changed, as cheaply as that can be known."""
+"""Whether files have changed since somebody looked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
-def stamp_of(files: Sequence[Path]) -> Stamp:
+def stamp_of(files: Iterable[Path]) -> Stamp:
     """Changes with a file's content, also where a link is turned to another file, as Kubernetes does."""
-    return tuple(_stamp_of(file) for file in files)
+    return tuple(_stamp_of_one(file) for file in files)
 
 
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
+def _stamp_of_one(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
     except OSError:

@@ -39,7 +39,7 @@ class EngineLoad:
 
     Attributes:
         taken_s: that moment, on the engine's clock.
-        prefills: in the order they are served, whatever waits for admission after what runs.
+        prefills: in the order they came.
         decode_step_ms: predicted time of a step that does nothing but one token for each of `decodes`.
     """
 

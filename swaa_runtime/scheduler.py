@@ -273,12 +273,12 @@ class Scheduler:
         return self._cost.step_ms([ScheduledChunk(request, 1) for request in requests]) if requests else 0.0
 
     def load(self) -> EngineLoad:
-        """What there is to do yet."""
-        decoding = [request for request in self.requests if request.is_decoding]
-        prefills = [*self._in_order(self.running), *self._in_order([*self.leaving, *self.waiting])]
+        """What there is to do yet. In order of arrival: whoever foresees the future breaks ties as `urgency` does."""
+        requests = sorted(self.requests, key=lambda request: request.arrival_s)
+        decoding = [request for request in requests if request.is_decoding]
         return EngineLoad(
             self._clock(),
-            tuple(self._prefill_load(request) for request in prefills if not request.is_decoding),
+            tuple(self._prefill_load(request) for request in requests if not request.is_decoding),
             tuple(DecodeLoad(request.request_id, request.tpot_ms, request.priority) for request in decoding),
             self._decode_step_ms(decoding),
         )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
@@ -60,23 +61,37 @@ def step_limit_ms(decoding: Iterable[Request], now_s: float, decode_step_ms: flo
 def most_tokens_within(limit_ms: float, low: int, high: int, step_ms: Callable[[int], float]) -> int:
     """The most tokens in low..high whose step is predicted to take at most `limit_ms`; `low` if none is.
 
-    Interpolates, as a step's time is nearly linear in its tokens. After MAX_EVALUATIONS predictions it takes the most
-    that is known to be within the limit.
+    Interpolates by a parabola, as attention makes a step's time quadratic in its tokens: exact for one that is. After
+    MAX_EVALUATIONS predictions it takes the most that is known to be within the limit.
     """
-    if high <= low or (high_ms := step_ms(high)) <= limit_ms:
+    if high <= low or (above_ms := step_ms(high) - limit_ms) <= 0:
         return high
-    if (low_ms := step_ms(low)) >= limit_ms:
+    if (below_ms := step_ms(low) - limit_ms) >= 0:
         return low
+    curvature = 0.0
     for _ in range(MAX_EVALUATIONS - 2):
         if high - low <= 1:
             break
-        guess = low + int((high - low) * (limit_ms - low_ms) / (high_ms - low_ms))
+        guess = low + int(_crossing(below_ms, above_ms, high - low, curvature))
         guess = min(max(guess, low + 1), high - 1)
-        if (guess_ms := step_ms(guess)) <= limit_ms:
-            low, low_ms = guess, guess_ms
+        excess_ms = step_ms(guess) - limit_ms
+        rise, further = (excess_ms - below_ms) / (guess - low), (above_ms - excess_ms) / (high - guess)
+        curvature = (further - rise) / (high - low)
+        if excess_ms <= 0:
+            low, below_ms = guess, excess_ms
         else:
-            high, high_ms = guess, guess_ms
+            high, above_ms = guess, excess_ms
     return low
+
+
+def _crossing(below: float, above: float, width: float, curvature: float) -> float:
+    """Where in 0..width a parabola is zero that is `below` < 0 at 0 and `above` > 0 at width.
+
+    Newton's form, y = below + x (above - below) / width + curvature x (x - width), solved without cancellation.
+    """
+    slope = (above - below) / width - curvature * width
+    root = slope + math.sqrt(max(0.0, slope * slope - 4 * curvature * below))
+    return -2 * below / root if root > 0 else width / 2
 
 
 def chunks(requests: Sequence[Request], shares: Sequence[int]) -> list[ScheduledChunk]:

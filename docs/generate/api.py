@@ -16,6 +16,7 @@ from services.gateway.http.chat import ChatFields
 from services.gateway.http.completions import CompletionFields
 from services.gateway.http.errors import HTTP_ERRORS, UNEXPECTED
 from services.gateway.http.openai_api import OpenAiApi
+from services.gateway.http.probes import Probes
 from services.gateway.http.schema import IGNORED, NEUTRAL, TurnFields
 from services.gateway.http.service_api import ServiceApi
 from services.gateway.sla import HEADERS
@@ -134,7 +135,7 @@ def endpoints() -> str:
 def routes() -> Iterator[Route]:
     """All that the gateway answers."""
     # Routes are bound methods; what they do when they are called is not needed to list them.
-    for api in (OpenAiApi, ServiceApi):
+    for api in (OpenAiApi, ServiceApi, Probes):
         bare: Any = object.__new__(api)
         yield from bare.routes()
     page: Any = object.__new__(MetricsPage)

@@ -16,6 +16,7 @@ from services.gateway.auth.authenticator import Everybody
 from services.gateway.auth.file_metrics import FileMetrics
 from services.gateway.catalog_metrics import CatalogMetrics
 from services.gateway.catalog_source import FixedCatalog
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.engine_metrics import EngineMetrics
 from services.telemetry.metrics import AnswerMetrics, AuthenticationMetrics, QuotaMetrics, StoreMetrics
 from swaa_runtime.usage import BlockUse, EngineUsage
@@ -29,6 +30,7 @@ def metrics_table() -> str:
     rows = [*_wrapped(AnswerMetrics, "gateway"), *_wrapped(AuthenticationMetrics, "gateway"), _credentials()]
     rows += [*_wrapped(QuotaMetrics, "gateway"), *_collected_catalog(), *_collected_engine()]
     rows += _wrapped(StoreMetrics, "gateway, replica")
+    rows += _collected_certificates()
     return table(["metric", "kind", "labels", "of", "what it counts"], rows)
 
 
@@ -46,6 +48,11 @@ def _credentials() -> list[str]:
 def _collected_catalog() -> list[list[str]]:
     collector = CatalogMetrics(CollectorRegistry(), FixedCatalog(catalogs()["smollm2"]))
     return [_row(family, family.samples[0].labels, "gateway") for family in collector.collect()]
+
+
+def _collected_certificates() -> list[list[str]]:
+    families = CertificateMetrics(CollectorRegistry(), {}).collect()
+    return [_row(family, ("wire",), "gateway, replica") for family in families]
 
 
 def _collected_engine() -> list[list[str]]:

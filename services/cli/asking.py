@@ -1,11 +1,10 @@
-"""How commands ask a service: where it is, and who asks. No key stands on a command line: others can read it there."""
+"""Who asks, when a command asks a service. No key stands on a command line: others can read it there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from services.client import AsyncClient
 from swaa_runtime.errors import InvalidRequest
 
 KEY_VARIABLE, KEY_FILE_VARIABLE = "SWAA_API_KEY", "SWAA_API_KEY_FILE"
@@ -27,8 +26,3 @@ def api_key() -> str | None:
         raise InvalidRequest(KEY_FILE_VARIABLE, file, f"must be a readable file: {exc.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidRequest(KEY_FILE_VARIABLE, file, "must be UTF-8") from None
-
-
-def client_of(server: str) -> AsyncClient:
-    """A client of a service, that says who asks."""
-    return AsyncClient(server, api_key=api_key())

@@ -20,7 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from services.cli.ask import print_figures, show_turn
-from services.cli.asking import client_of
+from services.cli.server import ServerAddress
 from services.client import Answer, AsyncClient
 from services.config import ServeConfig
 from swaa_runtime.errors import SwaaError
@@ -61,7 +61,7 @@ async def run_demo(config: ServeConfig, sla_classes: list[str]) -> None:
     document, questions = read_document()
     with tempfile.TemporaryDirectory(prefix="swaa-demo-") as folder:
         console.print("starting the service (the first start converts the model and measures this machine) ...")
-        async with own_service(config, Path(folder)) as address, client_of(address) as client:
+        async with own_service(config, Path(folder)) as address, ServerAddress(address).client() as client:
             rows: list[Row] = []
             for sla_class in sla_classes:
                 # A copy of its own for each class: none shall profit from another's prefill.
@@ -84,7 +84,8 @@ async def own_service(config: ServeConfig, folder: Path) -> AsyncIterator[str]:
     """`swaa serve` as a child process with its own state, on a free port; stopped on leaving, whatever happens."""
     ready, log_path = folder / "address", folder / "serve.log"
     environment = {
-        **os.environ,
+        # On loopback, for a client that has no certificate to show.
+        **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_TLS_")},
         "SWAA_LISTEN": "127.0.0.1:0",
         "SWAA_HTTP_LISTEN": "",
         "SWAA_STATE_DIR": str(folder),

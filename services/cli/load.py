@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services.cli.asking import api_key
+from services.cli.server import DEFAULT_SERVER, Server, ServerAddress
 from services.client.options import authorization
-from services.gateway.limits import GRPC_OPTIONS
 from services.load.arrivals import Bursts
 from services.load.plots import write_plots
 from services.load.prompts import text_prompts
@@ -72,9 +71,7 @@ def load_command(
     summary: Annotated[Path | None, typer.Option(help="Write all figures here, as JSON.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Write pictures into this folder.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Deadline of each request.")] = 600.0,
-    server: Annotated[
-        str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")
-    ] = "127.0.0.1:50051",
+    server: Server = ServerAddress(DEFAULT_SERVER),  # noqa: B008 - frozen
 ) -> None:
     """Send requests at their own times, however slow the answers are, and report what SLAs were met."""
     if trace is not None:
@@ -107,7 +104,7 @@ def _headers(given: Sequence[str]) -> Mapping[str, str]:
 
 
 async def run_load(
-    server: str, requests: Sequence[TraceRequest], seed: int, timeout_s: float, outputs: Outputs
+    server: ServerAddress, requests: Sequence[TraceRequest], seed: int, timeout_s: float, outputs: Outputs
 ) -> Report:
     """Run it, show it, and write what is to be written."""
     console = Console(highlight=False)
@@ -115,7 +112,7 @@ async def run_load(
         write_trace(outputs.trace, requests)
     credentials = authorization(api_key())
     columns = (TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    async with grpc.aio.insecure_channel(server, options=GRPC_OPTIONS) as channel:
+    async with server.channel() as channel:
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
         prompts = await text_prompts(stub, seed, credentials)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from services.cli import ask, keys, load, quality, show, transfer
+from services.cli.server import DEFAULT_SERVER, CaFile, CertFile, KeyFile, Server, ServerAddress, Tls, TlsOptions
 from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
 from swaa_runtime.errors import SwaaError
@@ -22,14 +23,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Long prompts on full-attention models at sliding-window cost; the recipe is picked per request from its SLA.",
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="List, show, fork, delete, export and import sessions.")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(keys.app, name="keys")
 quality.register(app)
 
-Server = Annotated[str, typer.Option("--server", "-s", help="host:port of the gateway.", envvar="SWAA_LISTEN")]
 Sla = Annotated[str | None, typer.Option(help="SLA class (header x-swaa-sla); see `swaa recipes`.")]
 Ttft = Annotated[float | None, typer.Option(help="Aim at this time to first token (x-slo-ttft-ms).")]
 Tpot = Annotated[float | None, typer.Option(help="Aim at this time per output token (x-slo-tpot-ms).")]
@@ -45,7 +44,22 @@ Raw = Annotated[bool, typer.Option("--raw", help="Send the text as it is, withou
 SessionId = Annotated[str, typer.Argument(help="Session id.")]
 HttpReadyFile = Annotated[Path | None, typer.Option(help="The same for HTTP, before it; not of a cluster.")]
 
-DEFAULT_SERVER = "127.0.0.1:50051"
+HERE = ServerAddress(DEFAULT_SERVER)
+
+
+@app.callback()
+def swaa(
+    context: typer.Context,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Long prompts on full-attention models at sliding-window cost; the recipe is picked per request from its SLA.
+
+    Options of TLS are of the commands that talk to a service.
+    """
+    context.obj = TlsOptions(tls, ca_file, cert_file, key_file)
 
 
 @app.command("serve")
@@ -142,7 +156,7 @@ def generate(
     recipe: Recipe = None,
     strict: Strict = False,
     timeout_s: Annotated[float | None, typer.Option(help="Give up after this many seconds.")] = None,
-    server: Server = DEFAULT_SERVER,
+    server: Server = HERE,
 ) -> None:
     """Send a prompt and stream the answer. Progress and figures go to standard error."""
     options: TurnOptions = {
@@ -179,7 +193,7 @@ def plan(
     session: Session = None,
     recipe: Recipe = None,
     strict: Strict = False,
-    server: Server = DEFAULT_SERVER,
+    server: Server = HERE,
 ) -> None:
     """Show which recipe would be picked for a prompt, and why, without running it."""
     options: PlanOptions = {
@@ -200,39 +214,37 @@ def plan(
 
 
 @app.command()
-def recipes(server: Server = DEFAULT_SERVER) -> None:
+def recipes(server: Server = HERE) -> None:
     """List the recipes with their measured quality, and the SLA classes."""
     _run(show.recipes(server))
 
 
 @app.command()
-def info(server: Server = DEFAULT_SERVER) -> None:
+def info(server: Server = HERE) -> None:
     """Show what is served: model, device, attention backend, where the figures come from."""
     _run(show.info(server))
 
 
 @sessions_app.command("list")
-def sessions_list(
-    limit: Annotated[int, typer.Option(help="How many at most.")] = 100, server: Server = DEFAULT_SERVER
-) -> None:
+def sessions_list(limit: Annotated[int, typer.Option(help="How many at most.")] = 100, server: Server = HERE) -> None:
     """List sessions, most recent first."""
     _run(show.list_sessions(server, limit))
 
 
 @sessions_app.command("get")
-def sessions_get(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+def sessions_get(session_id: SessionId, server: Server = HERE) -> None:
     """Show one session."""
     _run(show.get_session(server, session_id))
 
 
 @sessions_app.command("fork")
-def sessions_fork(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+def sessions_fork(session_id: SessionId, server: Server = HERE) -> None:
     """Copy a session; prints the new one."""
     _run(show.fork_session(server, session_id))
 
 
 @sessions_app.command("delete")
-def sessions_delete(session_id: SessionId, server: Server = DEFAULT_SERVER) -> None:
+def sessions_delete(session_id: SessionId, server: Server = HERE) -> None:
     """Forget a session."""
     _run(show.delete_session(server, session_id))
 
@@ -241,7 +253,7 @@ def sessions_delete(session_id: SessionId, server: Server = DEFAULT_SERVER) -> N
 def sessions_export(
     session_id: SessionId,
     file: Annotated[Path, typer.Argument(help="File to write; replaced once the session is whole.")],
-    server: Server = DEFAULT_SERVER,
+    server: Server = HERE,
 ) -> None:
     """Write a session, tokens and KV state, to a file."""
     _run(transfer.export_session(server, session_id, file))
@@ -250,7 +262,7 @@ def sessions_export(
 @sessions_app.command("import")
 def sessions_import(
     file: Annotated[Path, typer.Argument(help="File that `swaa sessions export` wrote.")],
-    server: Server = DEFAULT_SERVER,
+    server: Server = HERE,
 ) -> None:
     """Open a session from a file; prints the new one."""
     _run(transfer.import_session(server, file))

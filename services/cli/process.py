@@ -32,7 +32,8 @@ async def serve_until_stopped(
         logger.info("serving %s on %s", config.model, address)
         if server.http_port is not None:
             http_address = _at(config.http_listen, server.http_port)
-            logger.info("HTTP on http://%s/v1", http_address)
+            scheme = "http" if config.tls_cert_file is None else "https"
+            logger.info("HTTP on %s://%s/v1", scheme, http_address)
             if http_ready_file is not None:
                 write_whole(http_ready_file, http_address)
         if ready_file is not None:

@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.asking import client_of
+from services.cli.server import ServerAddress
 from services.client import PlanOptions, Session
 
 MIB = 1 << 20
 
 
 async def plan(
-    server: str, prompt: str | None, prompt_tokens: int | None, session: str | None, options: PlanOptions
+    server: ServerAddress, prompt: str | None, prompt_tokens: int | None, session: str | None, options: PlanOptions
 ) -> None:
     """All recipes as the planner weighs them, the chosen one marked."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         answer = await client.plan(prompt, prompt_tokens=prompt_tokens, session=session, **options)
     objective = answer.objective
     table = Table(
@@ -48,9 +48,9 @@ async def plan(
     console.print(f"{answer.chosen.recipe.name}: {answer.reason}")
 
 
-async def recipes(server: str) -> None:
+async def recipes(server: ServerAddress) -> None:
     """The catalogue with measured quality, and the SLA classes."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         answer = await client.recipes()
     console = _console()
     if answer.catalog_error:
@@ -91,9 +91,9 @@ async def recipes(server: str) -> None:
     console.print(f"catalogue {answer.catalog_source}, read {_time(answer.catalog_loaded_at_s)}", soft_wrap=True)
 
 
-async def info(server: str) -> None:
+async def info(server: ServerAddress) -> None:
     """What is served."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         answer = await client.recipes()
     table = Table(show_header=False)
     for name in (
@@ -110,27 +110,27 @@ async def info(server: str) -> None:
     _console().print(table)
 
 
-async def list_sessions(server: str, limit: int) -> None:
+async def list_sessions(server: ServerAddress, limit: int) -> None:
     """A table of sessions."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         print_sessions(await client.sessions.list(limit))
 
 
-async def get_session(server: str, session_id: str) -> None:
+async def get_session(server: ServerAddress, session_id: str) -> None:
     """One session."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         print_sessions([await client.sessions.get(session_id)])
 
 
-async def fork_session(server: str, session_id: str) -> None:
+async def fork_session(server: ServerAddress, session_id: str) -> None:
     """The copy."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         print_sessions([await client.sessions.fork(session_id)])
 
 
-async def delete_session(server: str, session_id: str) -> None:
+async def delete_session(server: ServerAddress, session_id: str) -> None:
     """Says that it is gone."""
-    async with client_of(server) as client:
+    async with server.client() as client:
         await client.sessions.delete(session_id)
     _console().print(f"deleted {session_id}")
 

@@ -10,22 +10,22 @@ from typing import IO
 
 import typer
 
-from services.cli.asking import client_of
+from services.cli.server import ServerAddress
 from services.cli.show import print_sessions
 
 
-async def export_session(server: str, session_id: str, file: Path) -> None:
+async def export_session(server: ServerAddress, session_id: str, file: Path) -> None:
     """Says how many bytes were written. Raises typer.BadParameter if the file cannot be written."""
     with _replacing(file) as out:
-        async with client_of(server) as client:
+        async with server.client() as client:
             num_bytes = await client.sessions.export_to(out, session_id)
     typer.echo(f"exported {session_id}: {num_bytes:,} bytes")
 
 
-async def import_session(server: str, file: Path) -> None:
+async def import_session(server: ServerAddress, file: Path) -> None:
     """The new session. Raises typer.BadParameter if the file cannot be read."""
     with _reading(file) as source:
-        async with client_of(server) as client:
+        async with server.client() as client:
             print_sessions([await client.sessions.import_from(source)])
 
 

@@ -6,7 +6,7 @@
 aio             calls, sessions, conversations; sync: the same, blocking
 answer_stream   one turn as it comes
 options         keyword arguments → headers, sampling, prompt; upload: prompts in pieces
-connection      channel, deadlines; retry: when to try again
+connection      channel, deadlines; retry: when to try again; tls: credentials from files
 decode          messages → types; errors: statuses → exceptions
 """
 
@@ -30,6 +30,7 @@ from services.client.errors import (
 from services.client.options import PlanOptions, Prompt, TurnOptions
 from services.client.retry import NO_RETRY, Retry
 from services.client.sync import AnswerStream, Chat, Client, Sessions
+from services.client.tls import tls
 from services.client.types import (
     Accepted,
     Answer,
@@ -69,6 +70,7 @@ __all__ = (
     "TurnOptions",
     "Retry",
     "NO_RETRY",
+    "tls",
     "Accepted",
     "Answer",
     "Candidate",

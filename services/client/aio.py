@@ -73,7 +73,7 @@ class AsyncClient:
             timeout_s: of each call, retries included, unless it says otherwise; None: none.
             api_key: an API key or a token, sent with each call; None: none. Over a network it needs `credentials`: else
                 whoever listens has it, too.
-            credentials: for TLS, `grpc.ssl_channel_credentials()`; None: without.
+            credentials: for TLS, from `tls(...)`; None: without.
             metadata: sent with each call.
             tracer_provider: OpenTelemetry's, for a span of each turn; None: none. Either way the service's spans are
                 part of the trace that the caller's current span is in.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from services.certificate_source import CertificateSource
 from services.config import ServeConfig
 from services.gateway.answer_telemetry import observer_of
 from services.gateway.answers import Answers
@@ -36,6 +37,7 @@ async def open_front_doors(
     counter: QuotaCounter,
     telemetry: Telemetry,
     metrics: MetricsPage,
+    certificates: CertificateSource | None,
 ) -> AsyncIterator[FrontDoors]:
     """A gateway that serves, its catalogue and credentials kept up to date; drained and stopped on leaving.
 
@@ -51,7 +53,7 @@ async def open_front_doors(
     quotas = Quotas(counter, QuotaMetrics(registry))
     answers = Answers(turns, replicas, store, quotas, facts.eos_token_ids, observer_of(telemetry, catalogs))
     sessions = SessionAdmin(store, policy, catalogs)
-    server = FrontDoors(config, facts, answers, store, sessions, authenticator, metrics)
+    server = FrontDoors(config, facts, answers, store, sessions, authenticator, metrics, certificates)
     await server.start()
     watching = asyncio.gather(catalogs.watch(), authenticator.watch())
     try:

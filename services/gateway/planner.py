@@ -8,8 +8,9 @@ work wins: it leaves the most for others.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from services.backlog import Backlog, PendingTurn
 from services.cost import CostProfile, decode_keys, kv_tokens
@@ -88,12 +89,25 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The choice, why it was made, and all that was weighed, best quality first."""
+class Alone:
+    """What a recipe gives by itself, whatever else there is to do.
 
-    chosen: Candidate
-    reason: str
-    candidates: tuple[Candidate, ...]
+    Attributes:
+        token_ms: what its decoding adds to a step.
+    """
+
+    named: NamedRecipe
+    restore: RestorePlan
+    tpot_ms: float
+    token_ms: float
+    quality: float
+    kv_bytes: int
+    computed_tokens: int
+
+    @property
+    def preference(self) -> tuple[float, float, float]:
+        """Sorts the best first."""
+        return (-self.quality, self.restore.work_ms, self.tpot_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +121,12 @@ class Scene:
     cost: CostProfile
     bytes_per_token_layer: int
 
-    def weigh(self, named: NamedRecipe) -> Candidate:
-        """One recipe with what it is expected to give, and what of the objective it would miss."""
-        prediction = self.predict(named)
-        missed = misses(
-            self.objective, prediction.ttft_ms, prediction.tpot_ms, prediction.quality, prediction.num_harmed
-        )
-        return Candidate(named, prediction, missed)
+    def ranked(self, recipes: Iterable[NamedRecipe]) -> Iterator[Candidate]:
+        """Recipes, weighed one by one, the best first: whoever needs no more of them need not wait for the others."""
+        return map(self.weigh, sorted(map(self.alone, recipes), key=lambda alone: alone.preference))
 
-    def predict(self, named: NamedRecipe) -> Prediction:
-        """What one recipe is expected to give.
+    def alone(self, named: NamedRecipe) -> Alone:
+        """What a recipe gives by itself.
 
         Saved KV can be used only under the recipe it was computed under; under any other the history is recomputed.
         """
@@ -127,28 +137,64 @@ class Scene:
         state = work.states.get(named.name)
         is_hot = work.is_hot and state is not None and state.source == "session"
         restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
-        alone_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
-        token_ms = max(0.0, alone_ms - cost.decode_step_ms)
-        due_in_ms = self.objective.ttft_ms - work.spent_ms
-        newcomer = PendingTurn(
-            "", max(1, restore.work_tokens), restore.work_ms, due_in_ms, self.objective.priority, restore.fetch_ms
-        )
-        outcome = self.forecast.outcome(newcomer, token_ms)
-        return Prediction(
-            ttft_ms=work.spent_ms + outcome.first_token_ms,
-            wait_ms=work.spent_ms + outcome.wait_ms,
-            work_ms=restore.work_ms,
-            tpot_ms=max(alone_ms, work.backlog.decode_step_ms + token_ms),
+        tpot_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
+        return Alone(
+            named,
+            restore,
+            tpot_ms,
+            token_ms=max(0.0, tpot_ms - cost.decode_step_ms),
             quality=self.catalog.quality.quality_at(named.name, stop),
             kv_bytes=kv_tokens(named.rules, stop, work.continues) * self.bytes_per_token_layer,
             computed_tokens=stop - restore.num_restored_tokens,
+        )
+
+    def weigh(self, alone: Alone) -> Candidate:
+        """A recipe beside all that there is to do already, and what of the objective it would miss."""
+        work, restore, objective = self.work, alone.restore, self.objective
+        newcomer = PendingTurn(
+            "",
+            max(1, restore.work_tokens),
+            restore.work_ms,
+            objective.ttft_ms - work.spent_ms,
+            objective.priority,
+            restore.fetch_ms,
+        )
+        outcome = self.forecast.outcome(newcomer, alone.token_ms)
+        prediction = Prediction(
+            ttft_ms=work.spent_ms + outcome.first_token_ms,
+            wait_ms=work.spent_ms + outcome.wait_ms,
+            work_ms=restore.work_ms,
+            tpot_ms=max(alone.tpot_ms, work.backlog.decode_step_ms + alone.token_ms),
+            quality=alone.quality,
+            kv_bytes=alone.kv_bytes,
+            computed_tokens=alone.computed_tokens,
             restore=restore,
             num_harmed=len(outcome.harmed),
         )
+        missed = misses(objective, prediction.ttft_ms, prediction.tpot_ms, prediction.quality, prediction.num_harmed)
+        return Candidate(alone.named, prediction, missed)
 
     def at(self, backlog: Backlog, forecast: Forecast) -> Scene:
         """The same request, had it come just now to a replica with this backlog."""
         return replace(self, work=replace(self.work, backlog=backlog, spent_ms=0.0), forecast=forecast)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice and why it was made.
+
+    Attributes:
+        scene: what it depended on; None if there was nothing to choose.
+    """
+
+    chosen: Candidate
+    reason: str
+    scene: Scene | None = None
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All recipes there are, best quality first, those too that need not have been weighed for the choice."""
+        return () if self.scene is None else tuple(self.scene.ranked(self.scene.catalog.recipes.values()))
 
 
 def misses(
@@ -176,45 +222,40 @@ def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, 
     """
     forecast = Forecast(work.backlog, cost.max_step_tokens)
     scene = Scene(objective, work, forecast, catalog, cost, bytes_per_token_layer)
-    candidates = sorted(map(scene.weigh, catalog.recipes.values()), key=_preference)
     if objective.recipe_name is not None:
-        wanted = catalog.recipe(RECIPE_HEADER, objective.recipe_name)
-        eligible = [c for c in candidates if c.named is wanted]
-        chosen, reason = eligible[0], f"asked for by {RECIPE_HEADER}"
+        eligible = [catalog.recipe(RECIPE_HEADER, objective.recipe_name)]
+        [chosen], reason = scene.ranked(eligible), f"asked for by {RECIPE_HEADER}"
     else:
-        eligible = candidates
-        chosen, reason = choose(candidates)
+        eligible = list(catalog.recipes.values())
+        chosen, reason = choose(scene.ranked(eligible))
     if objective.strict and not chosen.meets:
         raise _refusal(scene, chosen, eligible)
-    return Plan(chosen, reason, tuple(candidates))
+    return Plan(chosen, reason, scene)
 
 
-def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
-    """The best of candidates that are sorted best first, and the reason in words."""
-    meeting = [c for c in candidates if c.meets]
-    if meeting:
-        return meeting[0], "best quality of those predicted to meet the SLA"
-    good_enough = [c for c in candidates if not any(miss.startswith("quality") for miss in c.misses)]
+def choose(candidates: Iterable[Candidate]) -> tuple[Candidate, str]:
+    """The best of candidates that come best first, and the reason in words. Takes no more of them than it needs."""
+    missing = []
+    for candidate in candidates:
+        if candidate.meets:
+            return candidate, "best quality of those predicted to meet the SLA"
+        missing.append(candidate)
+    good_enough = [c for c in missing if not any(miss.startswith("quality") for miss in c.misses)]
     if good_enough:
         fastest = min(good_enough, key=lambda c: c.prediction.ttft_ms)
         return fastest, "none is predicted to meet the SLA: the fastest of sufficient quality"
-    return candidates[0], "none has sufficient quality: the best there is"
+    return missing[0], "none has sufficient quality: the best there is"
 
 
-def _preference(candidate: Candidate) -> tuple[float, float, float]:
-    prediction = candidate.prediction
-    return (-prediction.quality, prediction.work_ms, prediction.tpot_ms)
-
-
-def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[Candidate]) -> SlaUnattainable:
+def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[NamedRecipe]) -> SlaUnattainable:
     """Why a strict request is refused, and when it would not be."""
     wait_ms, name = nearest.prediction.wait_ms, nearest.named.name
     nothing = Backlog()
     idle = scene.at(nothing, Forecast(nothing, scene.cost.max_step_tokens))
-    alone = {c.named.name: idle.weigh(c.named) for c in eligible}
-    would = [c for c in alone.values() if c.meets]
+    alone = list(idle.ranked(eligible))
+    would = [c for c in alone if c.meets]
     if not would:
-        missed = "; ".join(alone[name].misses)
+        missed = "; ".join(next(c for c in alone if c.named.name == name).misses)
         return SlaUnattainable(
             f"strict: no recipe ever meets it here; {name!r} is the nearest, but its predicted {missed}, even if idle",
             wait_ms,
@@ -236,7 +277,8 @@ def _retry_after_ms(scene: Scene, named: NamedRecipe) -> float:
 
     def meets(after_ms: float) -> bool:
         later = forecast.later(after_ms)
-        return scene.at(later.backlog, later).weigh(named).meets
+        [candidate] = scene.at(later.backlog, later).ranked([named])
+        return candidate.meets
 
     at = bisect_left(times_ms, True, key=meets)
     return times_ms[at] if at < len(times_ms) else max(LEAST_RETRY_MS, *times_ms, 0.0)

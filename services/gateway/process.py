@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from services.certificate_source import watched_certificates
 from services.config import ServeConfig
 from services.errors import ReplicaLost
+from services.exposure import door_files, replica_files
 from services.gateway.assembly import open_front_doors
 from services.gateway.front_doors import FrontDoors
 from services.gateway.prompt import PromptEncoder
 from services.gateway.remote_replicas import RemoteReplicas
 from services.replica.facts import ModelFacts
 from services.sessions.redis_store import RedisSessionStore
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.metrics import StoreMetrics
 from services.telemetry.observed_store import ObservedStore
 from services.telemetry.page import MetricsPage
@@ -35,23 +38,28 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
     It waits until there is a replica, to learn what model it serves and to get its tokenizer.
 
     Raises:
-        InvalidRequest: for a setting that is missing.
+        InvalidRequest: for a setting that is missing, a certificate that cannot be used, or a door that is too open.
         StoreUnavailable: if Redis does not answer; ReplicaLost if no replica is to be had in time.
     """
     proxy, redis_url = _given("replicas", config.replicas), _given("redis_url", config.redis_url)
     async with contextlib.AsyncExitStack() as stack:
+        certificates = await stack.enter_async_context(watched_certificates(door_files(config)))
+        replica_certificates = await stack.enter_async_context(watched_certificates(replica_files(config)))
         telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-gateway"))
         redis = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
         stack.push_async_callback(redis.close)
         await redis.ping()
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
-        replicas = RemoteReplicas(proxy, config.application)
+        replicas = RemoteReplicas(proxy, config.application, replica_certificates)
         stack.push_async_callback(replicas.close)
         async with replicas.lease(None) as replica:
             facts = replica.facts
         encoder = await _encoder(replicas, facts)
+        CertificateMetrics(telemetry.registry, {"clients": certificates, "replicas": replica_certificates})
         metrics = MetricsPage(telemetry.registry)
-        opening = open_front_doors(config, facts, encoder, replicas, store, redis.quotas(), telemetry, metrics)
+        opening = open_front_doors(
+            config, facts, encoder, replicas, store, redis.quotas(), telemetry, metrics, certificates
+        )
         server = await stack.enter_async_context(opening)
         watching = asyncio.create_task(_watch(replicas, server))
         stack.callback(watching.cancel)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import grpc
 
 from services.backlog import Backlog
+from services.certificate_source import CertificateSource, channel_credentials
 from services.errors import ReplicaLost
 from services.gateway.replicas import LeasedReplica, TurnPromise
 from services.pb.swaa.v1 import replica_pb2 as pb
@@ -20,8 +21,9 @@ from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 from services.replica.facts import ModelFacts
 from services.replica.job import Event, Job, SessionUse
 from services.replica.promises import Promises
-from services.replica.wire import RUN_OPTIONS, TOKENIZER_FILES, event_from, facts_from, run_request
+from services.replica.wire import REPLICA_NAME, RUN_OPTIONS, TOKENIZER_FILES, event_from, facts_from, run_request
 from services.replica.wire_backlog import backlog_from
+from services.tls import Certificate
 from services.wire_errors import error_from
 from swaa_runtime.errors import DeadlineExceeded
 
@@ -43,6 +45,9 @@ READ_OPTIONS = (
     ("grpc.http2.lookahead_bytes", 4096),
     ("grpc.http2.bdp_probe", 0),
 )
+
+TLS_OPTIONS = (*READ_OPTIONS, ("grpc.ssl_target_name_override", REPLICA_NAME))
+"""Replicas come and go at addresses that no certificate knows of; the name of what they are stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,14 @@ class RemoteReplicas:
     Args:
         proxy: host:port of Serve's gRPC proxy.
         application: name of the Serve application, if there are several.
+        certificates: what gateways and replicas show each other; None: replicas have no TLS. The proxy has none.
     """
 
-    def __init__(self, proxy: str, application: str = "") -> None:
+    def __init__(self, proxy: str, application: str = "", certificates: CertificateSource | None = None) -> None:
         self._proxy = grpc.aio.insecure_channel(proxy, options=RUN_OPTIONS)
         self._application = application
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._certificates = certificates
+        self._channels: dict[tuple[str, Certificate | None], grpc.aio.Channel] = {}
         self._promises: dict[str, Promises] = {}
 
     async def close(self) -> None:
@@ -150,7 +157,7 @@ class RemoteReplicas:
                 )
         except ReplicaLost:
             self._promises.pop(address, None)
-            if (channel := self._channels.pop(address, None)) is not None:
+            for channel in [self._channels.pop(key) for key in list(self._channels) if key[0] == address]:
                 await channel.close(None)
             raise
         finally:
@@ -190,10 +197,16 @@ class RemoteReplicas:
         return call, grant
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        """One connection to each replica, kept: turns share it."""
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
-        return self._channels[address]
+        """One connection to each replica, kept: turns share it. A new certificate means a new connection."""
+        certificate = None if self._certificates is None else self._certificates.current
+        key = (address, certificate)
+        if key not in self._channels:
+            if certificate is None:
+                self._channels[key] = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
+            else:
+                credentials = channel_credentials(certificate)
+                self._channels[key] = grpc.aio.secure_channel(address, credentials, options=TLS_OPTIONS)
+        return self._channels[key]
 
 
 def _metadata(error: grpc.aio.AioRpcError) -> list[tuple[str, Any]]:

@@ -204,7 +204,7 @@ class TurnPlanner:
             restore=RestorePlan("none", None, "", 0, known_tokens, 0.0, reason, work_tokens=0),
         )
         work = Work(len(request.token_ids), request.max_tokens, request.history, continues=True)
-        return Planned(request, work, planner.Plan(planner.Candidate(named, prediction, ()), reason, ()))
+        return Planned(request, work, planner.Plan(planner.Candidate(named, prediction, ()), reason))
 
     async def plan(self, request: Understood, replica: LeasedReplica) -> Planned:
         """Pick the recipe. Raises SlaUnattainable, InvalidRequest, StoreUnavailable."""

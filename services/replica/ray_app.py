@@ -18,7 +18,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from services.certificate_source import grpc_server_credentials, watched_certificates
 from services.config import ServeConfig, load_config
+from services.exposure import replica_files
 from services.http_server import serving
 from services.pb.swaa.v1 import replica_pb2 as pb
 from services.replica.directory import Directory
@@ -28,6 +30,7 @@ from services.replica.ray_scaling import PREDICTED_WAIT_S, WaitPolicy
 from services.replica.server import ReplicaServer
 from services.replica.wire import facts_message
 from services.telemetry import logs
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.page import MetricsPage
 from services.telemetry.process import running_telemetry
 from swaa_runtime.errors import InvalidRequest
@@ -125,10 +128,14 @@ class RayReplica:
             raise InvalidRequest("redis_url", None, "must be set: replicas share sessions in one Redis")
         logs.configure_hosted(config.log_level, config.log_format)
         async with contextlib.AsyncExitStack() as stack:
+            certificates = await stack.enter_async_context(watched_certificates(replica_files(config)))
             telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-replica"))
             parts = await stack.enter_async_context(running_parts(config, self.runner, telemetry))
             cost = await learning_cost(config, parts, _log_calibration)
-            server = ReplicaServer(parts.replica, parts.model_folder, config.replica_host, config.replica_port)
+            CertificateMetrics(telemetry.registry, {"replicas": certificates})
+            credentials = None if certificates is None else grpc_server_credentials(certificates)
+            host, port = config.replica_host, config.replica_port
+            server = ReplicaServer(parts.replica, parts.model_folder, host, port, credentials)
             await server.start()
             stack.push_async_callback(server.stop, LAST_MESSAGE_S)
             if config.metrics_listen:

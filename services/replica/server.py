@@ -64,13 +64,24 @@ class ReplicaServicer(pb_grpc.ReplicaServicer):
 class ReplicaServer:
     """A listening replica."""
 
-    def __init__(self, replica: Replica, model_folder: Path, host: str, port: int) -> None:
-        """Port 0 picks a free one. Raises InvalidRequest if that cannot be listened on."""
+    def __init__(
+        self,
+        replica: Replica,
+        model_folder: Path,
+        host: str,
+        port: int,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Port 0 picks a free one. Without credentials there is no TLS. Raises InvalidRequest if it cannot listen."""
         self._server = grpc.aio.server(options=(*RUN_OPTIONS, ("grpc.so_reuseport", 0)))
         pb_grpc.add_ReplicaServicer_to_server(ReplicaServicer(replica, model_folder), self._server)  # type: ignore[no-untyped-call]
         listen = f"{host}:{port}"
         try:
-            self.address = f"{host}:{self._server.add_insecure_port(listen)}"
+            if credentials is None:
+                bound_port = self._server.add_insecure_port(listen)
+            else:
+                bound_port = self._server.add_secure_port(listen, credentials)
+            self.address = f"{host}:{bound_port}"
         except RuntimeError:
             raise InvalidRequest(
                 "replica_host:replica_port", listen, "cannot be listened on; the port must be free"

@@ -33,6 +33,9 @@ TOKENIZER_FILES = (
 )
 """What a tokenizer may consist of. A gateway writes files of these names, and of no others."""
 
+REPLICA_NAME = "swaa-replica"
+"""Under TLS every replica's certificate is for this name, wherever it runs; gateways look for it."""
+
 RUN_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_RUN_BYTES),
     ("grpc.max_send_message_length", MAX_RUN_BYTES),

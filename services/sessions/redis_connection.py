@@ -53,7 +53,9 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self.timeout_s):
                 yield
-        except (RedisError, RedisClusterException, OSError) as exc:  # OSError: TimeoutError too
+        except (RedisError, RedisClusterException, OSError, RuntimeError) as exc:  # OSError: TimeoutError too
+            if isinstance(exc, RuntimeError) and not _is_closed(exc):
+                raise
             told = text = f"session store: {self._explain(exc)}"
             for secret in _secrets(self.client):
                 told = told.replace(secret, "***")
@@ -92,7 +94,7 @@ class RedisConnection:
             return f"it is read only: {detail}"
         if isinstance(exc, TimeoutError | RedisTimeoutError):
             return f"no answer in {self.timeout_s} s: {detail or type(exc).__name__}"
-        if isinstance(exc, RedisConnectionError | OSError):
+        if isinstance(exc, RedisConnectionError | OSError) or _is_closed(exc):
             return f"cannot be reached: {detail or type(exc).__name__}"
         return f"{type(exc).__name__}: {detail}"
 
@@ -100,6 +102,11 @@ class RedisConnection:
         """Connect anew at the next call: the server was a primary, and its name may mean another one by now."""
         if isinstance(self.client, Redis):  # a cluster's servers send their clients on
             await self.client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _is_closed(exc: Exception) -> bool:
+    """Whether uvloop (Ray Serve runs replicas on it) was to write to a connection that was reset: asyncio writes on."""
+    return isinstance(exc, RuntimeError) and "the handler is closed" in str(exc)
 
 
 def _is_read_only(exc: Exception) -> bool:

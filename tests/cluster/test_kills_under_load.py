@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +19,7 @@ from services.client import NO_RETRY, AsyncClient, Busy, SessionResult, TurnOpti
 from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import is_running, processes_with, until
+from .running import REPLACED_TIMEOUT_S, Running, running_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -30,71 +27,20 @@ NUM_KILLS = 20
 NUM_CLIENTS = 8
 NUM_REPLICAS = 3
 MAX_TOKENS = 120
-START_TIMEOUT_S = 180
-REPLACED_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Running:
-    """A cluster of its own process."""
-
-    gateways: tuple[str, ...]
-    folder: Path
-    process: subprocess.Popen[bytes]
-    redis: EmbeddedRedis
-
-    def replicas(self) -> list[int]:
-        """Processes of replicas that are up."""
-        return self.named("ray::ServeReplica:")
-
-    def named(self, part: str) -> list[int]:
-        """Processes of the cluster that have this in their command line."""
-        pids = []
-        for pid in processes_with(str(self.folder)):
-            with contextlib.suppress(OSError):
-                if os.fsencode(part) in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    pids.append(pid)
-        return pids
 
 
 @pytest.fixture(scope="module")
 def running(default_model_folder: Path) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        ready, log_path = folder / "ready", folder / "log"
+        model = make_tiny_model(folder, default_model_folder)
         redis = EmbeddedRedis(folder / "redis")
         redis.start()
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("SWAA_")},
-            "SWAA_MODEL": str(make_tiny_model(folder, default_model_folder)),
-            "SWAA_DTYPE": "float32",
-            "SWAA_KV_MEMORY_MIB": "64",
-            "SWAA_CHECKPOINT_TOKENS": "128",
-            "SWAA_REDIS_URL": redis.url,
-            "SWAA_CACHE_DIR": str(folder / "cache"),
-            "SWAA_STATE_DIR": str(folder / "state"),
-            "SWAA_LISTEN": "127.0.0.1:0",
-            "SWAA_HTTP_LISTEN": "",
-            "OMP_NUM_THREADS": "1",
-        }
-        options = ("--num-replicas", str(NUM_REPLICAS), "--num-gateways", "2", "--ready-file", str(ready))
-        command = (sys.executable, "-m", "services.cli", "serve", "--ray", *options)
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            deadline_s = time.monotonic() + START_TIMEOUT_S
-            while not ready.exists():
-                assert process.poll() is None, log_path.read_text(errors="replace")[-3000:]
-                assert time.monotonic() < deadline_s, log_path.read_text(errors="replace")[-3000:]
-                time.sleep(0.2)
-            gateways = tuple(ready.read_text(encoding="utf-8").split())
-            assert len(gateways) == 2
-            yield Running(gateways, folder, process, redis)
+            with running_process(folder, model, redis, NUM_REPLICAS, 2, {}) as running:
+                yield running
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
             redis.stop()
-        until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 20)
 
 
 def prompt_of(index: int) -> list[int]:

@@ -59,11 +59,12 @@ NEEDED_BY_MONITORS = (
     Connection("prometheus", HEAD, 8080),
     Connection("prometheus", WORKER, 8080),
     Connection("prometheus", WORKER, 8081),
-    Connection("prometheus", GATEWAY, 8080),
+    Connection("prometheus", GATEWAY, 8081),
 )
 
 FORBIDDEN = (
     Connection("client", REDIS, 6379),
+    Connection("client", GATEWAY, 8081),
     Connection("client", WORKER, 9100),
     Connection("client", WORKER, 9000),
     Connection("client", WORKER, 8081),

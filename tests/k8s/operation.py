@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from services.config import PREFIX, ServeConfig
+from services.exposure import door_files, replica_files
+from swaa_runtime.errors import InvalidRequest
 from tests.k8s.manifests import (
     GATEWAY,
     HEAD,
@@ -64,7 +67,10 @@ def check_labels(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def check_probes(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Gateway and Redis have all three probes, the gateway's by gRPC. Ray's pods must have none: KubeRay has better."""
+    """Gateway and Redis have all three probes. Ray's pods must have none: KubeRay has better.
+
+    The gateway's ask at the operators' port, where neither TLS nor a certificate is needed.
+    """
     for one in pods(manifests):
         for name in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = one.container.get(name)
@@ -73,8 +79,22 @@ def check_probes(manifests: Sequence[Manifest]) -> Iterator[str]:
                     yield f"{one.name}: {name} stands in the way of KubeRay's"
             elif probe is None:
                 yield f"{one.name} has no {name}"
-            elif one.name == GATEWAY and probe.get("grpc", {}).get("port") != one.port("grpc"):
-                yield f"{one.name}: {name} does not ask gRPC's health service"
+            elif one.name == GATEWAY:
+                path = "/readyz" if name == "readinessProbe" else "/healthz"
+                if probe.get("httpGet") != {"path": path, "port": "swaa-metrics"}:
+                    yield f"{one.name}: {name} does not ask for {path} at the operators' port"
+
+
+def check_exposure(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Gateways and replicas start where they listen: with TLS and clients that are known, or told to do without."""
+    for name, files in ((GATEWAY, door_files), (WORKER, replica_files)):
+        environment = pod(manifests, name).environment(manifests)
+        settings = {key.removeprefix(PREFIX).lower(): value for key, value in environment.items()}
+        config = ServeConfig.model_validate({key: settings[key] for key in settings.keys() & ServeConfig.model_fields})
+        try:
+            files(config)
+        except InvalidRequest as exc:
+            yield f"{name}: {exc}"
 
 
 def check_drain(manifests: Sequence[Manifest]) -> Iterator[str]:

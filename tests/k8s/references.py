@@ -20,7 +20,12 @@ from tests.k8s.manifests import (
     serve_config,
 )
 
-SECRETS = {"swaa-redis": {"sessions-password", "ray-password"}}
+CERTIFICATE = {"tls.crt", "tls.key", "ca.crt"}
+SECRETS = {
+    "swaa-redis": {"sessions-password", "ray-password"},
+    "swaa-gateway-tls": CERTIFICATE,
+    "swaa-replica-tls": CERTIFICATE,
+}
 """Made by hand, as the README says; none is in the manifests."""
 
 IMAGES = {"swaa-gateway", "swaa-replica", "redis"}
@@ -44,6 +49,9 @@ def check_objects(manifests: Sequence[Manifest]) -> Iterator[str]:
         for reference in _values(owner, "secretKeyRef"):
             if reference["key"] not in SECRETS.get(reference["name"], ()):
                 yield f"{owner['metadata']['name']}: no Secret {reference['name']} with the key {reference['key']}"
+        for reference in _values(owner, "secret"):
+            if reference["secretName"] not in SECRETS:
+                yield f"{owner['metadata']['name']}: no Secret {reference['secretName']}"
         for reference in [*_values(owner, "configMapRef"), *_values(owner, "configMap")]:
             if reference["name"] not in config_maps:
                 yield f"{owner['metadata']['name']}: no ConfigMap {reference['name']}"
@@ -74,6 +82,17 @@ def check_volumes(manifests: Sequence[Manifest]) -> Iterator[str]:
         mounted = {mount["name"] for mount in one.container.get("volumeMounts", ())}
         for name in sorted(volumes ^ mounted):
             yield f"{one.name}: {name} is {'mounted, but no volume' if name in mounted else 'not mounted'}"
+
+
+def check_files(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Files in settings are keys of Secrets that are mounted there."""
+    for one in pods(manifests):
+        secrets = {v["name"]: v["secret"]["secretName"] for v in one.spec.get("volumes", ()) if "secret" in v}
+        mounts = {mount["mountPath"]: secrets.get(mount["name"]) for mount in one.container.get("volumeMounts", ())}
+        for name, value in one.environment(manifests).items():
+            folder, _, file = value.rpartition("/")
+            if name.endswith("_FILE") and file not in SECRETS.get(mounts.get(folder) or "", ()):
+                yield f"{one.name}: {name} is {value}, and no Secret is mounted there that has it"
 
 
 def check_selectors(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -139,9 +158,10 @@ def check_addresses(manifests: Sequence[Manifest]) -> Iterator[str]:
     for name, port in (("SWAA_LISTEN", "grpc"), ("SWAA_HTTP_LISTEN", "http")):
         if not settings[name].endswith(f":{gateway.port(port)}"):
             yield f"{name} is {settings[name]}, and the port {port} is {gateway.port(port)}"
-    metrics_listen = worker.environment(manifests)["SWAA_METRICS_LISTEN"]
-    if not metrics_listen.endswith(f":{worker.port('swaa-metrics')}"):
-        yield f"SWAA_METRICS_LISTEN is {metrics_listen}, and the port swaa-metrics {worker.port('swaa-metrics')}"
+    for one in (gateway, worker):
+        metrics_listen, metrics_port = one.environment(manifests)["SWAA_METRICS_LISTEN"], one.port("swaa-metrics")
+        if not metrics_listen.endswith(f":{metrics_port}"):
+            yield f"{one.name}: SWAA_METRICS_LISTEN is {metrics_listen}, and the port swaa-metrics {metrics_port}"
     cluster = ray_service(manifests)["spec"]["rayClusterConfig"]
     redis_urls = {one.name: one.environment(manifests)["SWAA_REDIS_URL"] for one in (gateway, worker)}
     redis_urls[head.name] = cluster["gcsFaultToleranceOptions"]["redisAddress"]

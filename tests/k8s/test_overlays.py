@@ -8,7 +8,7 @@ import pytest
 
 from tests.k8s import network, operation, references, schemas
 from tests.k8s.broken import Check, checks_of
-from tests.k8s.manifests import OVERLAYS, installed_tool, render, rendered, serve_config
+from tests.k8s.manifests import GATEWAY, OVERLAYS, installed_tool, pod, render, rendered, serve_config
 
 pytestmark = pytest.mark.k8s
 
@@ -27,6 +27,11 @@ def test_serve_can_build_the_application(overlay: str) -> None:
         module, _, name = application["import_path"].partition(":")
         built = getattr(importlib.import_module(module), name)(application["args"])
         assert [deployment["name"] for deployment in application["deployments"]] == [built._bound_deployment.name]
+
+
+def test_only_a_laptop_does_without_tls() -> None:
+    told = {overlay: pod(rendered(overlay), GATEWAY).environment(rendered(overlay)) for overlay in OVERLAYS}
+    assert [overlay for overlay in OVERLAYS if "SWAA_INSECURE_PUBLIC" in told[overlay]] == ["cpu-dev"]
 
 
 def test_what_cannot_be_checked_is_an_error() -> None:

@@ -11,6 +11,7 @@ from tests.k8s.broken import Case, checks_of, cluster, container, environment, o
 from tests.k8s.manifests import GATEWAY, HEAD, REDIS, WORKER, pod
 from tests.k8s.references import (
     check_addresses,
+    check_files,
     check_images,
     check_monitors,
     check_namespaces,
@@ -36,6 +37,21 @@ CASES: dict[str, Case] = {
         check_objects,
         lambda m: cluster(m)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"].update(key="x"),
         r"swaa-replica: no Secret swaa-redis with the key x",
+    ),
+    "a Secret that nobody makes": (
+        check_objects,
+        lambda m: template(m, GATEWAY)["volumes"][0]["secret"].update(secretName="tls"),
+        r"swaa-gateway: no Secret tls",
+    ),
+    "a certificate that is not mounted": (
+        check_files,
+        lambda m: container(m, WORKER)["volumeMounts"].pop(),
+        r"swaa-replica-replicas: SWAA_REPLICA_TLS_CERT_FILE is /run/swaa/replica-tls/tls\.crt, and no Secret",
+    ),
+    "a file that the Secret does not have": (
+        check_files,
+        environment(GATEWAY, "SWAA_TLS_CERT_FILE", "/run/swaa/tls/cert.pem"),
+        r"swaa-gateway: SWAA_TLS_CERT_FILE is /run/swaa/tls/cert\.pem, and no Secret",
     ),
     "a ConfigMap that is not there": (
         check_objects,
@@ -90,7 +106,12 @@ CASES: dict[str, Case] = {
     "metrics on another port": (
         check_addresses,
         environment(WORKER, "SWAA_METRICS_LISTEN", "0.0.0.0:8082"),
-        r"SWAA_METRICS_LISTEN is 0\.0\.0\.0:8082",
+        r"swaa-replica-replicas: SWAA_METRICS_LISTEN is 0\.0\.0\.0:8082",
+    ),
+    "metrics of gateways on another port": (
+        check_addresses,
+        environment(GATEWAY, "SWAA_METRICS_LISTEN", "0.0.0.0:8082"),
+        r"swaa-gateway: SWAA_METRICS_LISTEN is 0\.0\.0\.0:8082",
     ),
     "a gateway that asks the wrong port": (
         check_addresses,

@@ -65,6 +65,12 @@ class Service:
         self._channel = grpc.insecure_channel(self.address, options=GRPC_OPTIONS)
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def address(self) -> str:
         return self._ready.read_text(encoding="utf-8")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.catalog_file import ServedModel, load_catalog
+from services.tls import files_of, read_certificate
 
 from . import documented
 from .documented import REPOSITORY, Block, blocks, blocks_of, commands, commands_of
@@ -32,6 +33,10 @@ NOT_RUN_HERE: Mapping[str, str] = {
     ".venv/bin/swaa distill": "needs a GPU, or hours; tests/services/quality trains tiny models",
     ".venv/bin/swaa finetune": "the same",
     "SWAA_ADAPTERS=mine=my-adapter .venv/bin/swaa serve": "runs until it is stopped, with what finetune has made",
+    "SWAA_TLS_CERT_FILE=server.pem SWAA_TLS_KEY_FILE=server.key .venv/bin/swaa serve": "runs until it is stopped",
+    "SWAA_CLIENT_CA_FILE=client.pem .venv/bin/swaa info": "needs a service with TLS; tests/walk/test_tls.py runs it",
+    "grpcurl -cacert ": "the same",
+    "curl -s --cacert ": "the same",
     "docker ": "needs Docker; tests/k8s/test_images.py lints the files and checks what they install",
     "kubectl ": "needs a cluster; tests/k8s holds the manifests to their schemas",
 }
@@ -69,12 +74,13 @@ PARSED = sorted({command for _, command in COMMANDS if why_not(command) is not N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Service) -> Path:
-    """Where commands run: as a checkout, with a `.venv/bin/swaa` of this one, and the files that they name."""
+    """Where commands run: as a checkout, with this one's `swaa` and `python`, and the files that they name."""
     root = tmp_path_factory.mktemp("checkout")
     (root / ".venv" / "bin").mkdir(parents=True)
-    swaa = root / ".venv" / "bin" / "swaa"
-    swaa.write_text(f'#!/bin/sh\nexec {shlex.join(SWAA)} "$@"\n', encoding="utf-8")
-    swaa.chmod(0o755)
+    for name, program in (("swaa", SWAA), ("python", (sys.executable,))):
+        path = root / ".venv" / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(program)} "$@"\n', encoding="utf-8")
+        path.chmod(0o755)
     (root / "services").symlink_to(REPOSITORY / "services")
     (root / "report.txt").write_text(log_of(6), encoding="utf-8")
     for block in blocks():
@@ -122,6 +128,11 @@ def test_every_command_runs(page: str, folder: Path, tiny: Service, session_id: 
     if page == "docs/operating.md":
         catalog, _ = load_catalog(folder / "smollm2.yaml", ServedModel(30))
         assert "full" in catalog.recipes
+        made = files_of(
+            "tls", folder / "server.pem", folder / "server.key", "tls_client_ca_file", folder / "client.pem"
+        )
+        assert made is not None
+        assert read_certificate(made).authorities
 
 
 @pytest.mark.parametrize("command", PARSED)
@@ -138,7 +149,7 @@ def test_what_is_not_run_is_at_least_spelled_right(command: str) -> None:
         for option in {word for word in words if word.startswith("--")} - {*usage}:
             assert option in shown.stdout.decode(), command
     else:
-        assert words[0] in ("docker", "kubectl"), command
+        assert words[0] in ("docker", "kubectl", "curl", "grpcurl"), command
         for path in re.findall(r"\bk8s/[\w./-]+", command):
             assert (REPOSITORY / path).exists(), command
 

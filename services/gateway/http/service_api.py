@@ -1,8 +1,7 @@
-"""What gRPC has and OpenAI has not: recipes, plans, sessions, health. Bodies are the proto's messages as JSON."""
+"""What gRPC has and OpenAI has not: recipes, plans, sessions. Bodies are the proto's messages as JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from services.gateway.http.turn import as_json
 from services.gateway.identity import Identity
 from services.gateway.limits import MAX_BODY_BYTES, MAX_PROMPT_BYTES, MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
@@ -29,28 +29,20 @@ from swaa_runtime.errors import InvalidRequest
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
-@dataclass(slots=True)
-class Health:
-    """What the gateway says of itself; whoever watches it writes here."""
-
-    serving: bool = False
-    alive: bool = True
-
-
 class ServiceApi:
     """Endpoints of one service."""
 
     def __init__(
-        self, model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin, health: Health
+        self, model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin, intake: Intake
     ) -> None:
+        self._intake = intake
         self._model_name = model_name
         self._facts = facts
         self._answers = answers
         self._sessions = sessions
-        self._health = health
 
     def routes(self) -> list[Route]:
-        """Paths below /api, and two for probes."""
+        """Paths below /api."""
         return [
             Route("/api/info", self.info, methods=["GET"]),
             Route("/api/recipes", self.recipes, methods=["GET"]),
@@ -59,8 +51,6 @@ class ServiceApi:
             Route("/api/sessions/{session_id}", self.get_session, methods=["GET"]),
             Route("/api/sessions/{session_id}", self.delete_session, methods=["DELETE"]),
             Route("/api/sessions/{session_id}/fork", self.fork_session, methods=["POST"]),
-            Route("/healthz", self.healthz, methods=["GET"]),
-            Route("/readyz", self.readyz, methods=["GET"]),
         ]
 
     async def info(self, request: Request) -> JSONResponse:
@@ -85,7 +75,7 @@ class ServiceApi:
 
     async def plan(self, request: Request) -> JSONResponse:
         """`PlanRequest` to `PlanResponse`, with the headers of a turn."""
-        asked = _message(await read_json(request), pb.PlanRequest())
+        asked = _message(await read_json(request, self._intake), pb.PlanRequest())
         plan = await plan_response(self._answers, identity_of(request), asked, request_headers(request))
         return JSONResponse(as_json(plan))
 
@@ -113,20 +103,8 @@ class ServiceApi:
         manifest = await self._sessions.fork(identity_of(request), request.path_params["session_id"])
         return JSONResponse(as_json(messages.session_message(manifest)), 201)
 
-    async def healthz(self, request: Request) -> JSONResponse:
-        """Whether the process should be left running."""
-        return _verdict(self._health.alive, "alive")
-
-    async def readyz(self, request: Request) -> JSONResponse:
-        """Whether it should get requests."""
-        return _verdict(self._health.serving, "serving")
-
     def _recipes(self, identity: Identity) -> pb.ListRecipesResponse:
         return recipes_response(self._model_name, identity, self._facts, self._answers.turns.catalogs)
-
-
-def _verdict(well: bool, name: str) -> JSONResponse:
-    return JSONResponse({"status": name if well else f"not {name}"}, 200 if well else 503)
 
 
 def _message(body: dict[str, object], message: AnyMessage) -> AnyMessage:

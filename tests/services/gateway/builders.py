@@ -101,8 +101,7 @@ def make_candidate(name: str, misses: tuple[str, ...] = (), **prediction: Any) -
 def make_plan() -> Plan:
     latencies: dict[str, Any] = {"ttft_ms": 12.0, "wait_ms": 7.0, "work_ms": 5.0, "tpot_ms": 3.0}
     chosen = make_candidate("tail", **latencies, quality=0.75, kv_bytes=77, computed_tokens=55, num_harmed=2)
-    other = make_candidate("sliding", ("quality 0.00 is below 0.50",), quality=0.0)
-    return Plan(chosen, "because", (chosen, other))
+    return Plan(chosen, "because")
 
 
 class FakeContext:

@@ -10,6 +10,7 @@ from services.gateway import messages
 from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import NamedRecipe
 from services.gateway.identity import ANONYMOUS
+from services.gateway.planner import plan
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective, TenantPolicy
 from services.gateway.turns import Asked, Planned, Understood
@@ -20,7 +21,7 @@ from swaa_runtime.outputs import PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import FinishReason, SamplingParams, TokenLogprob
 
-from .builders import make_catalog, make_manifest, make_plan, make_work
+from .builders import BYTES_PER_TOKEN_LAYER, COST, make_catalog, make_manifest, make_objective, make_plan, make_work
 
 OBJECTIVE = Objective("quality", 1.5, 2.5, 0.25, -3, strict=True)
 DONE = Done(
@@ -148,12 +149,13 @@ def test_the_first_message_tells_plan_and_objective() -> None:
 
 
 def test_a_plan_tells_all_candidates() -> None:
-    answer = messages.plan_message(make_plan(), OBJECTIVE, make_work(30))
+    made = plan(make_objective(min_quality=0.5), make_work(30), make_catalog(), COST, BYTES_PER_TOKEN_LAYER)
+    answer = messages.plan_message(made, OBJECTIVE, make_work(30))
     assert answer.chosen == answer.candidates[0]
-    assert [c.recipe.name for c in answer.candidates] == ["tail", "sliding"]
-    assert [c.meets for c in answer.candidates] == [True, False]
-    assert list(answer.candidates[1].misses) == ["quality 0.00 is below 0.50"]
-    assert (answer.reason, answer.prompt_tokens, answer.history_tokens) == ("because", 30, 0)
+    assert [c.recipe.name for c in answer.candidates] == ["full", "tail", "sliding"]
+    assert [c.meets for c in answer.candidates] == [True, True, False]
+    assert list(answer.candidates[2].misses) == ["quality 0.20 is below 0.50"]
+    assert (answer.reason, answer.prompt_tokens, answer.history_tokens) == (made.reason, 30, 0)
 
 
 def test_progress_and_tokens() -> None:

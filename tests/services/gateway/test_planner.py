@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from services.cost import CostProfile
 from services.errors import SlaUnattainable
 from services.forecast import Forecast
 from services.gateway.catalog import Catalog
-from services.gateway.planner import Plan, Prediction, Scene, Work, misses, plan
+from services.gateway.planner import Candidate, Plan, Prediction, Scene, Work, choose, misses, plan
 from services.gateway.sla import Objective
 from services.restore_plan import SavedState
 from swaa_runtime.errors import InvalidRequest
@@ -36,7 +37,12 @@ def make_scene(work: Work, catalog: Catalog | None = None, cost: CostProfile = C
 
 
 def predicted(name: str, work: Work, cost: CostProfile = COST, **objective: Any) -> Prediction:
-    return make_scene(work, cost=cost, **objective).predict(make_catalog().recipes[name])
+    return weighed(make_scene(work, cost=cost, **objective), name).prediction
+
+
+def weighed(scene: Scene, name: str) -> Candidate:
+    [candidate] = scene.ranked([scene.catalog.recipes[name]])
+    return candidate
 
 
 def test_without_a_bound_full_attention_wins() -> None:
@@ -90,6 +96,23 @@ def test_all_candidates_are_told_best_quality_first() -> None:
     assert [c.named.name for c in made.candidates] == ["full", "tail", "sliding"]
     assert [c.meets for c in made.candidates] == [True, True, False]
     assert made.chosen in made.candidates
+
+
+def test_no_more_recipes_are_weighed_than_the_choice_needs() -> None:
+    """Each is a look into the future, and a gateway makes hundreds a second."""
+    looked: list[str] = []
+
+    def ranked(objective: Objective) -> Iterator[Candidate]:
+        scene = make_scene(make_work(), **asdict(objective))
+        for candidate in scene.ranked(scene.catalog.recipes.values()):
+            looked.append(candidate.named.name)
+            yield candidate
+
+    assert choose(ranked(make_objective())) == (weighed(make_scene(make_work()), "full"), BEST)
+    assert looked == ["full"]
+    looked.clear()
+    choose(ranked(make_objective(ttft_ms=0.0)))
+    assert looked == ["full", "tail", "sliding"]
 
 
 def test_among_equals_in_quality_the_least_work_wins() -> None:
@@ -245,8 +268,8 @@ def test_a_session_keeps_what_its_next_turn_may_look_back_at() -> None:
     catalog = make_catalog()
     named = replace(catalog.recipes["tail"], recipe=replace(catalog.recipes["tail"].recipe, full_decode=False))
     named = replace(named, rules=named.recipe.resolve(NUM_LAYERS))
-    once = make_scene(make_work(1000), catalog).predict(named)
-    session = make_scene(make_work(1000, continues=True), catalog).predict(named)
+    once = make_scene(make_work(1000), catalog).alone(named)
+    session = make_scene(make_work(1000, continues=True), catalog).alone(named)
     assert once.kv_bytes == NUM_LAYERS * (4 + 63) * BYTES_PER_TOKEN_LAYER
     assert session.kv_bytes == NUM_LAYERS * 1000 * BYTES_PER_TOKEN_LAYER
 

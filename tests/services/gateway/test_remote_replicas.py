@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from services.certificate_source import CertificateSource, grpc_server_credentials
 from services.errors import ReplicaLost, SessionBusy
 from services.gateway import remote_replicas
 from services.gateway.failover import run_turn
@@ -28,6 +29,7 @@ from services.replica.wire_backlog import backlog_message
 from services.telemetry.tracing import Tracing
 from swaa_runtime.errors import DeadlineExceeded, InvalidRequest
 from swaa_runtime.outputs import PrefillProgress, TokenOutput
+from tests.services.certificates import CertificateFolder, issued_in
 from tests.services.replica.builders import (
     NEW,
     Ran,
@@ -96,13 +98,17 @@ async def running(
     application: str = "",
     model_folder: Path = Path(),
     tracing: Tracing | None = None,
+    certificates: CertificateSource | None = None,
+    gateways: CertificateSource | None = None,
 ) -> AsyncIterator[Cluster]:
+    """`certificates`: of replicas; `gateways`: of gateways."""
     async with contextlib.AsyncExitStack() as stack:
         store, directory = FakeSessionStore(), Directory()
         for _ in range(num_nodes):
             rig = await stack.enter_async_context(running_engine(engine_config(max_step_tokens=max_step_tokens)))
             replica = make_replica(rig, store, tracing)
-            server = ReplicaServer(replica, model_folder, "127.0.0.1", 0)
+            credentials = None if certificates is None else grpc_server_credentials(certificates)
+            server = ReplicaServer(replica, model_folder, "127.0.0.1", 0, credentials)
             await server.start()
             stack.push_async_callback(server.stop, 0)
             directory.nodes.append(Node(rig, replica, server))
@@ -111,7 +117,7 @@ async def running(
         port = proxy.add_insecure_port("127.0.0.1:0")
         await proxy.start()
         stack.push_async_callback(proxy.stop, 0)
-        replicas = RemoteReplicas(f"127.0.0.1:{port}", application)
+        replicas = RemoteReplicas(f"127.0.0.1:{port}", application, gateways)
         stack.push_async_callback(replicas.close)
         yield Cluster(directory, replicas, store)
 
@@ -308,3 +314,47 @@ async def test_without_replicas_there_is_a_clear_error(monkeypatch: pytest.Monke
         cluster.directory.nodes.clear()
         with pytest.raises(ReplicaLost, match=r"no replica was to be had within 0 s: UNAVAILABLE: no replicas"):
             await run_remote(cluster, make_job(5))
+
+
+def ends_of_a_wire(folder: Path) -> tuple[CertificateFolder, CertificateFolder]:
+    """A replica's certificate and a gateway's, of one authority."""
+    replica = issued_in(folder / "replica", "swaa-replica")
+    gateway = CertificateFolder(folder / "gateway", replica.authority)
+    gateway.folder.mkdir()
+    gateway.issue("swaa-gateway")
+    return replica, gateway
+
+
+def source_of(made: CertificateFolder) -> CertificateSource:
+    return CertificateSource(made.files(asks_clients=True))
+
+
+@asynchronous
+async def test_a_turn_over_tls_and_the_next_one_with_new_certificates(tmp_path: Path) -> None:
+    replica, gateway = ends_of_a_wire(tmp_path)
+    ends = source_of(replica), source_of(gateway)
+    async with running(certificates=ends[0], gateways=ends[1]) as cluster:
+        before = await run_remote(cluster, make_job(40))
+        for made, source in ((replica, ends[0]), (gateway, ends[1])):
+            made.issue("swaa-replica")
+            await source.refresh()
+            assert source.error == ""
+        assert (await run_remote(cluster, make_job(40))).tokens == before.tokens
+
+
+@asynchronous
+async def test_who_is_no_gateway_or_no_replica_gets_and_gives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_replicas, "CONNECT_TIMEOUT_S", 0.5)
+    replica, gateway = ends_of_a_wire(tmp_path)
+    stranger = issued_in(tmp_path / "stranger", "swaa-replica")
+    misnamed = CertificateFolder(tmp_path / "misnamed", replica.authority)
+    misnamed.folder.mkdir()
+    misnamed.issue("10.0.0.9")
+    pairs = ((replica, None), (replica, stranger), (stranger, gateway), (misnamed, gateway), (None, gateway))
+    for served, asking in pairs:
+        certificates, gateways = (None if made is None else source_of(made) for made in (served, asking))
+        async with running(certificates=certificates, gateways=gateways) as cluster:
+            with pytest.raises(ReplicaLost):
+                await run_remote(cluster, make_job(40))

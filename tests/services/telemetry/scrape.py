@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.auth.authenticator import Everybody
 from services.gateway.auth.file_metrics import FileMetrics
+from services.telemetry.certificate_metrics import CertificateMetrics
 from services.telemetry.engine_metrics import EngineMetrics
 from services.telemetry.metrics import AuthenticationMetrics
 from services.telemetry.page import MetricsPage
@@ -69,4 +70,5 @@ async def scraped_service() -> AsyncIterator[tuple[TinyService, MetricsPage]]:
 
 def page_of(service: TinyService, telemetry: Telemetry) -> MetricsPage:
     engine = EngineMetrics(telemetry.registry, lambda: service.rig.loop.call(Engine.usage), patience_s=20.0)
+    CertificateMetrics(telemetry.registry, {"clients": None})
     return MetricsPage(telemetry.registry, [engine.refresh])

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
-from services.gateway.http.service_api import Health
 from swaa_runtime.errors import InvalidRequest
 from tests.services.sessions.builders import asynchronous
 

@@ -20,9 +20,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from services.gateway.auth.authenticator import Authenticator, Everybody
 from services.gateway.http.app import build_app
+from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
-from services.gateway.http.service_api import Health
+from services.gateway.receiving import Intake
 from services.telemetry.process import running_telemetry
 from tests.services.telemetry.scrape import page_of
 from tests.services.tiny_service import TinyService, in_thread, tiny_service
@@ -99,7 +100,8 @@ async def _console(authenticator: Authenticator) -> AsyncIterator[ConsoleService
     async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
         running, health = Running(), Health(serving=True)
         pages = page_of(tiny, telemetry)
-        app = build_app("tiny", tiny.facts, tiny.answers, tiny.sessions, authenticator, health, running, pages)
+        parts = (tiny.facts, tiny.answers, tiny.sessions, authenticator, health, running, Intake(1 << 30))
+        app = build_app("tiny", *parts, pages)
         server = HttpServer(app, running, "127.0.0.1:0")
         gate = tiny.rig.runner.before_step = Gate()
         await server.start()

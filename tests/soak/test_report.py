@@ -1,0 +1,60 @@
+"""The verdict sees what it should: memory that grows, handles that stay open, faults; and the books see what is off."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.soak.audit import Audit
+from tests.soak.idle import Reading
+from tests.soak.report import Minute, memory, verdict
+
+NO_COUNTS: Counter[tuple[str, str]] = Counter()
+
+
+def minute(number: int, rss_mib: float = 1000.0, num_files: int = 30, redis_mib: float = 100.0) -> Minute:
+    reading = Reading(rss_mib, redis_mib, 0.0, num_files, 20, 0, 100, 0)
+    return Minute(number, 1, 1, 0, reading, Audit({}, 0, 0, 0, 0, ()), 1, 0)
+
+
+def test_a_flat_run_is_well() -> None:
+    line, wrong = verdict([minute(number) for number in range(10)], [], NO_COUNTS, 384)
+    assert not wrong
+    assert json.loads(line)["ok"]
+
+
+def test_memory_may_grow_while_it_warms_up_only() -> None:
+    warming = [minute(number, 500.0 + 250 * min(number, 2)) for number in range(10)]
+    assert verdict(warming, [], NO_COUNTS, 384)[1] == []
+    leaking = [minute(number, 1000.0 + 10 * number) for number in range(10)]
+    [wrong] = verdict(leaking, [], NO_COUNTS, 384)[1]
+    assert wrong == "the service's memory went from 1030 to 1080 MiB"
+
+
+def test_too_few_minutes_are_not_judged() -> None:
+    assert verdict([minute(1), minute(2, 2000.0)], [], NO_COUNTS, 384)[1] == []
+
+
+def test_handles_that_stay_open_and_a_redis_that_grows_are_wrong() -> None:
+    files = [minute(number, num_files=30 + 2 * number) for number in range(10)]
+    assert verdict(files, [], NO_COUNTS, 384)[1] == ["open files went from 34 to 48"]
+    redis = [minute(number, redis_mib=600.0) for number in range(10)]
+    [wrong] = verdict(redis, [], NO_COUNTS, 384)[1]
+    assert wrong.startswith("Redis has 600 MiB")
+
+
+def test_a_fault_is_wrong() -> None:
+    line, wrong = verdict([minute(1)], ["lost"], NO_COUNTS, 384)
+    assert wrong == ["lost"]
+    assert not json.loads(line)["ok"]
+
+
+@given(st.lists(st.floats(100, 10_000), min_size=5, max_size=40))
+def test_change_is_between_medians_of_both_ends(rss_mib: list[float]) -> None:
+    found = memory(rss_mib)
+    assert found.judged
+    assert min(rss_mib) <= found.start_mib <= max(rss_mib)
+    assert abs(found.start_mib * (1 + found.change) - found.end_mib) < 1e-6 * found.end_mib
