@@ -24,6 +24,7 @@ from ray.serve.generated import serve_pb2
 from ray.serve.generated.serve_pb2_grpc import RayServeAPIServiceStub
 
 from services.config import PREFIX, ServeConfig
+from services.exposure import door_files
 from services.guarded_process import GuardedProcess
 from services.replica.parts import model_folder
 from services.replica.ray_app import RayReplica, build
@@ -99,7 +100,9 @@ def running_cluster(
 
     Raises:
         ModelNotSupported, StoreUnavailable, ClusterFailed: something did not start; then nothing is left of it.
+        InvalidRequest: a gateway may not listen there as it is.
     """
+    door_files(config)  # each gateway looks itself, but only when all else runs
     state_dir = config.state_dir.expanduser().absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
     model_folder(config)  # converted here, once, if it has to be

@@ -33,7 +33,7 @@ NOT_RUN_HERE: Mapping[str, str] = {
     ".venv/bin/swaa finetune": "the same",
     "SWAA_ADAPTERS=mine=my-adapter .venv/bin/swaa serve": "runs until it is stopped, with what finetune has made",
     "SWAA_TLS_CERT_FILE=server.pem SWAA_TLS_KEY_FILE=server.key .venv/bin/swaa serve": "runs until it is stopped",
-    "SWAA_CLIENT_CA_FILE=client.pem .venv/bin/swaa info": "needs TLS; tests/services/gateway/test_tls.py does the same",
+    "SWAA_CLIENT_CA_FILE=client.pem .venv/bin/swaa info": "needs a service with TLS; tests/walk/test_tls.py runs it",
     "grpcurl -cacert ": "the same",
     "curl -s --cacert ": "the same",
     "docker ": "needs Docker; tests/k8s/test_images.py lints the files and checks what they install",
@@ -73,7 +73,7 @@ PARSED = sorted({command for _, command in COMMANDS if why_not(command) is not N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Service) -> Path:
-    """Where commands run: like a checkout, with `swaa` and `python` in .venv/bin, and the files that they name."""
+    """Where commands run: as a checkout, with this one's `swaa` and `python`, and the files that they name."""
     root = tmp_path_factory.mktemp("checkout")
     (root / ".venv" / "bin").mkdir(parents=True)
     for name, program in (("swaa", SWAA), ("python", (sys.executable,))):

@@ -97,3 +97,14 @@ def test_every_refusal_is_one_line(swaa: Swaa, arguments: tuple[str, ...], said:
     [line] = error.strip().splitlines()
     assert line.startswith(said)
     assert out == ""
+
+
+def test_a_service_for_everybody_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["swaa", "serve", "--listen", "0.0.0.0:0", "--model", "not even looked for"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("InvalidRequest: listen is '0.0.0.0:0': can be reached from other machines, which needs TLS")

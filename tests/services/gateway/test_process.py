@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,4 +38,26 @@ def test_it_says_what_it_needs(missing: str) -> None:
             pass
 
     with pytest.raises(InvalidRequest, match=f"{missing} is None: a gateway needs it"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"listen": "0.0.0.0:0"}, "listen is '0.0.0.0:0': can be reached from other machines"),
+        ({"tls_cert_file": Path("nowhere.pem")}, "tls_key_file is None: must be set"),
+        ({"replica_tls_cert_file": Path("nowhere.pem")}, "replica_tls_key_file is None: must be set"),
+        (
+            {"tls_cert_file": Path("nowhere.pem"), "tls_key_file": Path("nowhere.key")},
+            "tls_cert_file is 'nowhere.pem': cannot be read",
+        ),
+    ],
+)
+def test_it_does_not_start_where_it_would_not_be_safe(settings: dict[str, Any], said: str) -> None:
+    async def run() -> None:
+        config = load_config(replicas="127.0.0.1:1", redis_url="redis://127.0.0.1:1", **settings)
+        async with running_gateway(config):
+            pass
+
+    with pytest.raises(InvalidRequest, match=re.escape(said)):
         asyncio.run(run())
