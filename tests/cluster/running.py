@@ -50,7 +50,10 @@ class Running:
 def running_process(
     folder: Path, model: Path, redis: EmbeddedRedis, num_replicas: int, num_gateways: int, settings: Mapping[str, str]
 ) -> Iterator[Running]:
-    """Running; when it has stopped, nothing of it runs any more. `settings` by the names of `ServeConfig`."""
+    """Running; when it has stopped, nothing of it runs any more. `settings` by the names of `ServeConfig`.
+
+    `redis` is running, in `folder`, and is stopped as well.
+    """
     ready, log_path = folder / "ready", folder / "log"
     defaults = {
         "model": str(model),
@@ -86,4 +89,5 @@ def running_process(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        redis.stop()
     until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)
