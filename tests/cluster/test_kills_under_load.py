@@ -34,7 +34,6 @@ def running(default_model_folder: Path) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model = make_tiny_model(folder, default_model_folder)
-        redis = EmbeddedRedis(folder / "redis")
         with EmbeddedRedis(folder / "redis") as redis, running_process(folder, model, redis, NUM_REPLICAS, 2, {}) as it:
             yield it
 
