@@ -46,6 +46,10 @@ class ServeConfig(BaseSettings):
         None,
         description="LoRA adapters for recipes: name=folder,..., or a folder of them; absent: the default model's own",
     )
+    allow_pickle_weights: bool = Field(
+        False,
+        description="load a model's .bin or .pt files, which run code of whoever made them",
+    )
     attention_backend: Literal["windowed", "reference"] = Field(
         "windowed", description="windowed is fast; reference is its slow twin, to compare"
     )
@@ -72,6 +76,12 @@ class ServeConfig(BaseSettings):
     )
     insecure_public: bool = Field(
         False, description="listen where other machines reach it without TLS or authentication; for development"
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="client connections at a time, of gRPC and of HTTP each; more are refused"
+    )
+    receive_memory_mib: int = Field(
+        512, ge=64, description="request bodies and uploads that are on their way in, together; more are refused"
     )
     replicas: str | None = Field(None, description="address of Ray Serve's gRPC proxy; the gateway alone needs it")
     application: str = Field("", description="Serve application of a gateway's replicas, if there are several")

@@ -13,6 +13,7 @@ SwaaError
 ├── RateExceeded            the tenant asks for more at a time, or in a minute, than its quota allows
 ├── Unauthenticated         credentials are missing or not valid
 ├── PermissionDenied        who asks may not do this
+├── ClientTooSlow           (a DeadlineExceeded) the client sends its request, or reads its answer, too slowly
 └── SlaUnattainable         strict request, and no recipe is predicted to meet it now
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from swaa_runtime.errors import SwaaError
+from swaa_runtime.errors import DeadlineExceeded, SwaaError
 
 T = TypeVar("T")
 
@@ -98,6 +99,10 @@ class Unauthenticated(SwaaError):
 
 class PermissionDenied(SwaaError):
     """Who asks is known, and may not do this."""
+
+
+class ClientTooSlow(DeadlineExceeded):
+    """What the client sends, or reads, comes more slowly than the service waits."""
 
 
 class SlaUnattainable(SwaaError):

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 import uvicorn
 from starlette.types import ASGIApp
 
+from services.http_connection import MAX_HEAD_BYTES, ImpatientProtocol, bounding_heads
 from swaa_runtime.errors import InvalidRequest
 
 BACKLOG = 2048
 MAX_PORT = 65535
-MAX_HEADER_BYTES = 32 << 10
+MAX_CONNECTIONS = 1024
 STOP_S = 5.0
 """Beyond the time that running requests have: to write what is left to write."""
 
@@ -24,13 +25,23 @@ STOP_S = 5.0
 class AppServer:
     """A listening application."""
 
-    def __init__(self, app: ASGIApp, setting: str, listen: str, tls: ssl.SSLContext | None = None) -> None:
-        """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest, naming `setting`, if it cannot be."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        setting: str,
+        listen: str,
+        tls: ssl.SSLContext | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        """`listen` is host:port; port 0 picks a free one. Raises InvalidRequest, naming `setting`, if it cannot be.
+
+        Requests on more than `max_connections` at a time are answered with 503.
+        """
         self._socket = _bind(setting, listen)
         self.port: int = self._socket.getsockname()[1]
         self._config = uvicorn.Config(
-            app,
-            http="h11",  # the parser that is always there, and that bounds headers
+            bounding_heads(app),
+            http=ImpatientProtocol,  # h11 parses: it is always there, and bounds headers
             ws="none",
             lifespan="off",
             log_config=None,
@@ -38,7 +49,8 @@ class AppServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            limit_concurrency=max_connections,
             ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         self._server = _Uvicorn(self._config)

@@ -16,6 +16,9 @@ from swaa_runtime.recipe import LayerRule, Recipe
 from swaa_runtime.visibility import Turn
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+"""Of each: at every token the end of the text is compared with all their beginnings."""
+
 MAX_LOGPROBS = 20
 
 
@@ -57,6 +60,9 @@ class SamplingParams:
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "must be in 0..2**63-1")
         _check("stop", self.stop, len(self.stop) <= MAX_STOP_STRINGS, f"at most {MAX_STOP_STRINGS} stop strings")
         _check("stop", self.stop, all(self.stop), "stop strings must not be empty")
+        longest = max(map(len, self.stop), default=0)
+        bound = f"must be at most {MAX_STOP_CHARACTERS} characters each"
+        _check("stop", f"{longest} characters", longest <= MAX_STOP_CHARACTERS, bound)
         logprobs_ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
         _check("logprobs", self.logprobs, logprobs_ok, f"must be in 0..{MAX_LOGPROBS}")
 

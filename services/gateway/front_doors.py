@@ -16,6 +16,7 @@ from services.gateway.http.app import build_app, build_operators_app
 from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
+from services.gateway.receiving import Intake
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
 from services.gateway.session_admin import SessionAdmin
@@ -46,15 +47,17 @@ class FrontDoors:
         """
         model_name = Path(config.model).name
         credentials = None if certificates is None else grpc_server_credentials(certificates)
-        service = LongContextService(model_name, facts, answers, store, sessions)
-        self._grpc = GatewayServer(service, authenticator, config.listen, credentials)
+        intake = Intake(config.receive_memory_mib << 20)
+        service = LongContextService(model_name, facts, answers, store, sessions, intake)
+        self._grpc = GatewayServer(service, authenticator, config.listen, credentials, config.max_connections)
         self._health = Health()
         self._http: HttpServer | None = None
         if config.http_listen:
             running = Running()
-            app = build_app(model_name, facts, answers, sessions, authenticator, self._health, running, metrics)
+            parts = (facts, answers, sessions, authenticator, self._health, running, intake)
+            app = build_app(model_name, *parts, metrics)
             tls = None if certificates is None else CurrentContext.following(certificates)
-            self._http = HttpServer(app, running, config.http_listen, tls)
+            self._http = HttpServer(app, running, config.http_listen, tls, config.max_connections)
         self._operators: AppServer | None = None
         if config.metrics_listen:
             operators_app = build_operators_app(self._health, metrics)

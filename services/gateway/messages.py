@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.gateway.answers import Accepted, Answered, Timings
 from services.gateway.catalog import Catalog, NamedRecipe
+from services.gateway.limits import MAX_MESSAGES
 from services.gateway.planner import Candidate, Plan, Prediction, Work
 from services.gateway.prompt import ChatMessage, PromptInput
 from services.gateway.sla import Objective, TenantPolicy
@@ -23,8 +24,8 @@ FINISH_REASONS = {
 
 
 def prompt_input(message: pb.Prompt) -> PromptInput:
-    """Unchecked: call `check` on the result."""
-    messages = tuple(ChatMessage(item.role, item.content) for item in message.messages)
+    """Unchecked: call `check` on the result. Of messages, one more than there may be is enough to refuse them."""
+    messages = tuple(ChatMessage(item.role, item.content) for item in message.messages[: MAX_MESSAGES + 1])
     return PromptInput(message.text, tuple(message.token_ids), messages)
 
 

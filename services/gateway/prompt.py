@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from services.gateway.limits import MAX_PROMPT_BYTES
+from services.gateway.limits import MAX_MESSAGES, MAX_PROMPT_BYTES
+from services.gateway.template import BoundedTemplate
 from services.gateway.token_bytes import TokenBytes
 from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
+
+MAX_CHARACTERS_PER_TOKEN = 256
+"""No vocabulary that is supported has longer tokens; English has some four characters in one."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -89,6 +94,8 @@ class PromptInput:
             raise InvalidRequest("prompt", "", "must not be empty: give text, token_ids or messages")
         if len(given) > 1:
             raise InvalidRequest("prompt", " and ".join(given), "give exactly one of text, token_ids and messages")
+        if len(self.messages) > MAX_MESSAGES:
+            raise InvalidRequest("prompt.messages", f"{len(self.messages)} messages", f"must be at most {MAX_MESSAGES}")
         for index, message in enumerate(self.messages):
             if message.role not in ROLES:
                 raise InvalidRequest(
@@ -106,15 +113,20 @@ class PromptInput:
 class PromptEncoder:
     """A model's tokenizer and chat template. Stateless between calls; safe to use from several threads."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int, max_model_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, vocab_size: int, max_model_tokens: int, render: Callable[..., str] | None = None
+    ) -> None:
+        """`render`: the tokenizer's chat template, see `BoundedTemplate.render`; None: as the tokenizer itself does."""
         self._tokenizer = tokenizer
+        self._render_template = render or functools.partial(tokenizer.apply_chat_template, tokenize=False)
         self._vocab_size = vocab_size
         self._max_model_tokens = max_model_tokens
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int, max_model_tokens: int) -> PromptEncoder:
         """Load the tokenizer of a Hugging Face model folder."""
-        return cls(AutoTokenizer.from_pretrained(folder), vocab_size, max_model_tokens)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return cls(tokenizer, vocab_size, max_model_tokens, BoundedTemplate(tokenizer).render)
 
     @property
     def decoder(self) -> Decoder:
@@ -133,6 +145,7 @@ class PromptEncoder:
             InvalidRequest: for an id outside the vocabulary, or more tokens than the model takes.
             ModelNotSupported: for messages without a chat template, or thinking that the template does not know.
         """
+        self._check_size(prompt, len(history_token_ids))
         if prompt.token_ids:
             token_ids = list(prompt.token_ids)
             for index, token_id in enumerate(token_ids):
@@ -149,12 +162,32 @@ class PromptEncoder:
             raise InvalidRequest("prompt", "", "must have at least one token")
         total = len(history_token_ids) + len(token_ids)
         if total >= self._max_model_tokens:
+            raise self._too_long(len(token_ids), len(history_token_ids))
+        return token_ids
+
+    def _check_size(self, prompt: PromptInput, history_tokens: int) -> None:
+        """Refuse what cannot fit, however it is cut into tokens: cutting it would take minutes, and gigabytes.
+
+        Raises:
+            InvalidRequest: for as many ids as the model takes or more, or so much text.
+        """
+        longest = max(len(prompt.text), *(len(message.content) for message in prompt.messages), 0)
+        most = self._max_model_tokens * MAX_CHARACTERS_PER_TOKEN
+        if longest > most:
             raise InvalidRequest(
                 "prompt",
-                f"{len(token_ids)} tokens after {len(history_token_ids)} of history",
-                f"history and prompt must be under {self._max_model_tokens} tokens",
+                f"{longest} characters",
+                f"must be at most {most}: the model takes {self._max_model_tokens} tokens",
             )
-        return token_ids
+        if history_tokens + len(prompt.token_ids) >= self._max_model_tokens:
+            raise self._too_long(len(prompt.token_ids), history_tokens)
+
+    def _too_long(self, num_tokens: int, history_tokens: int) -> InvalidRequest:
+        return InvalidRequest(
+            "prompt",
+            f"{num_tokens} tokens after {history_tokens} of history",
+            f"history and prompt must be under {self._max_model_tokens} tokens",
+        )
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         encoded = self._tokenizer(text, add_special_tokens=special, verbose=False)
@@ -210,11 +243,8 @@ class PromptEncoder:
 
     def _apply(self, messages: list[dict[str, Any]], thinking: bool, tools: Mapping[str, Any]) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking, **tools
-            )
+            return self._render_template(messages, add_generation_prompt=True, enable_thinking=thinking, **tools)
         except Exception as exc:  # templates raise whatever they like, by jinja's raise_exception
             raise InvalidRequest(
                 "prompt.messages", f"{len(messages)} messages", f"the chat template refuses: {exc}"
             ) from exc
-        return text

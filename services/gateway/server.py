@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,12 +17,14 @@ from grpc_reflection.v1alpha import reflection
 from services.gateway.auth.authenticator import Authenticator
 from services.gateway.authentication import Authenticate
 from services.gateway.errors import Context
-from services.gateway.limits import GRPC_OPTIONS
+from services.gateway.limits import READ_TIMEOUT_S, SERVER_OPTIONS
 from services.gateway.service import LongContextService
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from swaa_runtime.errors import InvalidRequest
 
+MAX_CONNECTIONS = 1024
+STATUS_TIMEOUT_S = 1.0
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["LongContext"].full_name
 
 
@@ -34,8 +38,11 @@ class Malformed:
 class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Answers undecodable requests with INVALID_ARGUMENT; gRPC itself would say INTERNAL.
 
-    Decoding fails for damaged messages, and for `string` fields that are not UTF-8.
+    Decoding fails for damaged messages, and for `string` fields that are not UTF-8. Streams that nobody reads end.
     """
+
+    def __init__(self, read_timeout_s: float) -> None:
+        self._read_timeout_s = read_timeout_s
 
     async def intercept_service(
         self,
@@ -56,7 +63,7 @@ class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                _pieces(handler.stream_stream), lenient, handler.response_serializer
+                _pieces(handler.stream_stream, self._read_timeout_s), lenient, handler.response_serializer
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
@@ -64,7 +71,7 @@ class RejectMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream), lenient, handler.response_serializer
+                _stream(handler.unary_stream, self._read_timeout_s), lenient, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), lenient, handler.response_serializer)
 
@@ -82,22 +89,22 @@ def _unary(method: Any) -> Any:
     return checked
 
 
-def _stream(method: Any) -> Any:
+def _stream(method: Any, read_timeout_s: float) -> Any:
     if not inspect.isasyncgenfunction(method):
         return _unary(method)  # it writes its answers to the context, as health's Watch does
 
     async def checked(request: Any, context: Context) -> AsyncIterator[Any]:
         if isinstance(request, Malformed):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(request))
-        async for response in method(request, context):
+        async for response in _taken(method(request, context), context, read_timeout_s):
             yield response
 
     return checked
 
 
-def _pieces(method: Any) -> Any:
+def _pieces(method: Any, read_timeout_s: float) -> Any:
     async def checked(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async for response in method(_well_formed(requests, context), context):
+        async for response in _taken(method(_well_formed(requests, context), context), context, read_timeout_s):
             yield response
 
     return checked
@@ -117,6 +124,34 @@ async def _well_formed(requests: AsyncIterator[Any], context: Context) -> AsyncI
         yield request
 
 
+async def _taken(responses: AsyncIterator[Any], context: Context, timeout_s: float) -> AsyncIterator[Any]:
+    """The responses, as long as the client reads: gRPC asks for the next once there is room to write it.
+
+    The call of a client that lets it wait for longer is ended, and all that it holds is freed.
+    """
+    call, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert call is not None  # noqa: S101 - gRPC runs every call in a task
+    endings: list[asyncio.Task[None]] = []  # nobody else keeps them
+
+    def end() -> None:
+        endings.append(loop.create_task(_cut_off(call, context, f"nothing was read for {timeout_s:.0f} s")))
+
+    async for response in responses:
+        unread = loop.call_later(timeout_s, end)
+        try:
+            yield response
+        finally:
+            unread.cancel()
+
+
+async def _cut_off(call: asyncio.Task[Any], context: Context, reason: str) -> None:
+    """End a call whose task waits to write. Its status is behind what is unread: the client may still come to it."""
+    with contextlib.suppress(TimeoutError, grpc.aio.AbortError):
+        async with asyncio.timeout(STATUS_TIMEOUT_S):
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+    call.cancel()
+
+
 class GatewayServer:
     """A listening gateway."""
 
@@ -126,14 +161,23 @@ class GatewayServer:
         authenticator: Authenticator,
         listen: str,
         credentials: grpc.ServerCredentials | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         """`listen` is host:port; port 0 picks a free one. Without credentials there is no TLS.
+
+        More than `max_connections` at a time are closed at once.
 
         Raises:
             InvalidRequest: that cannot be listened on.
         """
-        options = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))  # two services on one port would each get some requests
-        self._server = grpc.aio.server(interceptors=[Authenticate(authenticator), RejectMalformed()], options=options)
+        options = (
+            *SERVER_OPTIONS,
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            ("grpc.so_reuseport", 0),  # two services on one port would each get some requests
+        )
+        interceptors = [Authenticate(authenticator), RejectMalformed(read_timeout_s)]
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -13,6 +13,7 @@ from services.gateway.errors import aborting
 from services.gateway.limits import MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
 from services.gateway.prompt import PromptInput
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.sessions import SessionRpcs
 from services.gateway.upload import collect_upload
@@ -29,12 +30,13 @@ class LongContextService(SessionRpcs):
     Args:
         model_name: as it is told to clients.
         facts: of the replicas' model, as they were when the service started.
+        intake: counts what is on its way in.
     """
 
     def __init__(
-        self, model_name: str, facts: ModelFacts, answers: Answers, store: Store, sessions: SessionAdmin
+        self, model_name: str, facts: ModelFacts, answers: Answers, store: Store, sessions: SessionAdmin, intake: Intake
     ) -> None:
-        super().__init__(facts, store, sessions)
+        super().__init__(facts, store, sessions, intake)
         self._model_name = model_name
         self._answers = answers
 
@@ -51,8 +53,9 @@ class LongContextService(SessionRpcs):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
         async with aborting(context):
-            prompt, sampling = await collect_upload(request_iterator)
-            prompt.check(MAX_UPLOAD_BYTES)
+            with self._intake.receiving("prompt", MAX_UPLOAD_BYTES) as receiving:
+                prompt, sampling = await collect_upload(request_iterator, receiving, self._facts.max_session_tokens)
+                prompt.check(MAX_UPLOAD_BYTES)
             async for response in self._generate(prompt, sampling, context):
                 yield response
 

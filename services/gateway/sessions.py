@@ -16,6 +16,7 @@ from services.gateway.call import Call
 from services.gateway.errors import aborting
 from services.gateway.identity import new_session_id
 from services.gateway.limits import ARCHIVE_CHUNK_BYTES, MAX_ARCHIVE_BYTES
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
@@ -29,7 +30,8 @@ from swaa_runtime.errors import InvalidRequest
 class SessionRpcs(pb_grpc.LongContextServicer):
     """Stateless: sessions are the store's, and what model they are of is the replicas' to say."""
 
-    def __init__(self, facts: ModelFacts, store: Store, admin: SessionAdmin) -> None:
+    def __init__(self, facts: ModelFacts, store: Store, admin: SessionAdmin, intake: Intake) -> None:
+        self._intake = intake
         self._facts = facts
         self._admin = admin
         self._store = store
@@ -79,9 +81,10 @@ class SessionRpcs(pb_grpc.LongContextServicer):
     ) -> pb.Session:
         """See the proto."""
         async with aborting(context):
-            manifest, segments = await read_archive(request.chunk async for request in request_iterator)
-            self._check_import(manifest)
-            with SegmentSpool() as spool:
+            with self._intake.importing() as pace, SegmentSpool() as spool:
+                requests = pace.each(request_iterator, lambda request: len(request.chunk))
+                manifest, segments = await read_archive(request.chunk async for request in requests)
+                self._check_import(manifest)
                 async for ref, data in segments:
                     spool.add(ref.segment_id, data)
                 imported = replace(

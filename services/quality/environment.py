@@ -50,7 +50,7 @@ def model_folder(given: Path | None, dtype: torch.dtype) -> Path:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a Hugging Face folder."""
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def build_engine(

@@ -60,7 +60,9 @@ def save_merged(model_folder: Path, adapter_folder: Path, output: Path, dtype: t
     """Write a Hugging Face folder of the model with the adapter in its weights, tokenizer included."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     merge_adapter(model, adapter_folder)
     model.save_pretrained(output)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(output)

@@ -36,6 +36,7 @@ from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 from swaa_runtime.model.adapters import CONFIG_FILE
+from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
 
@@ -128,7 +129,9 @@ async def running_parts(
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
         dtype, device = served_dtype(config), torch.device(config.device)
-        loaded = await asyncio.to_thread(load_model, folder, dtype, device, adapter_folders(config))
+        loaded = await asyncio.to_thread(
+            load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
+        )
         engine_config = _engine_config(config, loaded)
         engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
         engine.start()
@@ -181,7 +184,7 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
 
 
 def _engine(folder: Path, runner: ModelRunner, engine_config: EngineConfig, eos_token_ids: frozenset[int]) -> Engine:
-    return Engine(runner, engine_config, AutoTokenizer.from_pretrained(folder), eos_token_ids)
+    return Engine(runner, engine_config, AutoTokenizer.from_pretrained(folder, **DATA_ONLY), eos_token_ids)
 
 
 async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None, progress: Progress) -> CostProfile:

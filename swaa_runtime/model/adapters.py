@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swaa_runtime.errors import InvalidRecipe, ModelNotSupported
+from swaa_runtime.model.files import weight_files
 from swaa_runtime.recipe import Recipe, known_adapters
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -175,6 +176,8 @@ def read_adapter(name: str, folder: Path, model: Any) -> AdapterFile:
     Raises:
         ModelNotSupported: naming what is missing, unknown or does not fit.
     """
+    if not (folder / WEIGHTS_FILE).is_file():
+        weight_files(folder)  # says that they are pickled, if that is it: adapters have no flag for those
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS_FILE).read_bytes()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.model.adapters import Adapters, install_adapters
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
+from swaa_runtime.model.files import DATA_ONLY, SAFE_SUFFIX, weight_files
 from swaa_runtime.shape import ModelShape
 
 FINGERPRINT_PIECES, FINGERPRINT_PIECE_BYTES = 256, 1 << 16
@@ -109,14 +110,14 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
     partial.mkdir(parents=True)
     try:
         source: dict[str, Any] = {"gguf_file": gguf_file.name}
-        loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **source)
+        loaded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **source, **DATA_ONLY)
         # transformers refuses to save a model that it read from GGUF; a fresh one with the same weights it saves.
         if hasattr(loaded.config, "quantization_config"):
             del loaded.config.quantization_config
         fresh: Any = AutoModelForCausalLM.from_config(loaded.config, dtype=dtype)  # type: ignore[no-untyped-call]
         fresh.load_state_dict(loaded.state_dict())
         fresh.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf_file.parent, **source).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf_file.parent, **source, **DATA_ONLY).save_pretrained(partial)
         partial.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have finished first
@@ -127,27 +128,39 @@ def convert_gguf(gguf_file: Path, cache_folder: Path, dtype: torch.dtype) -> Pat
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, adapters: Mapping[str, Path] | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    adapters: Mapping[str, Path] | None = None,
+    allow_pickle: bool = False,
 ) -> LoadedModel:
-    """Load the weights of a Hugging Face folder, and adapters by name from theirs.
+    """Load the weights of a Hugging Face folder, and adapters by name from theirs. Nothing in them is run.
+
+    Args:
+        allow_pickle: read weights that are pickled, if there are no others; that runs what is in them.
 
     Raises:
         ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover, or an adapter
-            that is not of this model.
+            that is not of this model; for weights that may not be read.
     """
+    files = weight_files(folder, allow_pickle)
     register_attention()
-    # Left open, transformers asks the terminal whether to run code that the folder brings along.
-    closed = {"trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, **closed)
+        config = AutoConfig.from_pretrained(folder, **DATA_ONLY)
     except ValueError as exc:
         raise ModelNotSupported(
             f"model {folder.name!r} is of no family known here; code of its own is not run"
         ) from exc
     check_supported(config)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION_NAME, **closed)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=files[0].suffix == SAFE_SUFFIX,
+        **DATA_ONLY,
+    )
     model.to(device).eval().requires_grad_(False)
-    return wrap_model(model, _fingerprint(folder, dtype), adapters)
+    return wrap_model(model, _fingerprint(folder, files, dtype), adapters)
 
 
 def wrap_model(model: Any, fingerprint: str, adapters: Mapping[str, Path] | None = None) -> LoadedModel:
@@ -162,12 +175,12 @@ def wrap_model(model: Any, fingerprint: str, adapters: Mapping[str, Path] | None
     return LoadedModel(model, shape, eos_ids, fingerprint, install_adapters(model, adapters or {}))
 
 
-def _fingerprint(folder: Path, dtype: torch.dtype) -> str:
+def _fingerprint(folder: Path, files: Sequence[Path], dtype: torch.dtype) -> str:
     digest = hashlib.blake2b(str(dtype).encode(), digest_size=16)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     digest.update(json.dumps(config, sort_keys=True).encode())
-    for weights in sorted(folder.glob("*.safetensors")):
+    for weights in files:
         size = weights.stat().st_size
         digest.update(f"{weights.name}:{size}".encode())
         with weights.open("rb") as file:

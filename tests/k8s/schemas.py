@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from deps.lock import MAIN, read
 from services.config import PREFIX, ServeConfig
-from tests.k8s.manifests import REPOSITORY, Manifest, pods, ray_service, serve_config
+from tests.k8s.manifests import Manifest, pods, ray_service, serve_config
 
 KUBERNETES_VERSIONS = ("1.32", "1.37")
 """Oldest and newest that the manifests are for."""

@@ -18,6 +18,7 @@ from services.gateway.catalog import Catalog, NamedRecipe, QualityTable
 from services.gateway.catalog_source import FixedCatalog
 from services.gateway.prompt import PromptEncoder
 from services.gateway.quotas import QuotaCounter, Quotas, Unlimited
+from services.gateway.receiving import Intake
 from services.gateway.replicas import LocalReplicas
 from services.gateway.server import GatewayServer
 from services.gateway.service import LongContextService
@@ -103,7 +104,7 @@ async def tiny_service(
         quotas = Quotas(counter, QuotaMetrics(telemetry.registry))
         answers = Answers(turns, LocalReplicas(replica, facts), store, quotas, facts.eos_token_ids, observer)
         sessions = SessionAdmin(store, kept, catalogs)
-        service = LongContextService("tiny", facts, answers, store, sessions)
+        service = LongContextService("tiny", facts, answers, store, sessions, Intake(1 << 30))
         server = GatewayServer(service, authenticator, "127.0.0.1:0")
         await server.start()
         try:

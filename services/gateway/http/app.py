@@ -11,11 +11,13 @@ from services.gateway.answers import Answers
 from services.gateway.auth.authenticator import Authenticator
 from services.gateway.http.authentication import Authentication, operators_only
 from services.gateway.http.console_pages import ConsolePages
+from services.gateway.http.description import Description
 from services.gateway.http.errors import answer_error, answer_http_exception
 from services.gateway.http.openai_api import OpenAiApi
 from services.gateway.http.probes import Health, Probes
 from services.gateway.http.running import Running
 from services.gateway.http.service_api import ServiceApi
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.replica.facts import ModelFacts
 from services.telemetry.page import MetricsPage
@@ -30,6 +32,7 @@ def build_app(
     authenticator: Authenticator,
     health: Health,
     running: Running,
+    intake: Intake,
     metrics: MetricsPage | None = None,
 ) -> Starlette:
     """The application of one gateway.
@@ -40,16 +43,18 @@ def build_app(
         health: what probes are told; the caller writes to it.
         running: where requests run, so that the caller can end them.
         authenticator: knows who asks; paths that are open to everybody are `authentication`'s.
+        intake: counts what is on its way in.
         metrics: what Prometheus and operators read; None: there is no such page.
     """
-    openai = OpenAiApi(model_name, facts, answers, running)
-    service = ServiceApi(model_name, facts, answers, sessions)
+    openai = OpenAiApi(model_name, facts, answers, running, intake)
+    service = ServiceApi(model_name, facts, answers, sessions, intake)
     pages = []
     if metrics is not None:
         page = metrics.route()
         pages.append(Route(page.path, operators_only(page.endpoint), methods=["GET"]))
+    described = [*openai.routes(), *service.routes(), *Probes(health).routes(), *pages]
     return Starlette(
-        routes=[*openai.routes(), *service.routes(), *Probes(health).routes(), *pages, *ConsolePages().routes()],
+        routes=[*described, Description(described).route(), *ConsolePages().routes()],
         middleware=[Middleware(Authentication, authenticator=authenticator)],
         exception_handlers={
             SwaaError: answer_error,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
+from services.gateway.http.body import parse_object
 from services.gateway.http.logprobs import chat_logprobs
-from services.gateway.http.schema import Strict, TurnFields, parse_part
+from services.gateway.http.schema import Strict, TurnFields, items_of, parse_part
 from services.gateway.limits import MAX_MESSAGES, MAX_TOOLS
 from services.gateway.messages import DEFAULT_MAX_TOKENS
 from services.gateway.prompt import ChatMessage, PromptInput, ToolCall, Tools
@@ -21,14 +21,28 @@ from swaa_runtime.request import SamplingParams
 CHOICES = ("none", "auto", "required")
 
 
+class _MessageFields(Strict):
+    role: str
+    content: str | list[Any] = ""
+    name: str = ""
+    tool_calls: list[Any] = Field(default_factory=list)
+    tool_call_id: str = ""
+    annotations: list[Any] = Field(default_factory=list)
+
+
+class _NamedTool(Strict):
+    type: str
+    function: dict[str, Any]
+
+
 class ChatFields(TurnFields):
     """Of a request's body."""
 
-    messages: list[Any]
+    messages: list[Any] = Field(json_schema_extra=items_of(_MessageFields, MAX_MESSAGES))
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    tools: list[Any] = Field(default_factory=list)
+    tools: list[Any] = Field(default_factory=list, json_schema_extra=items_of(_NamedTool, MAX_TOOLS))
     tool_choice: str | dict[str, Any] = "auto"
 
     def params(self) -> SamplingParams:
@@ -65,23 +79,9 @@ class ChatFields(TurnFields):
         return choice
 
 
-class _MessageFields(Strict):
-    role: str
-    content: str | list[Any] = ""
-    name: str = ""
-    tool_calls: list[Any] = Field(default_factory=list)
-    tool_call_id: str = ""
-    annotations: list[Any] = Field(default_factory=list)
-
-
 class _Part(Strict):
     type: str
     text: str
-
-
-class _NamedTool(Strict):
-    type: str
-    function: dict[str, Any]
 
 
 class _FunctionName(Strict):
@@ -136,12 +136,7 @@ def _call(value: Any, where: str) -> ToolCall:
     call = parse_part(value, _Call, where)
     _is_function(call.type, where)
     called = parse_part(call.function, _CalledFunction, f"{where}.function")
-    try:
-        arguments = json.loads(called.arguments)
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{where}.function.arguments", called.arguments, "must be a JSON object, as a string")
+    arguments = parse_object(called.arguments.encode(), f"{where}.function.arguments")
     return ToolCall(call.id, called.name, arguments)
 
 

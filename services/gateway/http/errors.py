@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.errors import (
+    ClientTooSlow,
     GatewayStopping,
     PermissionDenied,
     QuotaExceeded,
@@ -69,6 +70,7 @@ HTTP_ERRORS: dict[type[SwaaError], HttpError] = {
     RateExceeded: HttpError(429, "rate_limit_exceeded", "rate_limit_exceeded"),
     Unauthenticated: HttpError(401, INVALID, "invalid_api_key"),
     PermissionDenied: HttpError(403, INVALID, "permission_denied"),
+    ClientTooSlow: HttpError(408, INVALID, "timeout"),
     DeadlineExceeded: HttpError(504, SERVER, "deadline_exceeded"),
     RequestCancelled: HttpError(499, INVALID, "cancelled"),
     ReplicaLost: HttpError(503, SERVER, "replica_lost", retry=True),

@@ -20,6 +20,7 @@ from services.gateway.http.schema import TurnFields, parse
 from services.gateway.http.turn import Served, TurnResponse, Wording
 from services.gateway.limits import MAX_UPLOAD_BYTES
 from services.gateway.prompt import PromptInput
+from services.gateway.receiving import Intake
 from services.replica.facts import ModelFacts
 from swaa_runtime.request import SamplingParams
 
@@ -32,7 +33,8 @@ def request_headers(request: Request) -> list[tuple[str, str]]:
 class OpenAiApi:
     """Endpoints of one served model."""
 
-    def __init__(self, model_name: str, facts: ModelFacts, answers: Answers, running: Running) -> None:
+    def __init__(self, model_name: str, facts: ModelFacts, answers: Answers, running: Running, intake: Intake) -> None:
+        self._intake = intake
         self._served = Served(model_name, facts.fingerprint)
         self._model = model_object(self._served, int(time.time()), facts.max_session_tokens)
         self._answers = answers
@@ -50,12 +52,12 @@ class OpenAiApi:
 
     async def chat(self, request: Request) -> TurnResponse:
         """A turn of chat messages."""
-        fields = parse(await read_json(request), ChatFields)
+        fields = parse(await read_json(request, self._intake), ChatFields)
         return self._turn(request, fields, fields.prompt(), fields.params(), ChatWording(self._token_bytes))
 
     async def completions(self, request: Request) -> TurnResponse:
         """A turn of text or token ids."""
-        fields = parse(await read_json(request), CompletionFields)
+        fields = parse(await read_json(request, self._intake), CompletionFields)
         return self._turn(request, fields, fields.as_prompt(), fields.params(), CompletionWording(self._token_bytes))
 
     async def models(self, request: Request) -> JSONResponse:

@@ -115,6 +115,11 @@ class TurnFields(Strict):
         )
 
 
+def items_of(kind: type[Strict], most: int) -> dict[str, Any]:
+    """What a description says of a list whose items are parsed one by one, so that refusals name their place."""
+    return {"items": kind.model_json_schema(), "maxItems": most}
+
+
 def parse(body: Mapping[str, Any], kind: type[Fields]) -> Fields:
     """A request's fields, by the rule above. Raises InvalidRequest naming the first that is wrong."""
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}

@@ -20,6 +20,7 @@ from services.gateway.http.turn import as_json
 from services.gateway.identity import Identity
 from services.gateway.limits import MAX_BODY_BYTES, MAX_PROMPT_BYTES, MAX_UPLOAD_BYTES
 from services.gateway.plans import plan_response, recipes_response
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import DEFAULT_SESSIONS_LISTED, SessionAdmin
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.replica.facts import ModelFacts
@@ -31,7 +32,10 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 class ServiceApi:
     """Endpoints of one service."""
 
-    def __init__(self, model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin) -> None:
+    def __init__(
+        self, model_name: str, facts: ModelFacts, answers: Answers, sessions: SessionAdmin, intake: Intake
+    ) -> None:
+        self._intake = intake
         self._model_name = model_name
         self._facts = facts
         self._answers = answers
@@ -71,7 +75,7 @@ class ServiceApi:
 
     async def plan(self, request: Request) -> JSONResponse:
         """`PlanRequest` to `PlanResponse`, with the headers of a turn."""
-        asked = _message(await read_json(request), pb.PlanRequest())
+        asked = _message(await read_json(request, self._intake), pb.PlanRequest())
         plan = await plan_response(self._answers, identity_of(request), asked, request_headers(request))
         return JSONResponse(as_json(plan))
 

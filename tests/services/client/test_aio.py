@@ -26,6 +26,7 @@ from services.client import (
 )
 from services.client.errors import RETRY_AFTER_METADATA
 from services.gateway.limits import MAX_PROMPT_BYTES
+from services.gateway.receiving import Intake
 from services.gateway.sla import HEADERS, IDEMPOTENCY_HEADER, TenantPolicy, parse_headers
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
@@ -155,7 +156,8 @@ async def test_a_long_text_is_uploaded_again_at_each_attempt(raw: bool) -> None:
             for part in service.requests[1]:
                 yield part
 
-        prompt, sampling = await collect_upload(sent())
+        with Intake(1 << 30).receiving("prompt", 1 << 30) as receiving:
+            prompt, sampling = await collect_upload(sent(), receiving, 1000)
         assert sampling == pb.Sampling(max_tokens=3)
         assert prompt.text == text if raw else [message.content for message in prompt.messages] == [text]
 

@@ -19,6 +19,7 @@ from services.gateway.auth.reloaded import Reloaded
 from services.gateway.http.app import build_app
 from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
+from services.gateway.receiving import Intake
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.telemetry.metrics import AuthenticationMetrics
@@ -92,7 +93,7 @@ async def tenants(**options: Any) -> AsyncIterator[Tenants]:
     async with tiny_service(telemetry, authenticator, **options) as service:
         page = page_of(service, telemetry)
         parts = ("tiny", service.facts, service.answers, service.sessions, authenticator)
-        app = build_app(*parts, Health(serving=True), Running(), page)
+        app = build_app(*parts, Health(serving=True), Running(), Intake(1 << 30), page)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             grpc.aio.insecure_channel(service.address) as channel,

@@ -15,6 +15,7 @@ from services.errors import SessionNotFound
 from services.gateway import sessions
 from services.gateway.auth.authenticator import Everybody
 from services.gateway.catalog_source import FixedCatalog
+from services.gateway.receiving import Intake
 from services.gateway.server import SERVICE_NAME, GatewayServer
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.sessions import SegmentSpool, SessionRpcs
@@ -46,7 +47,7 @@ POLICY = SessionPolicy(ttl_s=3600.0, checkpoint_tokens=8, prefix_ttl_s=60.0)
 
 def make_rpcs(store: FakeSessionStore) -> SessionRpcs:
     facts: Any = SimpleNamespace(fingerprint="model-bf16", shape=SHAPE)
-    return SessionRpcs(facts, store, SessionAdmin(store, POLICY, FixedCatalog(make_catalog())))
+    return SessionRpcs(facts, store, SessionAdmin(store, POLICY, FixedCatalog(make_catalog())), Intake(1 << 30))
 
 
 async def export(rpcs: SessionRpcs, session_id: str = "state") -> tuple[pb.Session, list[bytes]]:

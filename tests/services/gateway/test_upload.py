@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway import upload
 from services.gateway.prompt import ChatMessage, PromptInput
+from services.gateway.receiving import Intake
 from services.gateway.upload import collect_upload
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from swaa_runtime.errors import InvalidRequest
@@ -32,7 +32,18 @@ def collect(parts: Sequence[pb.GenerateUploadRequest]) -> tuple[PromptInput, pb.
         for part in parts:
             yield part
 
-    return asyncio.run(collect_upload(stream()))
+    return asyncio.run(received(stream()))
+
+
+async def received(
+    parts: AsyncIterator[pb.GenerateUploadRequest], max_bytes: int = 1000, max_tokens: int = 10
+) -> tuple[PromptInput, pb.Sampling]:
+    intake = Intake(1 << 20)
+    with intake.receiving("prompt", max_bytes) as receiving:
+        collected = await collect_upload(parts, receiving, max_tokens)
+        assert intake.held_bytes == receiving.num_bytes
+    assert intake.held_bytes == 0
+    return collected
 
 
 @settings(deadline=None)
@@ -119,18 +130,23 @@ def test_text_that_is_not_utf_8_is_refused_with_the_place(pieces: list[bytes], a
         collect([FIRST, *map(text, pieces)])
 
 
-def test_too_many_bytes_are_refused_before_the_rest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "MAX_UPLOAD_BYTES", 8)
-    assert collect([FIRST, text(b"1234"), text(b"5678")])[0] == PromptInput("12345678")
-    assert collect([FIRST, ids(1, 2)])[0] == PromptInput(token_ids=(1, 2))
+async def endless(part: pb.GenerateUploadRequest) -> AsyncIterator[pb.GenerateUploadRequest]:
+    yield FIRST
+    while True:
+        yield part
 
-    async def endless() -> AsyncIterator[pb.GenerateUploadRequest]:
-        yield FIRST
-        while True:
-            yield text(b"123")
 
-    for parts in ([FIRST, text(b"1234"), text(b"56789")], [FIRST, ids(1, 2, 3)], [FIRST, text(b"1234"), ids(1, 2)]):
-        with pytest.raises(InvalidRequest, match="must be at most 8 bytes"):
-            collect(parts)
-    with pytest.raises(InvalidRequest, match="must be at most 8 bytes"):
-        asyncio.run(collect_upload(endless()))
+@pytest.mark.parametrize("part", [text(b"123"), ids(1), message("user", "x")])
+def test_too_many_bytes_are_refused_before_the_rest_is_read(part: pb.GenerateUploadRequest) -> None:
+    with pytest.raises(InvalidRequest, match="prompt is 'more than 30 bytes': must be at most 30 bytes"):
+        asyncio.run(received(endless(part), max_bytes=30, max_tokens=100))
+
+
+def test_too_many_token_ids_are_refused_before_the_rest_is_read() -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt\.token_ids is '11 of them': must be at most 10"):
+        asyncio.run(received(endless(ids(1))))
+
+
+def test_too_many_messages_are_refused_however_short_they_are() -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt\.messages is '4097 of them': must be at most 4096"):
+        asyncio.run(received(endless(message("")), max_bytes=1 << 20))

@@ -16,6 +16,7 @@ from services.gateway.http.app import build_app
 from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.identity import ANONYMOUS
+from services.gateway.receiving import Intake
 from services.gateway.session_admin import SessionAdmin
 from services.gateway.turns import Asked, Planned, Understood
 from services.replica.job import Done, Job, SessionUse
@@ -96,7 +97,8 @@ def make_app(
 ) -> Starlette:
     facts: Any = SimpleNamespace(fingerprint="toy-bf16", max_session_tokens=1000)
     sessions = SessionAdmin(FakeSessionStore(), SessionPolicy(3600.0), FixedCatalog(make_catalog()))
-    return build_app(MODEL, facts, answers, sessions, authenticator, health or Health(), running or Running())
+    parts = (authenticator, health or Health(), running or Running(), Intake(1 << 30))
+    return build_app(MODEL, facts, answers, sessions, *parts)
 
 
 def client_of(app: Starlette) -> httpx.AsyncClient:

@@ -22,6 +22,7 @@ from services.gateway.http.app import build_app
 from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.http.server import HttpServer
+from services.gateway.receiving import Intake
 from services.telemetry.process import running_telemetry
 from tests.services.telemetry.scrape import page_of
 from tests.services.tiny_service import TinyService, in_thread, tiny_service
@@ -97,7 +98,8 @@ async def _console() -> AsyncIterator[ConsoleService]:
     async with running_telemetry("", "tiny") as telemetry, tiny_service(telemetry) as tiny:
         running, health = Running(), Health(serving=True)
         pages = page_of(tiny, telemetry)
-        app = build_app("tiny", tiny.facts, tiny.answers, tiny.sessions, Everybody(), health, running, pages)
+        parts = (tiny.facts, tiny.answers, tiny.sessions, Everybody(), health, running, Intake(1 << 30))
+        app = build_app("tiny", *parts, pages)
         server = HttpServer(app, running, "127.0.0.1:0")
         gate = tiny.rig.runner.before_step = Gate()
         await server.start()
