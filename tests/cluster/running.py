@@ -17,7 +17,10 @@ from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import processes_with, until
 
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 300
+"""A busy machine takes minutes to start Ray; the first start measures it as well."""
+
+STOP_TIMEOUT_S = 60
 REPLACED_TIMEOUT_S = 60
 
 
@@ -50,7 +53,10 @@ class Running:
 def running_process(
     folder: Path, model: Path, redis: EmbeddedRedis, num_replicas: int, num_gateways: int, settings: Mapping[str, str]
 ) -> Iterator[Running]:
-    """Running; when it has stopped, nothing of it runs any more. `settings` by the names of `ServeConfig`."""
+    """Running; when it has stopped, nothing of it runs any more. `settings` by the names of `ServeConfig`.
+
+    `redis` is running, in `folder`, and is stopped as well.
+    """
     ready, log_path = folder / "ready", folder / "log"
     defaults = {
         "model": str(model),
@@ -85,5 +91,10 @@ def running_process(
         yield Running(gateways, told[1], folder, process, redis, environment)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        finally:
+            process.kill()  # takes all of it along, and is nothing to one that has ended
+            process.wait()
+        redis.stop()
     until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)

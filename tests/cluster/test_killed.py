@@ -12,6 +12,7 @@ import pytest
 from services.config import ServeConfig
 
 from .harness import processes_with, until
+from .running import START_TIMEOUT_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
@@ -31,9 +32,11 @@ def test_nothing_of_a_killed_cluster_stays_behind(config: ServeConfig, tmp_path:
     with log_path.open("wb") as log:
         process = subprocess.Popen((*command, "--ready-file", str(ready)), env=environment, stdout=log, stderr=log)
     with process:
-        until("it serves", lambda: ready.exists() or process.poll() is not None, 60)
-        assert process.poll() is None, log_path.read_text(encoding="utf-8")[-2000:]
-        assert len(ready.read_text(encoding="utf-8").splitlines()) == 1
-        assert len(processes_with(str(tmp_path))) > 6, "Redis, Ray's own, Serve's, a replica, a gateway"
-        process.kill()
+        try:
+            until("it serves", lambda: ready.exists() or process.poll() is not None, START_TIMEOUT_S)
+            assert process.poll() is None, log_path.read_text(encoding="utf-8")[-2000:]
+            assert len(ready.read_text(encoding="utf-8").splitlines()) == 1
+            assert len(processes_with(str(tmp_path))) > 6, "Redis, Ray's own, Serve's, a replica, a gateway"
+        finally:
+            process.kill()
     until("all its processes are gone", lambda: not processes_with(str(tmp_path)), 20)

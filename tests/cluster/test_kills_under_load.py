@@ -34,13 +34,8 @@ def running(default_model_folder: Path) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model = make_tiny_model(folder, default_model_folder)
-        redis = EmbeddedRedis(folder / "redis")
-        redis.start()
-        try:
-            with running_process(folder, model, redis, NUM_REPLICAS, 2, {}) as running:
-                yield running
-        finally:
-            redis.stop()
+        with EmbeddedRedis(folder / "redis") as redis, running_process(folder, model, redis, NUM_REPLICAS, 2, {}) as it:
+            yield it
 
 
 def prompt_of(index: int) -> list[int]:

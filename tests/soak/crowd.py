@@ -9,10 +9,12 @@ import grpc
 import httpx
 
 from services.client import ClientError
+from services.client.errors import error_of
 from tests.soak import rude, turns
 from tests.soak.turns import NOTHING
 from tests.soak.world import Refused, World
 
+MAX_FAULT_CHARACTERS = 300
 Scenario = Callable[[World], Awaitable[str]]
 
 POLITE: Mapping[Scenario, int] = {
@@ -87,13 +89,18 @@ async def attempt(world: World, scenario: Scenario) -> None:
         ended = await scenario(world)
     except world.tolerated as exc:
         ended = type(exc).__name__
+    except grpc.aio.AioRpcError as exc:  # of a raw call
+        error = error_of(exc)
+        ended = type(error).__name__
+        if not isinstance(error, world.tolerated):
+            world.faults.append(f"{name}: {error.status} {error}"[:MAX_FAULT_CHARACTERS])
     except Refused as exc:
         ended = f"HTTP {exc.code}"
         if exc.status not in world.tolerated_http:
             world.faults.append(f"{name}: {exc}")
-    except (ClientError, grpc.aio.AioRpcError, httpx.HTTPError, OSError, TimeoutError, AssertionError) as exc:
+    except (ClientError, httpx.HTTPError, OSError, TimeoutError, AssertionError) as exc:
         ended = type(exc).__name__
         status = getattr(exc, "status", "")
-        world.faults.append(f"{name}: {ended} {status} {exc}".replace("\n", " ")[:300])
+        world.faults.append(f"{name}: {ended} {status} {exc}".replace("\n", " ")[:MAX_FAULT_CHARACTERS])
     if ended != NOTHING:
         world.counts[name, ended] += 1

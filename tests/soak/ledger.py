@@ -85,6 +85,9 @@ def lost(known: KnownSession, stored: Manifest | None, decode: Decode) -> list[s
         return [f"session {known.session_id} is at version {stored.version}, {known.version} was acknowledged"]
     faults = []
     for index, told in known.turns.items():
+        if index >= len(stored.turns):
+            faults.append(f"session {known.session_id}: turn {index} is not stored, of {len(stored.turns)}")
+            continue
         turn = stored.turns[index]
         kept = stored.token_ids[turn.generated_start : turn.stop]
         same = kept == told.token_ids if told.token_ids is not None else decode(kept) == told.text

@@ -33,7 +33,7 @@ MORE_COLUMNS = ("sessions", "prefixes", "parked", "free", "files", "threads", "o
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One look at an idle service."""
+    """One look at an idle service. `worst_gap`: of the oracle, in logits, so far."""
 
     number: int
     num_done: int
@@ -42,6 +42,7 @@ class Minute:
     reading: Reading
     audit: Audit
     num_checked: int
+    worst_gap: float
     num_faults: int
 
     def row(self) -> str:
@@ -127,6 +128,7 @@ def verdict(
         "done": sum(counts.values()),
         "saved_turns": minutes[-1].num_saved,
         "oracle_checked": minutes[-1].num_checked,
+        "oracle_worst_gap": round(minutes[-1].worst_gap, 3),
         "preemptions": last.preemptions,
         "service_memory": {**asdict(service), "change": round(service.change, 4)},
         "redis_memory": {**asdict(redis), "change": round(redis.change, 4)},

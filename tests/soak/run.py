@@ -88,6 +88,7 @@ async def look(watched: Watched, world: World, number: int, num_checked: int) ->
         reading=idle.read(samples, watched.pid, watched.redis),
         audit=found,
         num_checked=watched.oracle.num_checked,
+        worst_gap=watched.oracle.worst_gap,
         num_faults=len(world.faults),
     )
 

@@ -17,7 +17,7 @@ NO_COUNTS: Counter[tuple[str, str]] = Counter()
 
 def minute(number: int, rss_mib: float = 1000.0, num_files: int = 30, redis_mib: float = 100.0) -> Minute:
     reading = Reading(rss_mib, redis_mib, 0.0, num_files, 20, 0, 100, 0)
-    return Minute(number, 1, 1, 0, reading, Audit({}, 0, 0, 0, 0, ()), 1, 0)
+    return Minute(number, 1, 1, 0, reading, Audit({}, 0, 0, 0, 0, ()), 1, 0.0, 0)
 
 
 def test_a_flat_run_is_well() -> None:

@@ -26,7 +26,7 @@ SIZES = Sizes(
     max_sessions=8,
     max_turns=4,
 )
-PLAN = Plan(minutes=1, minute_s=4.0, sizes=SIZES, checked_per_minute=6, seed=0, quota_mib=64)
+PLAN = Plan(minutes=1, minute_s=3.0, sizes=SIZES, checked_per_minute=6, seed=0, quota_mib=64)
 
 
 @pytest.fixture
