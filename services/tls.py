@@ -125,7 +125,8 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     if certificate.authorities is not None:
-        context.load_verify_locations(cadata=certificate.authorities.decode("ascii", "replace"))
+        # PEM is ASCII, and Python takes nothing else; what people write between certificates need not be.
+        context.load_verify_locations(cadata=certificate.authorities.decode("ascii", "ignore"))
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -140,7 +141,7 @@ def _read(setting: str, path: Path) -> bytes:
 def _certificates(setting: str, path: Path, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise InvalidRequest(setting, str(path), "must have certificates, as PEM") from None
 
 
@@ -156,10 +157,10 @@ def _check_time(setting: str, path: Path, certificate: x509.Certificate) -> None
 def _check_key(files: TlsFiles, pem: bytes, certificate: x509.Certificate) -> None:
     setting, path = f"{files.setting}_key_file", str(files.key)
     try:
-        key = load_pem_private_key(pem, None)
+        belongs = load_pem_private_key(pem, None).public_key() == certificate.public_key()
     except TypeError:
         raise InvalidRequest(setting, path, "is encrypted; a service has nobody to ask for its password") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise InvalidRequest(setting, path, "must have a private key, as PEM") from None
-    if key.public_key() != certificate.public_key():
+        raise InvalidRequest(setting, path, "must have a private key, as PEM, of a kind that is known") from None
+    if not belongs:
         raise InvalidRequest(setting, path, f"is not the key of the certificate in {files.cert}")

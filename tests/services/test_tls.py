@@ -70,6 +70,14 @@ def test_a_good_certificate_is_read(made: CertificateFolder, key_type: trustme.K
     assert read_certificate(made.files(asks_clients=True)).authorities == made.authority.cert_pem.bytes()
 
 
+def test_a_bundle_of_authorities_may_have_words_between_them(made: CertificateFolder) -> None:
+    other = trustme.CA()
+    text = "# Société générale\n".encode()
+    made.ca.write_bytes(text + made.authority.cert_pem.bytes() + text + other.cert_pem.bytes())
+    context = server_context(read_certificate(made.files(asks_clients=True)))
+    assert len(context.get_ca_certs()) == 2
+
+
 def test_a_key_is_never_shown(made: CertificateFolder) -> None:
     assert "PRIVATE" not in repr(read_certificate(made.files()))
 
