@@ -50,6 +50,12 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 test: $(STAMP) lint ## Lint, type-check and run all tests
 	$(BIN)/pytest
 
+INPUTS ?= 100000
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Send INPUTS (100000) inputs that are nearly right to everything that takes any; report what it found
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
 	$(BIN)/ruff check .
