@@ -53,8 +53,12 @@ test: $(STAMP) lint ## Lint, type-check and run all tests
 INPUTS ?= 100000
 
 .PHONY: fuzz
-fuzz: $(STAMP) ## Send INPUTS (100000) inputs that are nearly right to everything that takes any; report what it found
-	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+fuzz: $(VENV)/.fuzz-done ## Send INPUTS (100000) nearly right inputs to all that takes any; says what it found (MINUTES=5: ends sooner)
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(MINUTES),--minutes $(MINUTES))
+
+$(VENV)/.fuzz-done: $(STAMP) requirements.fuzz.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.fuzz.lock
+	touch $@
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
