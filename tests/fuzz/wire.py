@@ -85,10 +85,10 @@ class Wire:
         }
         try:
             if method.client_streaming:
-                kind = channel.stream_stream if method.server_streaming else channel.stream_unary
+                kind: Any = channel.stream_stream if method.server_streaming else channel.stream_unary
                 answer: Any = kind(path, None, None)(iter(parts), **told)
             else:
-                one = channel.unary_stream if method.server_streaming else channel.unary_unary
+                one: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
                 answer = one(path, None, None)(parts[0], **told)
             if method.server_streaming:
                 for data in itertools.islice(answer, EVENTS_READ):
