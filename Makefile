@@ -67,6 +67,16 @@ test-services: TESTS = tests/services
 test-cluster: TESTS = tests/cluster tests/chaos tests/soak
 test-runtime: TESTS = tests $(patsubst %,--ignore=tests/%,walk services cluster chaos soak)
 
+INPUTS ?= 100000
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz-done ## Send INPUTS (100000) nearly right inputs to all that takes any; says what it found (MINUTES=5: ends sooner)
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(MINUTES),--minutes $(MINUTES))
+
+$(VENV)/.fuzz-done: $(STAMP) requirements.fuzz.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.fuzz.lock
+	touch $@
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import-linter, and whether generated code is current
 	$(BIN)/ruff check .

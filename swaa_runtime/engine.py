@@ -235,7 +235,8 @@ class Engine:
         for chunk in scheduled:
             outputs += self._advance(chunk)
         for request, output, reason in sampled:
-            outputs.append(output)
+            if output is not None:
+                outputs.append(output)
             if reason is not None:
                 outputs += self._finish(request, reason)
         return outputs
@@ -316,14 +317,22 @@ class Engine:
             )
         ]
 
-    def _sample(self, batch: Batch, hidden: torch.Tensor) -> list[tuple[Request, TokenOutput, FinishReason | None]]:
-        """The next token of each request whose known tokens are all computed now, and whether that was its last."""
+    def _sample(
+        self, batch: Batch, hidden: torch.Tensor
+    ) -> list[tuple[Request, TokenOutput | None, FinishReason | None]]:
+        """The next token of each request whose known tokens are all computed now, and whether that was its last.
+
+        Logits that are no numbers end their own request, before anything that others run by is told of them.
+        """
         if not batch.sampled:
             return []
         logits = self.runner.logits(hidden[batch.sampled_rows])
+        are_numbers = logits.sum(-1).isfinite().tolist()
         return [
             (request, *self._live[request.request_id].generation.next(row))
-            for request, row in zip(batch.sampled, logits, strict=True)
+            if is_number
+            else (request, None, FinishReason.NOT_A_NUMBER)
+            for request, row, is_number in zip(batch.sampled, logits, are_numbers, strict=True)
         ]
 
     def _checkpoint(self, live: _Live) -> None:

@@ -88,6 +88,7 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
+    NOT_A_NUMBER = "not a number"  # what it attends to makes no logits: a saved state that somebody made up
 
 
 @dataclass(frozen=True, slots=True)

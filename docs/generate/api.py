@@ -14,6 +14,7 @@ from docs.generate.proto import PublicProto, listed, messages, paragraph, read_p
 from services.gateway.errors import STATUS_CODES
 from services.gateway.http.chat import ChatFields
 from services.gateway.http.completions import CompletionFields
+from services.gateway.http.description import Description
 from services.gateway.http.errors import HTTP_ERRORS, UNEXPECTED
 from services.gateway.http.openai_api import OpenAiApi
 from services.gateway.http.probes import Probes
@@ -138,8 +139,9 @@ def routes() -> Iterator[Route]:
     for api in (OpenAiApi, ServiceApi, Probes):
         bare: Any = object.__new__(api)
         yield from bare.routes()
-    page: Any = object.__new__(MetricsPage)
-    yield page.route()
+    for one in (MetricsPage, Description):
+        page: Any = object.__new__(one)
+        yield page.route()
 
 
 def fields() -> str:

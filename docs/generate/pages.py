@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs.generate import memory, metrics, settings
+from docs.generate import limits, memory, metrics, settings
 from docs.generate.api import api_page
 from docs.generate.licences import licences_page
 from docs.generate.markdown import fill
@@ -22,6 +22,7 @@ def pages() -> dict[str, str]:
         "settings": settings.settings_table(),
         "kv-memory": memory.memory_table(),
         "recipe-costs": memory.cost_table(),
+        "limits": limits.limits_table(),
         "metrics": metrics.metrics_table(),
     }
     filled = {name: fill((FOLDER / name).read_text(encoding="utf-8"), parts) for name in FILLED}

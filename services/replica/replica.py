@@ -338,3 +338,5 @@ def _raise_if_unfinished(finished: Finished) -> None:
         raise RequestCancelled("the request was cancelled")
     if finished.reason is FinishReason.DEADLINE:
         raise DeadlineExceeded("the request's deadline passed")
+    if finished.reason is FinishReason.NOT_A_NUMBER:
+        raise SessionCorrupt("what the session attends to is not finite: its saved state is not one of this model's")

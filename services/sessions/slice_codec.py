@@ -31,9 +31,13 @@ def decode_slice(
         num_kv_heads, head_dim, dtype: the model's.
 
     Raises:
-        SessionCorrupt: if `data` is not what `encode_slice` makes of such a slice; before memory is taken for it.
+        SessionCorrupt: if `data` is not what `encode_slice` makes of such a slice, before memory is taken for it; or if
+            an infinity or a NaN is in it, which no model writes and whoever sends a file may.
     """
     try:
-        return KVSlice(ref.key, unpack(data, slice_shape(ref.key, num_kv_heads, head_dim), dtype, kv_format))
+        values = unpack(data, slice_shape(ref.key, num_kv_heads, head_dim), dtype, kv_format)
+        if not values.sum(dtype=torch.float32).isfinite():
+            raise SessionCorrupt("not all values are finite")
+        return KVSlice(ref.key, values)
     except SessionCorrupt as exc:
         raise SessionCorrupt(f"segment {ref.segment_id} of {ref.key}: {exc} for this model") from exc

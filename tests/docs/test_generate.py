@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 from transformers import AutoConfig
 
-from docs.generate import api, memory, metrics, pages, pictures, settings
+from docs.generate import api, limits, memory, metrics, pages, pictures, settings
 from docs.generate.markdown import fill, sections, table
 from docs.generate.proto import listed, paragraph, read_proto
 from services.config import CLIENT_VARIABLES, ServeConfig
 from services.cost import kv_tokens
+from services.gateway import limits as shared_limits
 from services.gateway.errors import STATUS_CODES
 from services.gateway.sla import HEADERS
 from swaa_runtime.shape import ModelShape
@@ -34,6 +36,12 @@ def test_a_stale_file_and_one_that_nobody_makes_are_named() -> None:
     made = pages.pages()
     del made["pictures/full.svg"]
     assert pages.stale({**made, "api.md": "old"}) == ["api.md", "pictures/full.svg"]
+
+
+def test_every_limit_that_both_wires_share_is_in_the_table() -> None:
+    source = inspect.getsource(limits)
+    names = [name for name in vars(shared_limits) if name.isupper() and not name.endswith("_OPTIONS")]
+    assert [name for name in names if f"limits.{name}" not in source] == []
 
 
 def test_parts_of_pages_are_replaced_and_nothing_else() -> None:

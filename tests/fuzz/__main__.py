@@ -9,6 +9,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import math
 import sys
 import tempfile
 import time
@@ -38,29 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="fewer inputs rather than longer")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="swaa-fuzz-", ignore_cleanup_errors=True) as name:
-        report = fuzz(Path(name), options.inputs, options.seed)
+        report = fuzz(Path(name), options.inputs, options.seed, time.monotonic() + options.minutes * 60)
     print(json.dumps(report))
     return 0 if not any(report[count] for count in ("crashes", "internal", "kv_blocks_left", "redis_keys_left")) else 1
 
 
-def fuzz(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
+def fuzz(folder: Path, num_inputs: int, seed: int, until_s: float) -> dict[str, Any]:
     """Run everything; what was found, in numbers."""
     started_s = time.monotonic()
     model = make_tiny_model(folder, model_folder(load_config(cache_dir=CACHE_DIR)))
     outcomes: list[Outcome] = []
-    with (
-        ThreadPoolExecutor(1) as beside,
-        Service(folder, model=str(model), cache_dir=str(folder), **SETTINGS) as service,
-    ):
+    settings = {"model": str(model), "cache_dir": str(folder), **SETTINGS}
+    with ThreadPoolExecutor(1) as beside, Service(folder, **settings) as service:
         wire = Wire(service)
+        left_s = until_s - time.monotonic()
         guiding = beside.submit(_guided, int(num_inputs * SHARES["guided"]), seed)
-        outcomes += run_all(wire.targets(), int(num_inputs * SHARES["wire"]), seed)
+        outcomes += run_all(wire.targets(), int(num_inputs * SHARES["wire"]), seed, time.monotonic() + left_s / 2)
         if importlib.util.find_spec("schemathesis") is not None:
-            outcomes += run_all(list(described(service)), int(num_inputs * SHARES["described"]), seed)
+            operations = list(described(service))
+            outcomes += run_all(operations, int(num_inputs * SHARES["described"]), seed, time.monotonic() + left_s / 4)
         outcomes += guiding.result()
-        outcomes += run_all(pure.targets(), num_inputs - sum(outcome.num_inputs for outcome in outcomes), seed)
+        inputs_left = num_inputs - sum(outcome.num_inputs for outcome in outcomes)
+        outcomes += run_all(pure.targets(), inputs_left, seed, until_s)
         left = wire.leftovers()
         internal = wire.bugs_in_log()
         wire.close()

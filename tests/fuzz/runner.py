@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 import traceback
@@ -15,8 +16,12 @@ from hypothesis.errors import HypothesisException, Unsatisfiable
 from .target import Outcome, Target
 
 
-def run(target: Target, num_inputs: int, random_seed: int) -> Outcome:
-    """So many inputs; the same seed makes the same ones."""
+class _TimeUp(KeyboardInterrupt):
+    """Ends a target: of what comes out of a test, hypothesis lets interrupts through at once."""
+
+
+def run(target: Target, num_inputs: int, random_seed: int, until_s: float = math.inf) -> Outcome:
+    """So many inputs, or until then on the clock of time.monotonic; the same seed makes the same ones."""
     outcome, started_s = Outcome(target.name), time.monotonic()
 
     @seed(random_seed)
@@ -29,6 +34,8 @@ def run(target: Target, num_inputs: int, random_seed: int) -> Outcome:
     )
     @given(target.inputs)
     def each(given_input: Any) -> None:
+        if time.monotonic() > until_s:
+            raise _TimeUp
         outcome.num_inputs += 1
         try:
             target.run(given_input)
@@ -37,19 +44,21 @@ def run(target: Target, num_inputs: int, random_seed: int) -> Outcome:
         except Exception as exc:
             outcome.failures.setdefault(_place(exc), repr(given_input)[:2000])
 
-    with contextlib.suppress(Unsatisfiable):
+    with contextlib.suppress(Unsatisfiable, _TimeUp):
         each()
     outcome.took_s = time.monotonic() - started_s
     print(f"{outcome.name}: {outcome.num_inputs} inputs in {outcome.took_s:.0f} s", file=sys.stderr, flush=True)
     return outcome
 
 
-def run_all(targets: Sequence[Target], num_inputs: int, random_seed: int) -> list[Outcome]:
-    """The inputs divided equally. A target that has fewer different inputs gives its share to those after it."""
+def run_all(targets: Sequence[Target], num_inputs: int, random_seed: int, until_s: float = math.inf) -> list[Outcome]:
+    """Inputs and time divided equally. What one target does not use of its share, those after it have."""
     outcomes: list[Outcome] = []
     for index, target in enumerate(targets):
-        left = num_inputs - sum(outcome.num_inputs for outcome in outcomes)
-        outcomes.append(run(target, max(1, left // (len(targets) - index)), random_seed + index))
+        num_left, now_s = len(targets) - index, time.monotonic()
+        inputs_left = num_inputs - sum(outcome.num_inputs for outcome in outcomes)
+        own_until_s = now_s + (until_s - now_s) / num_left
+        outcomes.append(run(target, max(1, inputs_left // num_left), random_seed + index, own_until_s))
     return outcomes
 
 

@@ -85,10 +85,10 @@ class Wire:
         }
         try:
             if method.client_streaming:
-                kind = channel.stream_stream if method.server_streaming else channel.stream_unary
+                kind: Any = channel.stream_stream if method.server_streaming else channel.stream_unary
                 answer: Any = kind(path, None, None)(iter(parts), **told)
             else:
-                one = channel.unary_stream if method.server_streaming else channel.unary_unary
+                one: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
                 answer = one(path, None, None)(parts[0], **told)
             if method.server_streaming:
                 for data in itertools.islice(answer, EVENTS_READ):
@@ -206,9 +206,13 @@ class Wire:
                     self._service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session.session_id), timeout=60)
         with redis.Redis.from_url(self._service.redis_url) as store:
             return {
-                "kv_blocks": _soon_none(self._used_blocks),
+                "kv_blocks": self.used_blocks_soon(),
                 "redis_keys": _soon_none(lambda: len(list(store.scan_iter("swaa:*")))),
             }
+
+    def used_blocks_soon(self) -> int:
+        """Blocks of KV memory that are in use still once running turns had their time to end."""
+        return _soon_none(self._used_blocks)
 
     def _used_blocks(self) -> int:
         page = httpx.get(f"http://{self._service.http_address}/metrics", timeout=60).text

@@ -142,11 +142,11 @@ class Description:
 
 
 def _operation(route: Route, path: str, endpoint: Endpoint) -> dict[str, Any]:
-    parameters = [
+    parameters: list[Schema] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in route.param_convertors
     ]
-    parameters += map(dict, endpoint.query)
+    parameters += endpoint.query
     if endpoint.has_headers:
         parameters += [{"name": name, "in": "header", "schema": {"type": "string"}} for name in HEADERS]
     good: dict[str, Any] = {"description": "as asked"}
