@@ -143,15 +143,14 @@ def load_model(
         ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover, or an adapter
             that is not of this model; for weights that may not be read.
     """
-    files = weight_files(folder, allow_pickle)
     register_attention()
     try:
         config = AutoConfig.from_pretrained(folder, **DATA_ONLY)
     except ValueError as exc:
-        raise ModelNotSupported(
-            f"model {folder.name!r} is of no family known here; code of its own is not run"
-        ) from exc
+        told = f"model {folder.name!r} is of no family known here; code of its own is not run"
+        raise ModelNotSupported(told) from exc
     check_supported(config)
+    files = weight_files(folder, allow_pickle)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

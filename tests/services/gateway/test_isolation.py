@@ -113,8 +113,6 @@ NAMES_NO_SESSION_BY_HTTP = {
     "GET /api/info",
     "GET /api/recipes",
     "GET /api/sessions",
-    "GET /healthz",
-    "GET /readyz",
 }
 
 
