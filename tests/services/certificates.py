@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,4 +95,6 @@ async def look(port: int, context: ssl.SSLContext) -> Seen:
     serial = x509.load_der_x509_certificate(tls.getpeercert(True)).serial_number
     seen = Seen(serial, tls.version(), tls.selected_alpn_protocol())
     writer.close()
+    with contextlib.suppress(ssl.SSLError, ConnectionError):  # the other end may be the first to hang up
+        await writer.wait_closed()
     return seen
