@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from services.gateway.http.openai_api import OpenAiApi
+from services.gateway.http.probes import Probes
 from services.gateway.http.service_api import ServiceApi
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from tests.services.replica.builders import asynchronous
@@ -117,7 +118,7 @@ NAMES_NO_SESSION_BY_HTTP = {
 
 
 def test_every_route_is_looked_at() -> None:
-    bare: list[Any] = [object.__new__(OpenAiApi), object.__new__(ServiceApi)]
+    bare: list[Any] = [object.__new__(api) for api in (OpenAiApi, ServiceApi, Probes)]
     every = {f"{method} {route.path}" for api in bare for route in api.routes() for method in route.methods - {"HEAD"}}
     assert every - set(routes(NOBODYS)) == NAMES_NO_SESSION_BY_HTTP
 
