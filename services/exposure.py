@@ -28,7 +28,7 @@ def door_files(config: ServeConfig) -> TlsFiles | None:
     if files is None:
         missing.append("TLS (tls_cert_file, tls_key_file)")
     if not config.authenticates and ca is None:
-        missing.append("clients that show who they are (tls_client_ca_file)")
+        missing.append("clients that show who they are (api_keys_file, jwt_keys_file or tls_client_ca_file)")
     for setting, listen in (("listen", config.listen), ("http_listen", config.http_listen)):
         if listen and missing and not is_on_this_machine(_host_of(listen)):
             _refuse(config, setting, listen, missing)
