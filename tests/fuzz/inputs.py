@@ -6,7 +6,7 @@ import math
 import struct
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
@@ -44,7 +44,7 @@ def messages(draw: st.DrawFn, kind: type[Message]) -> Message:
     return message
 
 
-def fill(draw: st.DrawFn, message: Any, descriptor: Descriptor) -> None:
+def fill(draw: st.DrawFn, message: Any, descriptor: Any) -> None:
     """Set fields of the message."""
     for field in draw(st.lists(st.sampled_from(list(descriptor.fields)), max_size=4)) if descriptor.fields else []:
         if field.message_type is not None:

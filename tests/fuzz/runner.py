@@ -30,7 +30,7 @@ def run(target: Target, num_inputs: int, random_seed: int, until_s: float = math
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=HealthCheck,
+        suppress_health_check=list(HealthCheck),
     )
     @given(target.inputs)
     def each(given_input: Any) -> None:
