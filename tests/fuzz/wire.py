@@ -199,7 +199,7 @@ class Wire:
                 raise WireBug("raw bytes are answered with 500")
 
     def leftovers(self) -> dict[str, int]:
-        """What is not given back once all sessions are deleted: blocks of KV memory, and keys of Redis that never expire.
+        """What is not given back once all sessions are deleted: blocks of KV, and keys of Redis that never expire.
 
         The numbers of leases (`fence`) outlive their sessions for a day, segments the expired ones for minutes.
         """
