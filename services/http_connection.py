@@ -45,6 +45,17 @@ class ImpatientProtocol(H11Protocol):
         if self.cycle is not before:
             self._stop()
 
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn. Bytes that break a request end it, too: there is one answer, and no other in the middle of it."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         super().pause_writing()

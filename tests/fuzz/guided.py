@@ -47,11 +47,13 @@ def main(arguments: Sequence[str]) -> None:
 
     name, corpus, *options = arguments
     with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):
+        from services.sessions.codec import frame
+
         from . import pure
     runs: dict[str, Callable[[bytes], None]] = {
         "archive": lambda data: pure.archive((data, 4096)),
-        "manifest": lambda data: pure.manifest(pure.frame(data)),
-        "prefix": lambda data: pure.prefix(pure.frame(data)),
+        "manifest": lambda data: pure.manifest(frame(data)),
+        "prefix": lambda data: pure.prefix(frame(data)),
         "json-body": pure.json_body,
         "message": pure.message,
     }

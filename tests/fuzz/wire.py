@@ -145,7 +145,10 @@ class Wire:
         prompts = TEXTS | st.lists(st.integers(0, 49152), max_size=9)
         chat = st.fixed_dictionaries({**right, "messages": st.lists(message, max_size=3)})
         text = st.fixed_dictionaries({**right, "prompt": prompts})
-        more = st.dictionaries(names, JSON_VALUES, max_size=3) | st.just({}) | st.just({"stream": True})
+        extra: dict[str, Any] = {"stream": True}
+        more = st.dictionaries(names, JSON_VALUES, max_size=3) | st.just(extra)
+            st.dictionaries(names, JSON_VALUES, max_size=3) | st.just({}) | st.just({"stream": True})
+        )
         bodies = st.tuples(chat | text, more).map(lambda pair: {**pair[0], **pair[1]})
         paths = st.sampled_from(("/v1/chat/completions", "/v1/completions", "/api/plan"))
         return st.tuples(paths, bodies.map(lambda body: json.dumps(body).encode()), HEADER_LISTS)

@@ -103,6 +103,49 @@ async def test_a_client_that_reads_gets_all_of_it_and_may_ask_again() -> None:
             writer.close()
 
 
+class Reading:
+    """Reads a whole body, then answers; or begins to answer first."""
+
+    def __init__(self, answers_first: bool) -> None:
+        self.answers_first = answers_first
+        self.ended = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.answers_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        while (message := await receive()).get("more_body"):
+            pass
+        if not self.answers_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": message["type"].encode()})
+        self.ended.set()
+
+
+@pytest.mark.parametrize("answers_first", [False, True])
+def test_a_body_that_breaks_off_is_refused_once_and_ends_its_request(
+    answers_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    @asynchronous
+    async def send_it() -> None:
+        app = Reading(answers_first)
+        async with serving(app, "listen", "127.0.0.1:0") as server:
+            reader, writer = await connect(server)
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            if answers_first:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            else:
+                await asyncio.sleep(0.05)
+            writer.write(b"no chunk\r\n")
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 400") is not answers_first
+            assert b"HTTP/1.1 200" not in answer
+            await app.ended.wait()
+            writer.close()
+
+    send_it()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @asynchronous
 async def test_a_head_that_comes_whole_is_bounded_too() -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -62,7 +63,7 @@ def _turn(fields: type[TurnFields]) -> Endpoint:
 
 
 def _message(kind: type[Message]) -> Schema:
-    return message_schema(kind.DESCRIPTOR)
+    return message_schema(cast(Descriptor, kind.DESCRIPTOR))
 
 
 _LIMIT: Schema = {

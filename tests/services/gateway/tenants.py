@@ -101,9 +101,6 @@ async def tenants(**options: Any) -> AsyncIterator[Tenants]:
         ):
             stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
             by_reason = {"missing": "", "unknown": unknown[0], "expired": late[0], "revoked": away[0]}
-            yield Tenants(
-                service,
-                channel,
-                *(Caller(stub, http, key) for key, _ in (acme, rival, operator)),
-                {reason: Caller(stub, http, key) for reason, key in by_reason.items()},
-            )
+            known = [Caller(stub, http, key) for key, _ in (acme, rival, operator)]
+            refused = {reason: Caller(stub, http, key) for reason, key in by_reason.items()}
+            yield Tenants(service, channel, known[0], known[1], known[2], refused)

@@ -92,7 +92,7 @@ async def test_sessions_are_listed_to_their_tenant_only() -> None:
             assert [session["session_id"] for session in told] == listed
 
 
-def routes(session_id: str) -> Mapping[str, tuple[str, str, dict[str, Any]]]:
+def routes(session_id: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
     """Every route that names a session, in its path or by its header."""
     header = {"x-swaa-session": session_id}
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "and"}], "max_tokens": 2}
@@ -143,7 +143,11 @@ async def test_routes_answer_as_for_no_session() -> None:
 @asynchronous
 async def test_a_key_of_anothers_turn_replays_nothing() -> None:
     async with tenants() as all_:
-        keyed = {"x_swaa_session": "new", "x_swaa_idempotency_key": "the-same-key", "x_swaa_recipe": "tail"}
+        keyed: dict[str, Any] = {
+            "x_swaa_session": "new",
+            "x_swaa_idempotency_key": "the-same-key",
+            "x_swaa_recipe": "tail",
+        }
         first = (await all_.acme.turn(**keyed))[-1].finish.session
         again = (await all_.acme.turn(**keyed))[-1].finish.session
         theirs = (await all_.rival.turn(**keyed))[-1].finish.session

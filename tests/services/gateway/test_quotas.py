@@ -152,7 +152,7 @@ async def bounded() -> AsyncIterator[tuple[Tenants, Counter]]:
 @asynchronous
 async def test_turns_and_plans_count_and_replays_cost_no_tokens() -> None:
     async with bounded() as (all_, counter):
-        keyed = {"x_swaa_session": "new", "x_swaa_idempotency_key": "k"}
+        keyed: dict[str, Any] = {"x_swaa_session": "new", "x_swaa_idempotency_key": "k"}
         await all_.acme.turn(**keyed)
         await all_.acme.turn(**keyed)
         plan = pb.PlanRequest(prompt=pb.Prompt(text=RAW))
@@ -168,7 +168,8 @@ async def test_turns_and_plans_count_and_replays_cost_no_tokens() -> None:
 @asynchronous
 async def test_a_request_that_is_wrong_costs_nothing() -> None:
     async with bounded() as (all_, counter):
-        for headers in ({"x_swaa_sla": "gold"}, {"x_swaa_session": "0" * 32}):
+        wrong: list[dict[str, Any]] = [{"x_swaa_sla": "gold"}, {"x_swaa_session": "0" * 32}]
+        for headers in wrong:
             with pytest.raises(grpc.aio.AioRpcError):
                 await all_.acme.turn(**headers)
         assert counter.taken == []

@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from services.gateway.template import BoundedTemplate
 
-TOKENS = {"eos_token": "</s>"}
+TOKENS: dict[str, Any] = {"eos_token": "</s>"}
 MESSAGES = [{"role": "user", "content": "{{ 7 * 7 }}{% for x in y %}"}, {"role": "assistant", "content": "yes"}]
 CHAT = """{% for message in messages %}<|{{ message['role'] }}|>
 {{ message['content'] | trim }}{{ eos_token }}
@@ -40,7 +40,7 @@ def render(source: str, messages: Any = MESSAGES, **options: Any) -> str:
 def test_it_renders_as_transformers_does(source: str) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"a": "<b>"}}}]
     options: dict[str, Any] = {"add_generation_prompt": True, "tools": tools}
-    [expected], _ = render_jinja_template([MESSAGES], chat_template=source, **TOKENS, **options)
+    [expected], _ = render_jinja_template([MESSAGES], chat_template=source, **options | TOKENS)
     assert render(source, **options) == expected
 
 
