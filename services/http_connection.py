@@ -46,7 +46,7 @@ class ImpatientProtocol(H11Protocol):
             self._stop()
 
     def send_400_response(self, msg: str) -> None:
-        """See uvicorn. Bytes that break a request end it, too: there is one answer, and no other in the middle of it."""
+        """See uvicorn. Bytes that break a request end it, too: there is one answer, and none in the middle of it."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

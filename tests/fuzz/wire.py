@@ -147,8 +147,6 @@ class Wire:
         text = st.fixed_dictionaries({**right, "prompt": prompts})
         extra: dict[str, Any] = {"stream": True}
         more = st.dictionaries(names, JSON_VALUES, max_size=3) | st.just(extra)
-            st.dictionaries(names, JSON_VALUES, max_size=3) | st.just({}) | st.just({"stream": True})
-        )
         bodies = st.tuples(chat | text, more).map(lambda pair: {**pair[0], **pair[1]})
         paths = st.sampled_from(("/v1/chat/completions", "/v1/completions", "/api/plan"))
         return st.tuples(paths, bodies.map(lambda body: json.dumps(body).encode()), HEADER_LISTS)
