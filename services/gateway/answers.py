@@ -163,7 +163,7 @@ class Answers:
                 yield again
             return
         async with (
-            self._quotas.turn(request.asked.catalog, identity.tenant, len(request.token_ids)),
+            self._quotas.turn(request.asked.catalog, identity.tenant, len(request.token_ids)) as prefilled,
             self._replicas.lease(request.session) as replica,
         ):
             with watch.step("plan"):
@@ -179,6 +179,8 @@ class Answers:
             running = run_turn(self._replicas, replica, job, replan, self._store, self.turns.encoder.decoder)
             async with contextlib.aclosing(running) as events:
                 async for event in events:
+                    if isinstance(event, TokenOutput):
+                        prefilled()
                     yield _told(event, job, planned, clock)
 
     def _replay(

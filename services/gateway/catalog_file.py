@@ -79,11 +79,18 @@ class _Quota(_Strict):
     requests_per_minute: AtLeastOne | None = None
     prompt_tokens_per_minute: AtLeastOne | None = None
     concurrent_requests: AtLeastOne | None = None
+    concurrent_prefills: AtLeastOne | None = None
     stored_mib: AtLeastOne | None = None
 
     def checked(self) -> Quota:
         stored_bytes = None if self.stored_mib is None else self.stored_mib << 20
-        return Quota(self.requests_per_minute, self.prompt_tokens_per_minute, self.concurrent_requests, stored_bytes)
+        return Quota(
+            self.requests_per_minute,
+            self.prompt_tokens_per_minute,
+            self.concurrent_requests,
+            self.concurrent_prefills,
+            stored_bytes,
+        )
 
 
 class _Tenant(_Strict):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from services.errors import RateExceeded, StoreUnavailable
@@ -38,6 +38,10 @@ class QuotaCounter(Protocol):
         """Prolong a lease."""
         ...
 
+    async def prefilled(self, tenant: str, lease_id: str) -> None:
+        """The lease's request has its first token."""
+        ...
+
     async def release(self, tenant: str, lease_id: str) -> None:
         """Give a lease back."""
         ...
@@ -52,6 +56,9 @@ class Unlimited:
     async def renew(self, tenant: str, lease_id: str) -> None:
         """See `QuotaCounter`."""
 
+    async def prefilled(self, tenant: str, lease_id: str) -> None:
+        """See `QuotaCounter`."""
+
     async def release(self, tenant: str, lease_id: str) -> None:
         """See `QuotaCounter`."""
 
@@ -64,26 +71,30 @@ class Quotas:
         self._metrics = metrics
 
     @contextlib.asynccontextmanager
-    async def turn(self, catalog: Catalog, tenant: str, prompt_tokens: int) -> AsyncIterator[None]:
+    async def turn(self, catalog: Catalog, tenant: str, prompt_tokens: int) -> AsyncIterator[Callable[[], None]]:
         """The body is a turn that counts: what it took of minutes is spent, its place is given back however it ends.
 
+        Gives what to call when the turn has its first token: then its place among prefills is free.
         Raises RateExceeded; then nothing was taken.
         """
-        quota = catalog.tenant(tenant).quota
+        quota, first_token = catalog.tenant(tenant).quota, asyncio.Event()
         if not quota.bounds_requests:
-            yield
+            yield first_token.set
             return
-        lease_id = uuid.uuid4().hex if quota.concurrent_requests is not None else ""
-        renewing: asyncio.Task[None] | None = None
+        lease_id = uuid.uuid4().hex if quota.bounds_places else ""
+        holding: list[asyncio.Task[None]] = []
         try:
             # In the try: a call that is cancelled here may have taken its lease.
             await self._take(catalog, tenant, prompt_tokens, lease_id)
             if lease_id:
-                renewing = asyncio.create_task(self._renew(tenant, lease_id))
-            yield
+                holding.append(asyncio.create_task(self._renew(tenant, lease_id)))
+            if quota.concurrent_prefills is not None:
+                # In the background: no token waits for it.
+                holding.append(asyncio.create_task(self._prefilled(tenant, lease_id, first_token)))
+            yield first_token.set
         finally:
-            if renewing is not None:
-                renewing.cancel()
+            for task in holding:
+                task.cancel()
             if lease_id:
                 with contextlib.suppress(StoreUnavailable):  # it ends by itself
                     await self._counter.release(tenant, lease_id)
@@ -103,6 +114,11 @@ class Quotas:
         except StoreUnavailable as exc:
             self._metrics.unchecked.labels(named).inc()
             logger.warning("a request of tenant %s is taken without a look at its quota: %s", tenant, exc)
+
+    async def _prefilled(self, tenant: str, lease_id: str, first_token: asyncio.Event) -> None:
+        await first_token.wait()
+        with contextlib.suppress(StoreUnavailable):  # it ends with the turn
+            await self._counter.prefilled(tenant, lease_id)
 
     async def _renew(self, tenant: str, lease_id: str) -> None:
         while True:

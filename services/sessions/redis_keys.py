@@ -10,7 +10,7 @@
     swaa:{tenant}:lease:<session>     who uses the session now
     swaa:{tenant}:fence:<session>     hash: fence, that is the number of its last lease, and owner
     swaa:{tenant}:ledger              sorted set of all of the first three, as kind:id:bytes, by the time they end
-    swaa:{tenant}:buckets, :leases    what requests have used of its quota: see `redis_quotas`
+    swaa:{tenant}:buckets             what requests have used of its quota; :leases, :prefills: see `redis_quotas`
     swaa:{tenant}:bytes               sum of the ledger's bytes, those that have ended since included
 
 Times are Redis's own, in milliseconds since the epoch; but `expires_ms` and `index` go by the callers' clocks.
@@ -76,6 +76,11 @@ class TenantKeys:
     def leases(self) -> str:
         """The tenant's requests that run."""
         return self.root + "leases"
+
+    @property
+    def prefills(self) -> str:
+        """Of these, those without a token yet."""
+        return self.root + "prefills"
 
     @property
     def ledger(self) -> str:

@@ -10,16 +10,24 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 TAKE = (
     _NOW
     + """
--- KEYS: buckets, leases. ARGV: requests a minute, prompt tokens a minute, requests at a time (-1: no bound); prompt
--- tokens to take; lease id, or empty for none; ms that it lives. Answers {'ok'}, and then one request, the tokens and a
--- lease are taken; or {quota, what is used or left of it, ms until there is enough or -1 for never}, and nothing is.
+-- KEYS: buckets, leases, prefills. ARGV: requests a minute, prompt tokens a minute, requests and prefills at a time
+-- (-1: no bound); prompt tokens to take; lease id, or empty for none; ms that it lives. Answers {'ok'}, and then one
+-- request, the tokens and both leases are taken; or {quota, what is used or left of it, ms until there is enough or -1
+-- for never}, and nothing is.
 local MINUTE_MS = 60000
-local concurrent, tokens, lease, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local tokens, lease, ttl_ms = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local places = {
+  {'concurrent_requests', KEYS[2], tonumber(ARGV[3])},
+  {'concurrent_prefills', KEYS[3], tonumber(ARGV[4])},
+}
 
 if lease ~= '' then
   if redis.call('ZSCORE', KEYS[2], lease) then return {'ok'} end  -- this very call, sent again: its answer was lost
-  local running = redis.call('ZCOUNT', KEYS[2], now, '+inf')
-  if concurrent >= 0 and running >= concurrent then return {'concurrent_requests', running, 1000} end
+  for _, place in ipairs(places) do
+    local quota, key, bound = unpack(place)
+    local held = redis.call('ZCOUNT', key, now, '+inf')
+    if bound >= 0 and held >= bound then return {quota, held, 1000} end
+  end
 end
 
 -- A bucket holds a minute's worth, and is full if nothing is known of it.
@@ -51,9 +59,11 @@ if #fields > 2 then
   redis.call('PEXPIRE', KEYS[1], 2 * MINUTE_MS)
 end
 if lease ~= '' then
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. now)
-  redis.call('ZADD', KEYS[2], now + ttl_ms, lease)
-  redis.call('PEXPIRE', KEYS[2], ttl_ms)
+  for _, place in ipairs(places) do
+    redis.call('ZREMRANGEBYSCORE', place[2], '-inf', '(' .. now)
+    redis.call('ZADD', place[2], now + ttl_ms, lease)
+    redis.call('PEXPIRE', place[2], ttl_ms)
+  end
 end
 return {'ok'}
 """
@@ -62,13 +72,15 @@ return {'ok'}
 RENEW = (
     _NOW
     + """
--- KEYS: leases. ARGV: lease id, ms that it lives. One that has ended meanwhile is taken again: its request runs.
+-- KEYS: leases, prefills. ARGV: lease id, ms that it lives. One that has ended meanwhile is taken again: its request
+-- runs. Of prefills it may be none any more.
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('ZADD', KEYS[2], 'XX', now + ARGV[2], ARGV[1])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
 """
 )
 
 RELEASE = """
--- KEYS: leases. ARGV: lease id.
-redis.call('ZREM', KEYS[1], ARGV[1])
+-- KEYS: leases, prefills, or one of them. ARGV: lease id.
+for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[1]) end
 """

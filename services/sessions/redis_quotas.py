@@ -2,6 +2,7 @@
 
     swaa:{tenant}:buckets     hash: requests, tokens: what is left of a minute's worth at `at_ms`
     swaa:{tenant}:leases      sorted set of requests that run, by the time at which their leases end
+    swaa:{tenant}:prefills    of these, those without a token yet
 
 Both are gone by themselves when nobody asks: full buckets are not kept, and leases end when nobody renews them.
 """
@@ -37,10 +38,15 @@ class RedisQuotas:
         Raises RateExceeded, which names the quota, what is used or left of it, and its bound.
         """
         keys = TenantKeys.of(self.prefix, tenant)
-        bounds = (quota.requests_per_minute, quota.prompt_tokens_per_minute, quota.concurrent_requests)
+        bounds = (
+            quota.requests_per_minute,
+            quota.prompt_tokens_per_minute,
+            quota.concurrent_requests,
+            quota.concurrent_prefills,
+        )
         answer: list[bytes | int] = await self.connection.run(
             Script(redis_quota_scripts.TAKE),
-            [keys.buckets, keys.leases],
+            [keys.buckets, keys.leases, keys.prefills],
             [*(-1 if bound is None else bound for bound in bounds), prompt_tokens, lease_id, self.lease_ttl_ms],
         )
         if answer[0] != b"ok":
@@ -51,17 +57,23 @@ class RedisQuotas:
     async def renew(self, tenant: str, lease_id: str) -> None:
         """Prolong a lease."""
         keys = TenantKeys.of(self.prefix, tenant)
-        await self.connection.run(Script(redis_quota_scripts.RENEW), [keys.leases], [lease_id, self.lease_ttl_ms])
+        places = [keys.leases, keys.prefills]
+        await self.connection.run(Script(redis_quota_scripts.RENEW), places, [lease_id, self.lease_ttl_ms])
+
+    async def prefilled(self, tenant: str, lease_id: str) -> None:
+        """The request has its first token: it is no prefill any more."""
+        keys = TenantKeys.of(self.prefix, tenant)
+        await self.connection.run(Script(redis_quota_scripts.RELEASE), [keys.prefills], [lease_id])
 
     async def release(self, tenant: str, lease_id: str) -> None:
         """Give a lease back. One that has ended is no error."""
         keys = TenantKeys.of(self.prefix, tenant)
-        await self.connection.run(Script(redis_quota_scripts.RELEASE), [keys.leases], [lease_id])
+        await self.connection.run(Script(redis_quota_scripts.RELEASE), [keys.leases, keys.prefills], [lease_id])
 
 
 def _told(name: str, figure: int, quota: Quota, prompt_tokens: int) -> str:
     bound = getattr(quota, name)
-    if name == "concurrent_requests":
+    if name in ("concurrent_requests", "concurrent_prefills"):
         return f"{name} is {figure}: this tenant's quota is {bound}"
     if name == "requests_per_minute":
         return f"{name}: this tenant's quota of {bound} is used up"

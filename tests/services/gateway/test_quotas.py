@@ -36,6 +36,7 @@ class Counter:
     error: Exception | None = None
     taken: list[tuple[str, int, bool]] = field(default_factory=list)
     leases: set[str] = field(default_factory=set)
+    prefills: set[str] = field(default_factory=set)
     renewed: int = 0
 
     async def take(self, tenant: str, quota: Quota, prompt_tokens: int, lease_id: str) -> None:
@@ -46,10 +47,14 @@ class Counter:
         self.taken.append((tenant, prompt_tokens, bool(lease_id)))
         if lease_id:
             self.leases.add(lease_id)
+            self.prefills.add(lease_id)
 
     async def renew(self, tenant: str, lease_id: str) -> None:
         self.renewed += 1
         raise StoreUnavailable("away")
+
+    async def prefilled(self, tenant: str, lease_id: str) -> None:
+        self.prefills.discard(lease_id)
 
     async def release(self, tenant: str, lease_id: str) -> None:
         self.leases.discard(lease_id)
@@ -111,6 +116,19 @@ async def test_a_place_is_given_back_however_a_turn_ends(end: type[BaseException
 
 
 @asynchronous
+async def test_the_first_token_gives_the_place_among_prefills_back_and_the_turn_keeps_the_other() -> None:
+    made = held()
+    bound = Quota(concurrent_requests=1, concurrent_prefills=1)
+    async with made.quotas.turn(catalog(acme=bound), "acme", 10) as first_token:
+        assert len(made.counter.prefills) == 1
+        for _ in range(2):
+            first_token()
+        await until(lambda: not made.counter.prefills)
+        assert len(made.counter.leases) == 1
+    assert made.counter.leases == set()
+
+
+@asynchronous
 async def test_refusals_are_counted_by_names_of_the_catalogue() -> None:
     made = held(error=RateExceeded("used up", "requests_per_minute", 5.0))
     known = catalog(default=BOUND, acme=BOUND)
@@ -163,6 +181,24 @@ async def test_turns_and_plans_count_and_replays_cost_no_tokens() -> None:
         assert counter.leases == set()
         await all_.rival.turn()
         assert len(counter.taken) == 4
+
+
+@asynchronous
+async def test_a_stream_that_has_its_first_token_is_no_prefill_any_more() -> None:
+    bound = Quota(concurrent_requests=1, concurrent_prefills=1)
+    counter = Counter()
+    async with tenants(catalog=catalog(acme=bound), counter=counter) as all_:
+        request = pb.GenerateRequest(prompt=pb.Prompt(text=RAW), sampling=pb.Sampling(max_tokens=20, ignore_eos=True))
+        stream = all_.acme.stub.Generate(request, metadata=all_.acme.metadata())
+        async for event in stream:
+            kind = event.WhichOneof("event")
+            if kind == "accepted":
+                assert len(counter.prefills) == 1
+            if kind == "token":
+                break
+        await until(lambda: not counter.prefills)
+        stream.cancel()
+        await until(lambda: not counter.leases)
 
 
 @asynchronous

@@ -40,7 +40,8 @@ def render(source: str, messages: Any = MESSAGES, **options: Any) -> str:
 def test_it_renders_as_transformers_does(source: str) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"a": "<b>"}}}]
     options: dict[str, Any] = {"add_generation_prompt": True, "tools": tools}
-    [expected], _ = render_jinja_template([MESSAGES], chat_template=source, **options | TOKENS)
+    rendered: Any = render_jinja_template([MESSAGES], chat_template=source, **options | TOKENS)
+    [expected] = rendered[0]
     assert render(source, **options) == expected
 
 

@@ -20,7 +20,7 @@ from .conftest import OpenStore, store_opener
 
 pytestmark = pytest.mark.redis
 
-BUCKETS, LEASES = "swaa:{acme}:buckets", "swaa:{acme}:leases"
+BUCKETS, LEASES, PREFILLS = "swaa:{acme}:buckets", "swaa:{acme}:leases", "swaa:{acme}:prefills"
 MINUTE_MS = 60_000
 
 
@@ -102,6 +102,26 @@ async def test_places_are_given_back_or_end_by_themselves(open_store: OpenStore,
 
 
 @asynchronous
+async def test_a_turn_that_has_its_first_token_is_no_prefill_any_more(open_store: OpenStore, raw: redis.Redis) -> None:
+    quota = Quota(concurrent_requests=3, concurrent_prefills=1)
+    async with open_store() as store:
+        quotas = store.quotas()
+        await quotas.take("acme", quota, 0, "one")
+        error = await refused(quotas, quota, 0, "two")
+        assert str(error) == "concurrent_prefills is 1: this tenant's quota is 1"
+        assert error.retry_after_ms == 1000.0
+        await quotas.prefilled("acme", "one")
+        await quotas.renew("acme", "one")
+        await quotas.take("acme", quota, 0, "two")
+        assert (raw.zrange(LEASES, 0, -1), raw.zrange(PREFILLS, 0, -1)) == ([b"one", b"two"], [b"two"])
+        await quotas.release("acme", "two")
+        assert raw.zrange(PREFILLS, 0, -1) == [], "one that ends without a token gives both places back"
+        await quotas.take("acme", quota, 0, "three")
+        raw.zadd(PREFILLS, {"three": 1})  # its gateway has died
+        await quotas.take("acme", quota, 0, "four")
+
+
+@asynchronous
 async def test_a_renewed_lease_lives_on_and_one_that_was_lost_is_taken_again(
     open_store: OpenStore, raw: redis.Redis
 ) -> None:
@@ -164,7 +184,7 @@ async def test_nothing_stays_of_a_tenant_that_is_silent(open_store: OpenStore, r
     async with open_store() as store:
         await store.quotas().take("acme", Quota(5, 5, 5), 5, "one")
         assert all(0 < raw.pttl(key) <= 2 * MINUTE_MS for key in raw.keys("*"))
-        assert set(raw.keys("*")) == {BUCKETS.encode(), LEASES.encode()}
+        assert set(raw.keys("*")) == {BUCKETS.encode(), LEASES.encode(), PREFILLS.encode()}
 
 
 @asynchronous
