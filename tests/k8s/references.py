@@ -25,6 +25,7 @@ SECRETS = {
     "swaa-redis": {"sessions-password", "ray-password"},
     "swaa-gateway-tls": CERTIFICATE,
     "swaa-replica-tls": CERTIFICATE,
+    "swaa-api-keys": ("keys.json",),
 }
 """Made by hand, as the README says; none is in the manifests."""
 

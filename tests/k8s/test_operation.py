@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     "a gateway for whoever comes": (
         check_exposure,
         lambda m: container(m, GATEWAY).update(
-            env=[v for v in container(m, GATEWAY)["env"] if v["name"] != "SWAA_TLS_CLIENT_CA_FILE"]
+            env=[v for v in container(m, GATEWAY)["env"] if v["name"] != "SWAA_API_KEYS_FILE"]
         ),
         r"swaa-gateway: listen is .*needs clients that show who they are",
     ),
