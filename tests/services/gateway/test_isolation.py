@@ -114,6 +114,8 @@ NAMES_NO_SESSION_BY_HTTP = {
     "GET /api/info",
     "GET /api/recipes",
     "GET /api/sessions",
+    "GET /healthz",
+    "GET /readyz",
 }
 
 
