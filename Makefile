@@ -52,8 +52,8 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 	$(BIN)/swaa calibrate
 
 # Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
-TEST_PARTS := walk services cluster runtime
-JOBS ?= 3
+TEST_PARTS := cluster walk services runtime
+JOBS ?= 4
 
 .PHONY: test
 test: $(STAMP) ## Lint, type-check and run all tests

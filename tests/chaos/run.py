@@ -36,7 +36,7 @@ TOLERATED = (Unavailable, DeadlineExceeded)
 TOLERATED_HTTP = frozenset({503, 504})
 """What operating.md says of a store, a replica or a gateway that is away; beside what may happen to anybody."""
 
-ORDER_TIMEOUT_S = 90.0
+ORDER_TIMEOUT_S = 240.0
 """A lease whose owner was killed runs out after half a minute; a replica is replaced before that."""
 
 SIZES = Sizes(

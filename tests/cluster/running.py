@@ -21,7 +21,7 @@ START_TIMEOUT_S = 300
 """A busy machine takes minutes to start Ray; the first start measures it as well."""
 
 STOP_TIMEOUT_S = 60
-REPLACED_TIMEOUT_S = 60
+REPLACED_TIMEOUT_S = 240
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 
 from .harness import held, is_running, pid_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
 
 MAX_TOKENS = 400
-TIMEOUT_S = 90
+TIMEOUT_S = 240
 
 
 def open_turn(cluster: Cluster, session: str, max_tokens: int) -> Any:

@@ -14,7 +14,7 @@ from services.config import ServeConfig
 from .harness import processes_with, until
 from .running import START_TIMEOUT_S
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
 
 
 def test_nothing_of_a_killed_cluster_stays_behind(config: ServeConfig, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from services.sessions.embedded_redis import EmbeddedRedis
 from .harness import is_running, processes_with, until
 from .running import REPLACED_TIMEOUT_S, Running, running_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
 
-NUM_KILLS = 20
+NUM_KILLS = 6
 NUM_CLIENTS = 8
 NUM_REPLICAS = 3
 MAX_TOKENS = 120
@@ -163,7 +163,7 @@ def test_a_redis_that_restarts_loses_no_turn_it_acknowledged(running: Running) -
             running.redis.start()
             tokens, second = await asking
             assert len(tokens) == MAX_TOKENS
-            async with asyncio.timeout(45):
+            async with asyncio.timeout(240):
                 third = await when_free(client, prompt_of(7), session)
             assert third.version == (3 if second.saved else 2)
             assert third.saved
@@ -190,7 +190,7 @@ def test_a_gateway_that_is_killed_takes_only_its_own_streams(running: Running) -
             async with connect(victim) as doomed:
                 with pytest.raises(Unavailable):
                     await killed_in_mid_answer(doomed, session)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(240):
                 finish = await when_free(client, prompt_of(2), session)
             assert finish.version == 2
 

@@ -26,7 +26,7 @@ from .harness import Lease, held, is_running, pid_of, until
 ENDED_S = 40.0
 """Several checks of a replica's health, and then some."""
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
 
 
 def two_replicas(channel: grpc.Channel) -> set[str]:

@@ -198,15 +198,15 @@ def shipped(default_model_folder: Path) -> LoadedModel:
 
 
 def long_prompt(tokenizer: Any) -> list[int]:
-    """About 700 tokens of plain English that ends in a question about its middle."""
+    """About 400 tokens of plain English that ends in a question about its middle."""
     towns = ("Aldermoor", "Brackwater", "Cindervale", "Dunmarrow", "Eastwick", "Fernhollow", "Greystone", "Harrowgate")
     goods = ("wool", "honey", "timber", "salt", "copper", "candles", "barley", "glass")
     lines = [
         f"In the year {1700 + 7 * index}, the people of {town} sold {goods[(3 * index) % 8]} at the autumn market, "
         f"and the mayor of {town} wrote in the town's book that the harvest had been good for the {index + 2}th time."
-        for index, town in enumerate((towns * 2)[:13])
+        for index, town in enumerate(towns[:7])
     ]
-    lines.insert(7, "The secret number that opens the mayor's safe is 48213.")
+    lines.insert(4, "The secret number that opens the mayor's safe is 48213.")
     text = (
         " ".join(lines)
         + "\nQuestion: What is the secret number that opens the mayor's safe?\nAnswer: The secret number is"
@@ -271,7 +271,7 @@ def test_the_shipped_model_in_bfloat16_gives_the_oracles_attention_and_tokens(
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(default_model_folder)
     prompt = long_prompt(tokenizer)
-    assert 600 < len(prompt) < 800
+    assert 300 < len(prompt) < 500
     config = EngineConfig(num_blocks=1500, max_model_tokens=2048, max_step_tokens=256)
     runner = SamplingRecorder(shipped, config)
     runner.storage.fill(range(1, config.num_blocks), NAN)
