@@ -29,6 +29,7 @@ def _rows() -> list[tuple[str, str, str]]:
     return [
         ("Connections at a time, of each wire", _setting("max_connections"), "closed / 503"),
         ("Connections at a time of a replica's metrics", str(http_server.MAX_CONNECTIONS), "503"),
+        ("Calls at a time of a gRPC gateway", str(limits.MAX_CALLS), "`RESOURCE_EXHAUSTED`"),
         ("Calls at a time on a gRPC connection", str(limits.MAX_STREAMS), "they wait at the client"),
         ("A gRPC connection without a call", _s(limits.MAX_IDLE_S), cut),
         ("Age of a gRPC connection", _s(limits.MAX_CONNECTION_AGE_S), "closed once its calls have ended"),

@@ -42,6 +42,9 @@ READ_TIMEOUT_S = 60.0
 MAX_HEADER_BYTES = 16 << 10
 """Of a request's headers together; gRPC counts 32 bytes more for each, so there are at most 512 of them."""
 
+MAX_CALLS = 2048
+"""Calls of a gRPC server at a time, over all its connections: each may hold a message of MAX_MESSAGE_BYTES."""
+
 MAX_STREAMS = 128
 """Calls at a time on one gRPC connection; more wait at the client."""
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from services.gateway.auth.authenticator import Authenticator
 from services.gateway.authentication import Authenticate
 from services.gateway.errors import Context
-from services.gateway.limits import READ_TIMEOUT_S, SERVER_OPTIONS
+from services.gateway.limits import MAX_CALLS, READ_TIMEOUT_S, SERVER_OPTIONS
 from services.gateway.service import LongContextService
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
@@ -163,10 +163,11 @@ class GatewayServer:
         credentials: grpc.ServerCredentials | None = None,
         max_connections: int = MAX_CONNECTIONS,
         read_timeout_s: float = READ_TIMEOUT_S,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         """`listen` is host:port; port 0 picks a free one. Without credentials there is no TLS.
 
-        More than `max_connections` at a time are closed at once.
+        More than `max_connections` at a time are closed at once; more than `max_calls` are refused.
 
         Raises:
             InvalidRequest: that cannot be listened on.
@@ -177,7 +178,7 @@ class GatewayServer:
             ("grpc.so_reuseport", 0),  # two services on one port would each get some requests
         )
         interceptors = [Authenticate(authenticator), RejectMalformed(read_timeout_s)]
-        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        self._server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=max_calls)
         pb_grpc.add_LongContextServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

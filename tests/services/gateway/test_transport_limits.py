@@ -88,6 +88,25 @@ async def test_a_connection_is_told_how_many_calls_and_headers_it_may_have() -> 
 
 
 @asynchronous
+async def test_calls_above_the_bound_are_refused_and_there_is_room_again_when_one_has_ended() -> None:
+    async with (
+        served(Endless(), max_calls=1) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
+        endless = stub.ExportSession(pb.ExportSessionRequest())
+        await endless.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetSession(pb.GetSessionRequest())
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        endless.cancel()
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await stub.GetSession(pb.GetSessionRequest())
+                break
+
+
+@asynchronous
 async def test_headers_above_the_bound_are_refused_with_the_bound() -> None:
     async with served(Endless()) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
