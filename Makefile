@@ -53,7 +53,7 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 
 # Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
 TEST_PARTS := cluster walk services runtime
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: test
 test: $(STAMP) ## Lint, type-check and run all tests

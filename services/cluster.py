@@ -38,10 +38,16 @@ SERVICER = "services.pb.swaa.v1.replica_pb2_grpc.add_ReplicaDirectoryServicer_to
 OBJECT_STORE_BYTES = 100 << 20
 """Little more than the least that Ray takes: leases are small, and nothing else passes through it."""
 
+SERVE_PATIENCE = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
+"""Serve kills a proxy that is not up within 5 s, and then does not start; on a busy machine its imports take longer."""
+
 SWEEP_S = 10.0
 
-ROUTED_S = 10.0
-GATEWAY_START_S = 60.0
+ROUTED_S = 60.0
+GATEWAY_START_S = 180.0
 GATEWAY_STOP_S = 10.0
 """Beyond the time that its running requests have."""
 
@@ -137,6 +143,18 @@ def explicit_settings(config: ServeConfig) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set for processes that start meanwhile, unless they are set already: Ray's take nothing else from us."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
 def running_serve(num_cpus: int) -> Iterator[str]:
     """Ray with nothing but Serve; the address of Serve's gRPC proxy.
 
@@ -149,6 +167,7 @@ def running_serve(num_cpus: int) -> Iterator[str]:
         sweeper = GuardedProcess((sys.executable, "-m", "services.sweeper", folder, str(os.getpid())))
         stack.callback(sweeper.stop, SWEEP_S)
         port, http_port = _free_ports(2)
+        stack.enter_context(_environment(SERVE_PATIENCE))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             ray.init(

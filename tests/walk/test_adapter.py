@@ -33,7 +33,7 @@ def test_a_tuned_recipe_answers_and_its_session_goes_on_after_a_restart(
 ) -> None:
     folder = walk_folder / "tuned"
     folder.mkdir()
-    sample = Needles("multi_key", num_keys=4).sample(prompts, 1500, random.Random("walk"))
+    sample = Needles("multi_key", num_keys=4).sample(prompts, 1000, random.Random("walk"))
     question = pb.Prompt(messages=[pb.ChatMessage(role="user", content="Say the special magic number again.")])
     with Service(folder, catalog=str(CATALOG)) as service:
         prompt, headers = pb.Prompt(token_ids=sample.token_ids), {"x-swaa-recipe": RECIPE, "x-swaa-session": "new"}
