@@ -38,11 +38,13 @@ SERVICER = "services.pb.swaa.v1.replica_pb2_grpc.add_ReplicaDirectoryServicer_to
 OBJECT_STORE_BYTES = 100 << 20
 """Little more than the least that Ray takes: leases are small, and nothing else passes through it."""
 
-SERVE_PATIENCE = {
+RAY_SETTINGS = {
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
 }
-"""Serve kills a proxy that is not up within 5 s, and then does not start; on a busy machine its imports take longer."""
+"""For busy machines. Ray's workers, replicas too, would give way to all else (nice 15), and Serve kills a proxy that is
+not up within 5 s, and then does not start."""
 
 SWEEP_S = 10.0
 
@@ -167,7 +169,7 @@ def running_serve(num_cpus: int) -> Iterator[str]:
         sweeper = GuardedProcess((sys.executable, "-m", "services.sweeper", folder, str(os.getpid())))
         stack.callback(sweeper.stop, SWEEP_S)
         port, http_port = _free_ports(2)
-        stack.enter_context(_environment(SERVE_PATIENCE))
+        stack.enter_context(_environment(RAY_SETTINGS))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             ray.init(
