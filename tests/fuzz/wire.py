@@ -250,7 +250,7 @@ def described(service: Service) -> Iterator[Target]:
     from schemathesis import GenerationMode
 
     base_url = f"http://{service.http_address}"
-    schema = schemathesis.openapi.from_dict(httpx.get(f"{base_url}/openapi.json", timeout=60).json())
+    schema: Any = schemathesis.openapi.from_dict(httpx.get(f"{base_url}/openapi.json", timeout=60).json())
 
     def call(case: Any) -> None:
         try:
