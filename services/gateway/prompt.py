@@ -16,6 +16,7 @@ from services.gateway.template import BoundedTemplate
 from services.gateway.token_bytes import TokenBytes
 from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
+from swaa_runtime.model.files import DATA_ONLY
 
 MAX_CHARACTERS_PER_TOKEN = 256
 """No vocabulary that is supported has longer tokens; English has some four characters in one."""
@@ -125,7 +126,7 @@ class PromptEncoder:
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int, max_model_tokens: int) -> PromptEncoder:
         """Load the tokenizer of a Hugging Face model folder."""
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **DATA_ONLY)
         return cls(tokenizer, vocab_size, max_model_tokens, BoundedTemplate(tokenizer).render)
 
     @property

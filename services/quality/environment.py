@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
+from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf
 from swaa_runtime.runner import ModelRunner
 
@@ -50,7 +51,7 @@ def model_folder(given: Path | None, dtype: torch.dtype) -> Path:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a Hugging Face folder."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, **DATA_ONLY)
 
 
 def build_engine(

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from services.quality.training import TrainConfig
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.model.adapters import BASE_FINGERPRINT, CONFIG_FILE, WEIGHTS_FILE, merge_adapter
+from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.recipe import Recipe
 
 RECIPE_METADATA = "swaa_recipe"
@@ -60,12 +61,10 @@ def save_merged(model_folder: Path, adapter_folder: Path, output: Path, dtype: t
     """Write a Hugging Face folder of the model with the adapter in its weights, tokenizer included."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype, use_safetensors=True, **DATA_ONLY)
     merge_adapter(model, adapter_folder)
     model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(output)
+    AutoTokenizer.from_pretrained(model_folder, **DATA_ONLY).save_pretrained(output)
 
 
 def _plain(value: object) -> object:
