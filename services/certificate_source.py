@@ -15,13 +15,11 @@ from typing import Any, Self
 
 import grpc
 
-from services.file_stamp import stamp_of
+from services.file_stamp import WATCH_INTERVAL_S, keep_refreshing, stamp_of
 from services.tls import Certificate, TlsFiles, read_certificate, server_context
 from swaa_runtime.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
-
-WATCH_INTERVAL_S = 1.0
 
 
 class CertificateSource:
@@ -44,9 +42,7 @@ class CertificateSource:
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
         """Look whether the files changed, for ever. Cancel it to end it."""
-        while True:
-            await asyncio.sleep(interval_s)
-            await self.refresh()
+        await keep_refreshing(self.refresh, interval_s)
 
     async def refresh(self) -> None:
         """Read the files again if they changed, or were bad: time alone makes some good, and bad."""

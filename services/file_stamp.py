@@ -1,12 +1,23 @@
-"""Whether files have changed since somebody looked."""
+"""Whether files have changed since somebody looked; and looking, for ever."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+
+
+WATCH_INTERVAL_S = 1.0
+
+
+async def keep_refreshing(refresh: Callable[[], Awaitable[None]], interval_s: float) -> None:
+    """Call `refresh` again and again, for ever. Cancel it to end it."""
+    while True:
+        await asyncio.sleep(interval_s)
+        await refresh()
 
 
 def stamp_of(files: Iterable[Path]) -> Stamp:

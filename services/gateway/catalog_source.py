@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from services.file_stamp import stamp_of
+from services.file_stamp import WATCH_INTERVAL_S, keep_refreshing, stamp_of
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from swaa_runtime.errors import SwaaError
 
 logger = logging.getLogger(__name__)
-
-WATCH_INTERVAL_S = 1.0
 
 
 class Catalogs(Protocol):
@@ -71,9 +69,7 @@ class CatalogSource:
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
         """Look whether the files changed, for ever. Cancel it to end it."""
-        while True:
-            await asyncio.sleep(interval_s)
-            await self.refresh()
+        await keep_refreshing(self.refresh, interval_s)
 
     async def refresh(self) -> None:
         """Read the files again if they changed, or were bad: what was missing may have come.

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from services.file_stamp import stamp_of
+from services.file_stamp import WATCH_INTERVAL_S, keep_refreshing, stamp_of
 from swaa_runtime.errors import SwaaError
 
 logger = logging.getLogger(__name__)
-
-WATCH_INTERVAL_S = 1.0
 
 T = TypeVar("T")
 
@@ -36,9 +34,7 @@ class Reloaded(Generic[T]):
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
         """Look whether the file changed, for ever. Cancel it to end it."""
-        while True:
-            await asyncio.sleep(interval_s)
-            await self.refresh()
+        await keep_refreshing(self.refresh, interval_s)
 
     async def refresh(self) -> None:
         """Read the file again if it changed, or was bad. A bad one changes nothing but `error`, and is logged once."""
