@@ -1,0 +1,224 @@
+"""Attention of one step by the Triton kernels: what each launch has to do is worked out once, for all layers alike.
+
+Every chunk is cut into runs (`visibility.query_runs`), and every run goes where it is cheapest:
+
+    a prompt's many queries that see everything    torch's dense attention on gathered keys, merged by log-sum-exp
+    a prompt's queries that see sinks and window   tiles, each reading all of its own keys in place
+    few queries: a tail, or a generated token      tiles whose keys are shared out over many programs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from swaa_runtime.attention.backend import ChunkView
+from swaa_runtime.attention.dense import Partial, dense_attention, merge_partials
+from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.recipe import LayerRule
+from swaa_runtime.visibility import QueryRun, query_runs
+
+DENSE_QUERIES = 1024
+"""Dense attention takes multiples of so many queries, over pasts of a few sizes: it prepares itself for each shape."""
+
+SPLIT_QUERIES = 128
+"""Runs of no more queries share out their keys: they alone would leave most of a GPU idle."""
+
+PROGRAMS = 512
+"""Programs of a launch that keep a GPU's memory busy: about four a multiprocessor."""
+
+MAX_SPLITS = 64
+MIN_SPLIT_KEYS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DenseRun:
+    """Queries of chunk `chunk`, rows [row, row + stop - start) of the step, that see everything below them."""
+
+    chunk: int
+    row: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Tiles of one launch, before it is known where a layer's blocks are. See `Tiles`."""
+
+    tiles: torch.Tensor
+    rules: torch.Tensor
+    max_queries: int
+    splits: int = 1
+    partial_rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What layers of one and the same rules have to do."""
+
+    dense: tuple[DenseRun, ...]
+    launches: tuple[Launch, ...]
+
+
+class PagedStep:
+    """The attention of one step over paged KV memory: `attend_stored` for each layer in turn.
+
+    Attributes:
+        slots: int64 [num_layers, T], where each of the step's tokens lives in each layer.
+    """
+
+    def __init__(
+        self, storage: KVStorage, chunks: Sequence[ChunkView], slots: torch.Tensor, num_heads: int, num_kv_heads: int
+    ) -> None:
+        self.storage = storage
+        self.slots = slots
+        self._chunks = chunks
+        plans: dict[tuple[LayerRule, ...], LayerPlan] = {}
+        self._plans: list[LayerPlan] = []
+        for layer in range(len(slots)):
+            rules = tuple(chunk.rules[layer] for chunk in chunks)
+            if rules not in plans:
+                plans[rules] = plan_layer(chunks, rules, num_heads, num_kv_heads, slots.device)
+            self._plans.append(plans[rules])
+        self._table, self._offsets = device_tables(chunks, len(slots), storage.block_size_tokens, slots.device)
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attend queries [T, num_heads, head_dim] whose own K and V are stored; returns the same shape."""
+        out = torch.empty_like(query)
+        plan = self._plans[layer]
+        for launch in plan.launches:
+            work = Tiles(
+                launch.tiles, launch.rules, self._offsets[layer], self._table, launch.max_queries, launch.splits,
+                launch.partial_rows,
+            )  # fmt: skip
+            paged_attention(query, self.storage.keys, self.storage.values, work, scale, out)
+        for run in plan.dense:
+            rows = slice(run.row, run.row + run.stop - run.start)
+            out[rows] = self._dense(run, layer, query[rows], scale)
+        return out
+
+    def _dense(self, run: DenseRun, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Queries [n, num_heads, head_dim] over everything: their own keys causally, the past in pieces."""
+        key, value = self.storage.gather(self._chunks[run.chunk].block_tables[layer], 0, run.stop)
+        key, value = (kv.transpose(0, 1).unsqueeze(0) for kv in (key, value))
+        rows = query.transpose(0, 1).unsqueeze(0)
+        parts: list[Partial] = [
+            dense_attention(rows, key[:, :, run.start :], value[:, :, run.start :], scale, causal=True)
+        ]
+        for low, high in pairwise(past_pieces(run.start)):
+            parts.append(dense_attention(rows, key[:, :, low:high], value[:, :, low:high], scale))
+        return merge_partials(parts)[0].transpose(0, 1)
+
+
+def past_pieces(num_tokens: int) -> list[int]:
+    """Edges that cut [0, num_tokens) into pieces of few different sizes: powers of two, the largest first."""
+    edges = [0]
+    for bit in reversed(range(num_tokens.bit_length())):
+        if num_tokens & (1 << bit):
+            edges.append(edges[-1] + (1 << bit))
+    return edges
+
+
+def plan_layer(
+    chunks: Sequence[ChunkView], rules: Sequence[LayerRule], num_heads: int, num_kv_heads: int, device: torch.device
+) -> LayerPlan:
+    """Where the queries of each chunk go, in layers in which chunk i attends by rules[i]."""
+    dense: list[DenseRun] = []
+    whole: list[tuple[int, QueryRun]] = []
+    shared: list[tuple[int, QueryRun]] = []
+    for index, chunk in enumerate(chunks):
+        for run in query_runs(rules[index], chunk.turns, chunk.start, chunk.stop):
+            count = run.stop - run.start
+            if count <= SPLIT_QUERIES:
+                shared.append((index, run))
+                continue
+            num_dense = 0
+            if run.sees_all and run.stop > DENSE_QUERIES:
+                num_dense = count - count % DENSE_QUERIES
+                if num_dense:
+                    dense.append(DenseRun(index, chunk.row + run.start - chunk.start, run.start, run.start + num_dense))
+            if num_dense < count:
+                whole.append((index, QueryRun(run.start + num_dense, run.stop, run.sees_all)))
+    launches = []
+    for runs, is_shared in ((whole, False), (shared, True)):
+        if runs:
+            launches.append(_launch(chunks, rules, runs, is_shared, num_heads, num_kv_heads, device))
+    return LayerPlan(tuple(dense), tuple(launches))
+
+
+def _launch(
+    chunks: Sequence[ChunkView],
+    rules: Sequence[LayerRule],
+    runs: Sequence[tuple[int, QueryRun]],
+    is_shared: bool,
+    num_heads: int,
+    num_kv_heads: int,
+    device: torch.device,
+) -> Launch:
+    most = min(queries_per_tile(num_heads, num_kv_heads), max(run.stop - run.start for _, run in runs))
+    tiles: list[np.ndarray] = []
+    partial_rows: list[np.ndarray] = []
+    num_partial = max_keys = 0
+    for index, run in runs:
+        rule, chunk = rules[index], chunks[index]
+        window, sinks = (SEES_ALL, 0) if run.sees_all or rule.window is None else (rule.window, rule.sink_tokens)
+        starts = np.arange(run.start, run.stop, most)
+        counts = np.minimum(run.stop - starts, most)
+        row = chunk.row - chunk.start
+        fields = (row + starts, counts, starts, index, num_partial + starts - run.start, window, sinks)
+        tiles.append(np.stack([np.broadcast_to(field, starts.shape) for field in fields], axis=1))
+        partial_rows.append(np.arange(row + run.start, row + run.stop))
+        num_partial += run.stop - run.start
+        max_keys = max(max_keys, min(run.stop, window + sinks))
+    table = torch.from_numpy(np.concatenate(tiles).astype(np.int32)).to(device, non_blocking=True)
+    splits = num_splits(len(table) * num_kv_heads, max_keys) if is_shared else 1
+    rows = torch.from_numpy(np.concatenate(partial_rows)).to(device, non_blocking=True) if splits > 1 else None
+    return Launch(table[:, :5].contiguous(), table[:, 5:].contiguous(), most, splits, rows)
+
+
+def num_splits(num_programs: int, max_keys: int) -> int:
+    """Into how many parts the keys of each tile are cut: a power of two that fills a GPU, with enough keys in each."""
+    wanted = min(MAX_SPLITS, PROGRAMS // num_programs, max_keys // MIN_SPLIT_KEYS)
+    return 1 << max(0, wanted.bit_length() - 1)
+
+
+def device_tables(
+    chunks: Sequence[ChunkView], num_layers: int, block_size_tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block ids of what the chunks' queries see, and where to look them up.
+
+    Returns:
+        int32 ids of all layers and chunks, one after the other, and int64 [num_layers, num_chunks, 2]: where the ids
+        of logical block 0 and of the first sink block would be. What no query sees is left out, so a prompt of a
+        million tokens does not send its whole table in every step.
+    """
+    ids: list[int] = []
+    offsets = np.zeros((num_layers, len(chunks), 2), dtype=np.int64)
+    for index, chunk in enumerate(chunks):
+        stop = -(-chunk.stop // block_size_tokens)
+        seen: dict[LayerRule, tuple[int, int]] = {}
+        for layer, rule in enumerate(chunk.rules):
+            if rule not in seen:
+                seen[rule] = _seen_blocks(rule, chunk, block_size_tokens)
+            num_sinks, first = seen[rule]
+            table = chunk.block_tables[layer]
+            offsets[layer, index, 1] = len(ids)
+            ids += table[:num_sinks]
+            offsets[layer, index, 0] = len(ids) - first
+            ids += table[first:stop]
+    table_ids = torch.from_numpy(np.asarray(ids, dtype=np.int32)).to(device, non_blocking=True)
+    return table_ids, torch.from_numpy(offsets).to(device, non_blocking=True)
+
+
+def _seen_blocks(rule: LayerRule, chunk: ChunkView, block_size_tokens: int) -> tuple[int, int]:
+    """How many blocks at the start, and from which block on, a chunk's queries see."""
+    runs = query_runs(rule, chunk.turns, chunk.start, chunk.stop)
+    if rule.window is None or any(run.sees_all for run in runs):
+        return 0, 0
+    first = max(0, chunk.start - rule.window + 1) // block_size_tokens
+    return min(first, -(-rule.sink_tokens // block_size_tokens)), first
