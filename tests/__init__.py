@@ -1,0 +1,11 @@
+"""Where there is no CUDA, Triton's kernels run in its interpreter.
+
+It reads that when it is first imported, which importing the service does: so it is said here, before any test's imports.
+"""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

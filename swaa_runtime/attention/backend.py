@@ -33,6 +33,27 @@ class AttentionContext(Protocol):
         ...
 
 
+class StoredContext(Protocol):
+    """The same for a decoder that stores its keys and values itself.
+
+    Attributes:
+        storage: where to.
+        slots: int64 [num_layers, T], where each of the step's tokens lives in each layer; negative: nowhere.
+    """
+
+    @property
+    def storage(self) -> KVStorage: ...
+    @property
+    def slots(self) -> torch.Tensor: ...
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attend the T tokens of this step, whose K and V are stored: query [T, num_heads, head_dim] -> the same.
+
+        The query may be a view; the result is contiguous.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkView:
     """One request's part of a step: positions [start, stop), which are rows [row, row + stop - start) of the step."""
@@ -58,24 +79,34 @@ class AttentionBackend(Protocol):
 
 
 class PagedContext:
-    """The context of one step: writes the step's K and V to their slots, then lets the backend attend each chunk."""
+    """The context of one step: writes the step's K and V to their slots, then lets the backend attend each chunk.
+
+    For decoders that store K and V themselves (see `StoredContext`) it does the second alone.
+    """
 
     def __init__(
         self, storage: KVStorage, backend: AttentionBackend, chunks: Sequence[ChunkView], slots: torch.Tensor
     ) -> None:
         """`slots`: int64 [num_layers, T], where each of the step's tokens lives in each layer."""
-        self._storage = storage
+        self.storage = storage
+        self.slots = slots
         self._backend = backend
         self._chunks = chunks
-        self._slots = slots
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See AttentionContext.attend."""
-        self._storage.write(self._slots[layer], key.transpose(0, 1), value.transpose(0, 1))
+        self.storage.write(self.slots[layer], key.transpose(0, 1), value.transpose(0, 1))
+        return self._attend_chunks(layer, query, scale)
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """See StoredContext.attend_stored."""
+        return self._attend_chunks(layer, query.transpose(0, 1), scale).contiguous()
+
+    def _attend_chunks(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         outs = []
         for chunk in self._chunks:
             rows = query[:, chunk.row : chunk.row + chunk.stop - chunk.start]
-            outs.append(self._backend.attend_chunk(self._storage, chunk, layer, rows, scale))
+            outs.append(self._backend.attend_chunk(self.storage, chunk, layer, rows, scale))
         return outs[0] if len(outs) == 1 else torch.cat(outs)

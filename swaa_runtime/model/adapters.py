@@ -110,11 +110,15 @@ class AdaptedLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., T, in_features]."""
         out: torch.Tensor = self.base(x)
+        self.add_updates(x, out)
+        return out
+
+    def add_updates(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Add what active adapters change for inputs [..., T, in_features] to the module's output, in place."""
         for group in self._active.groups:
             update = self.updates.get(group.adapter_id)
             if update is not None:
                 out[..., group.rows, :] += update.delta(x[..., group.rows, :])
-        return out
 
 
 class Adapters:

@@ -296,10 +296,11 @@ def build_rig(
     config: EngineConfig | None = None,
     eos_token_ids: Sequence[int] = (),
     clock: Callable[[], float] = time.monotonic,
+    make_runner: Callable[[LoadedModel, EngineConfig], RecordingRunner] = RecordingRunner,
 ) -> Rig:
     """An engine over a tiny model whose unwritten and freed memory is NaN: reading either shows in the logits."""
     config = config or engine_config()
-    runner = RecordingRunner(loaded or tiny_model(), config)
+    runner = make_runner(loaded or tiny_model(), config)
     storage = runner.storage
     storage.fill(range(1, config.num_blocks), NAN)
     engine = Engine(runner, config, LetterDecoder(), eos_token_ids, clock)

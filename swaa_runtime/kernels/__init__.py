@@ -1,0 +1,1 @@
+"""Triton kernels, each beside its plain twin. Importing any but the twins needs triton: only what runs a GPU does."""

@@ -1,0 +1,249 @@
+"""Our own layer loop over the weights of a transformers decoder: fewer and larger operations, for a GPU.
+
+x ──▶ norm ──▶ [q k v] ──▶ norms, RoPE, store ──▶ attend ──▶ o ──▶ + ──▶ norm ──▶ [gate up] ──▶ silu · ──▶ down ──▶ +
+
+q, k, v and gate, up are one matmul each: their weights become rows of one tensor, of which the model's own parameters
+are views from then on, so nothing is held twice and transformers' forward computes what it did. The twin of all this is
+that forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+
+from swaa_runtime.attention.backend import StoredContext
+from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.model.adapters import AdaptedLinear
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+SILU = ("silu", "swish")
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class DecoderOps(Protocol):
+    """The modules `swaa_runtime.kernels.elementwise` (Triton) and its twin `elementwise_reference` (torch)."""
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
+
+    def add_rms_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def silu_and_mul(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor: ...
+
+    def norm_rope_and_store(
+        self,
+        qkv: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Linear modules of one input as one matmul.
+
+    Attributes:
+        weight: [all their outputs, inputs]; bias: [all their outputs], or None.
+        adapted: those that adapters may change, each with its columns of the output.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    adapted: tuple[tuple[slice, AdaptedLinear], ...]
+
+    def __call__(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+        """x [T, inputs] -> [T, all outputs]."""
+        out = linear(x, self.weight, self.bias)
+        for columns, module in self.adapted:
+            module.add_updates(x, out[:, columns])
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Weight and epsilon of an RMS norm."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer. `next_norm` is the one that follows it: the next layer's, or the model's last."""
+
+    qkv: Projection
+    q_norm: Norm | None
+    k_norm: Norm | None
+    scale: float
+    o: Projection
+    mlp_norm: Norm
+    gate_up: Projection
+    down: Projection
+    next_norm: Norm
+
+
+class FusedDecoder:
+    """A dense transformers decoder, from token ids to the hidden states after the last norm.
+
+    Built once the model is on its device in its dtype, with its adapters beside it: moving it later undoes the sharing.
+    """
+
+    def __init__(self, model: Any, ops: DecoderOps, linear: Linear = functional.linear) -> None:
+        """`model`: a causal LM as `load_model` gives it; `linear`: multiplies, as torch's own does.
+
+        Raises:
+            ModelNotSupported: for a decoder that this loop does not compute, with the reason.
+        """
+        check_fusable(model)
+        decoder = model.base_model
+        self._ops = ops
+        self._linear = linear
+        self._embedding: torch.Tensor = decoder.embed_tokens.weight
+        self._rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = decoder.rotary_emb
+        norms = [_norm(layer.input_layernorm) for layer in decoder.layers]
+        self._first_norm = norms[0]
+        following = [*norms[1:], _norm(decoder.norm)]
+        self._layers = [_layer(layer, norm) for layer, norm in zip(decoder.layers, following, strict=True)]
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StoredContext) -> torch.Tensor:
+        """Hidden states [T, hidden_size] of int64 token ids and positions [T].
+
+        Without active adapters it may be captured in a CUDA graph, if the context's `attend_stored` may.
+        """
+        ops, linear = self._ops, self._linear
+        residual = functional.embedding(token_ids, self._embedding)
+        cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
+        hidden = ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
+        for index, layer in enumerate(self._layers):
+            out = layer.o(self._attend(index, layer, hidden, cos, sin, context), linear)
+            hidden, residual = ops.add_rms_norm(out, residual, layer.mlp_norm.weight, layer.mlp_norm.eps, out)
+            out = layer.down(ops.silu_and_mul(layer.gate_up(hidden, linear)), linear)
+            hidden, residual = ops.add_rms_norm(out, residual, layer.next_norm.weight, layer.next_norm.eps, out)
+        return hidden
+
+    def _attend(
+        self,
+        index: int,
+        layer: Layer,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        context: StoredContext,
+    ) -> torch.Tensor:
+        """[T, num_heads * head_dim], before the output projection."""
+        query = self._ops.norm_rope_and_store(
+            layer.qkv(hidden, self._linear),
+            cos,
+            sin,
+            None if layer.q_norm is None else layer.q_norm.weight,
+            None if layer.k_norm is None else layer.k_norm.weight,
+            0.0 if layer.q_norm is None else layer.q_norm.eps,
+            context.slots[index],
+            context.storage.keys,
+            context.storage.values,
+        )
+        return context.attend_stored(index, query, layer.scale).flatten(1)
+
+
+def gpu_decoder(model: Any) -> FusedDecoder:
+    """A FusedDecoder on Triton's kernels. Raises ModelNotSupported if triton is not installed, or as FusedDecoder."""
+    try:
+        from swaa_runtime.kernels import elementwise, skinny
+    except ModuleNotFoundError as exc:
+        raise ModelNotSupported("the fused decoder needs triton: pip install 'swaa[gpu]'") from exc
+    return FusedDecoder(model, elementwise, skinny.linear)
+
+
+def check_fusable(model: Any) -> None:
+    """Raise ModelNotSupported unless FusedDecoder computes what the model's own forward does."""
+    config = model.config
+    if config.model_type not in MODEL_TYPES:
+        raise ModelNotSupported(f"model_type is {config.model_type!r}: the fused decoder runs {', '.join(MODEL_TYPES)}")
+    if config.hidden_act not in SILU:
+        raise ModelNotSupported(f"activation is {config.hidden_act!r}: the fused decoder has 'silu'")
+    decoder = model.base_model
+    head_dim = decoder.layers[0].self_attn.head_dim
+    if head_dim < 2 or head_dim & (head_dim - 1):
+        raise ModelNotSupported(f"head_dim is {head_dim}: the fused decoder needs a power of two")
+    if 2 * decoder.rotary_emb.inv_freq.numel() != head_dim:
+        raise ModelNotSupported("only a part of each head is rotated, which the fused decoder does not do")
+    for name, module in decoder.layers.named_modules():
+        if name.endswith("_proj"):
+            linear = _base(module)
+            if type(linear) is not torch.nn.Linear or linear.weight.dtype != model.dtype:
+                raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {type(linear).__name__}")
+
+
+def _base(module: Any) -> Any:
+    return module.base if isinstance(module, AdaptedLinear) else module
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
+
+
+def _layer(layer: Any, next_norm: Norm) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    has_norms = hasattr(attention, "q_norm")
+    return Layer(
+        qkv=_projection(attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=_norm(attention.q_norm) if has_norms else None,
+        k_norm=_norm(attention.k_norm) if has_norms else None,
+        scale=attention.scaling,
+        o=_projection(attention.o_proj),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        gate_up=_projection(mlp.gate_proj, mlp.up_proj),
+        down=_projection(mlp.down_proj),
+        next_norm=next_norm,
+    )
+
+
+def _projection(*modules: Any) -> Projection:
+    adapted, start = [], 0
+    for module in modules:
+        stop = start + _base(module).out_features
+        if isinstance(module, AdaptedLinear):
+            adapted.append((slice(start, stop), module))
+        start = stop
+    linears = [_base(module) for module in modules]
+    bias = None if linears[0].bias is None else _share([linear.bias for linear in linears])
+    return Projection(_share([linear.weight for linear in linears]), bias, tuple(adapted))
+
+
+def _share(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """One tensor of all their rows, of which they are views afterwards. If they are so already, that one."""
+    first, rows = parameters[0], [parameter.shape[0] for parameter in parameters]
+    if _are_adjacent(parameters):
+        return first.data.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split(rows), strict=True):
+        parameter.data = part
+    return whole
+
+
+def _are_adjacent(parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Whether each begins where the one before ends, in one storage."""
+    storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    ends = (parameter.data_ptr() + parameter.nbytes for parameter in parameters)
+    begins = (parameter.data_ptr() for parameter in parameters[1:])
+    return len(storages) == 1 and all(begin == end for begin, end in zip(begins, ends, strict=False))
