@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.kv_cache.storage import slot_ids
 from swaa_runtime.model.adapters import AdapterRows
 from swaa_runtime.request import Request
 from swaa_runtime.visibility import adapter_start
@@ -26,31 +25,41 @@ class ScheduledChunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Input of one forward pass over T tokens.
+    """Input of one forward pass over T tokens, on the host.
 
     Attributes:
         token_ids, positions: int64 [T].
-        slots: int64 [num_layers, T], where each token's K and V go in each layer.
         chunks: which rows are whose.
         sampled_rows: int64 [n], the last row of each request that reaches the end of its known tokens.
         sampled: those requests, in the same order.
-        adapter_rows: which rows use an adapter.
+        adapter_ranges: rows that use an adapter, by its id.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    token_ids: np.ndarray
+    positions: np.ndarray
     chunks: tuple[ChunkView, ...]
-    sampled_rows: torch.Tensor
+    sampled_rows: np.ndarray
     sampled: tuple[Request, ...]
-    adapter_rows: tuple[AdapterRows, ...] = ()
+    adapter_ranges: Mapping[str, Sequence[range]]
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every chunk is one token, of which the next is sampled."""
+        return len(self.sampled) == len(self.chunks) == len(self.token_ids)
+
+    def slots(self, block_size_tokens: int) -> np.ndarray:
+        """Where each token's K and V go in each layer, int64 [num_layers, T], a layer's beside each other."""
+        return np.ascontiguousarray(np.concatenate([_slots(chunk, block_size_tokens) for chunk in self.chunks], axis=1))
+
+    def adapter_rows(self, device: torch.device) -> tuple[AdapterRows, ...]:
+        """One group an adapter, over all requests that use it, so that its cost does not depend on how many they are."""
+        return tuple(AdapterRows(name, _rows(parts, device)) for name, parts in self.adapter_ranges.items())
 
 
-def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int, device: torch.device) -> Batch:
+def build_batch(scheduled: Sequence[ScheduledChunk]) -> Batch:
     """Flatten scheduled chunks; their block tables must cover them already."""
     token_ids: list[int] = []
     positions: list[np.ndarray] = []
-    slots: list[np.ndarray] = []
     chunks: list[ChunkView] = []
     sampled_rows: list[int] = []
     sampled: list[Request] = []
@@ -61,34 +70,40 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int, dev
         chunks.append(ChunkView(len(token_ids), start, stop, request.rules, request.turns, request.block_tables))
         token_ids += request.token_ids[start:stop]
         positions.append(np.arange(start, stop))
-        slots.append(np.stack([slot_ids(table, start, stop, block_size_tokens) for table in request.block_tables]))
         if stop == len(request.token_ids):
             sampled_rows.append(len(token_ids) - 1)
             sampled.append(request)
     return Batch(
-        token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        slots=torch.from_numpy(np.concatenate(slots, axis=1)).to(device),
+        token_ids=np.array(token_ids, dtype=np.int64),
+        positions=np.concatenate(positions),
         chunks=tuple(chunks),
-        sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        sampled_rows=np.array(sampled_rows, dtype=np.int64),
         sampled=tuple(sampled),
-        adapter_rows=_adapter_rows(scheduled, device),
+        adapter_ranges=_adapter_ranges(scheduled),
     )
 
 
-def _adapter_rows(scheduled: Sequence[ScheduledChunk], device: torch.device) -> tuple[AdapterRows, ...]:
-    """One group an adapter, over all requests that use it, so that its cost does not depend on how many they are."""
+def _slots(chunk: ChunkView, block_size_tokens: int) -> np.ndarray:
+    """Flat token slots of a chunk's positions in each layer, int64 [num_layers, n]."""
+    first, stop = chunk.start // block_size_tokens, -(-chunk.stop // block_size_tokens)
+    ids = np.array([table[first:stop] for table in chunk.block_tables], dtype=np.int64)
+    block, offset = np.divmod(np.arange(chunk.start, chunk.stop), block_size_tokens)
+    slots: np.ndarray = ids[:, block - first] * block_size_tokens + offset
+    return slots
+
+
+def _adapter_ranges(scheduled: Sequence[ScheduledChunk]) -> dict[str, list[range]]:
     ranges: dict[str, list[range]] = {}
     row = 0
     for item in scheduled:
         request, stop = item.request, row + item.num_tokens
-        begin = adapter_start(request.recipe.window, request.turns)
-        if request.recipe.adapter is not None and begin is not None:
-            low = row + max(0, begin - request.num_computed_tokens)
+        if request.recipe.adapter is not None:
+            begin = adapter_start(request.recipe.window, request.turns)
+            low = stop if begin is None else row + max(0, begin - request.num_computed_tokens)
             if low < stop:
                 ranges.setdefault(request.recipe.adapter, []).append(range(low, stop))
         row = stop
-    return tuple(AdapterRows(adapter_id, _rows(parts, device)) for adapter_id, parts in ranges.items())
+    return ranges
 
 
 def _rows(parts: Sequence[range], device: torch.device) -> slice | torch.Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from swaa_runtime.errors import InvalidRequest
 
-AttentionBackendName = Literal["windowed", "reference"]
+AttentionBackendName = Literal["windowed", "reference", "triton"]
 SchedulingPolicy = Literal["slack", "fcfs"]
 
 
@@ -39,7 +39,8 @@ class EngineConfig:
         max_queued_ms: a request is refused while prompts are predicted to take longer than this; None: no bound.
         max_swapped_bytes: host memory for the states of preempted requests; 0: nothing is preempted.
         policy: "slack" (least slack first, see the scheduler) or "fcfs" (strictly as they came, to compare with).
-        attention_backend: "windowed" (linear, fast) or "reference" (dense, slow, obviously right).
+        attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference" (dense,
+            slow, obviously right).
     """
 
     num_blocks: int
@@ -71,5 +72,6 @@ class EngineConfig:
             raise InvalidRequest("max_swapped_bytes", self.max_swapped_bytes, "must be at least 0")
         if self.policy not in ("slack", "fcfs"):
             raise InvalidRequest("policy", self.policy, "must be 'slack' or 'fcfs'")
-        if self.attention_backend not in ("windowed", "reference"):
-            raise InvalidRequest("attention_backend", self.attention_backend, "must be 'windowed' or 'reference'")
+        if self.attention_backend not in get_args(AttentionBackendName):
+            allowed = " or ".join(repr(name) for name in get_args(AttentionBackendName))
+            raise InvalidRequest("attention_backend", self.attention_backend, f"must be {allowed}")

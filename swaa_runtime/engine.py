@@ -31,6 +31,7 @@ from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
+from swaa_runtime.sampler import sample_rows
 from swaa_runtime.scheduler import Scheduler
 from swaa_runtime.step_cost import StepCost, UnknownCost
 from swaa_runtime.usage import EngineUsage, count_blocks, count_running
@@ -226,9 +227,9 @@ class Engine:
         return outputs
 
     def _run(self, scheduled: Sequence[ScheduledChunk], started_s: float) -> list[Output]:
-        batch = build_batch(scheduled, self.config.block_size_tokens, self.runner.device)
-        hidden = self.runner.forward(batch)
-        sampled = self._sample(batch, hidden)
+        batch = build_batch(scheduled)
+        logits = self.runner.run(batch)
+        sampled = self._sample(batch, logits)
         self.runner.wait()
         self._cost.observe(scheduled, (time.monotonic() - started_s) * 1e3)
         outputs: list[Output] = []
@@ -318,21 +319,19 @@ class Engine:
         ]
 
     def _sample(
-        self, batch: Batch, hidden: torch.Tensor
+        self, batch: Batch, logits: torch.Tensor
     ) -> list[tuple[Request, TokenOutput | None, FinishReason | None]]:
         """The next token of each request whose known tokens are all computed now, and whether that was its last.
 
         Logits that are no numbers end their own request, before anything that others run by is told of them.
         """
-        if not batch.sampled:
-            return []
-        logits = self.runner.logits(hidden[batch.sampled_rows])
-        are_numbers = logits.sum(-1).isfinite().tolist()
+        generations = [self._live[request.request_id].generation for request in batch.sampled]
+        token_ids = sample_rows(logits, [generation.draw for generation in generations])
         return [
-            (request, *self._live[request.request_id].generation.next(row))
-            if is_number
-            else (request, None, FinishReason.NOT_A_NUMBER)
-            for request, row, is_number in zip(batch.sampled, logits, are_numbers, strict=True)
+            (request, None, FinishReason.NOT_A_NUMBER)
+            if token_id is None
+            else (request, *generation.next(token_id, row))
+            for request, generation, token_id, row in zip(batch.sampled, generations, token_ids, logits, strict=True)
         ]
 
     def _checkpoint(self, live: _Live) -> None:

@@ -48,10 +48,14 @@ class Generation:
             if self._generator is not None:
                 sample(torch.zeros(vocab_size, device=device), WARM, self._generator)
 
-    def next(self, logits: torch.Tensor) -> tuple[TokenOutput, FinishReason | None]:
-        """Append the next token to the request, from its float32 logits [vocab_size]; and why it ends, if it does."""
+    @property
+    def draw(self) -> tuple[SamplingParams, torch.Generator | None]:
+        """How its next token is sampled. See `sampler.sample_rows`."""
+        return self._request.sampling, self._generator
+
+    def next(self, token_id: int, logits: torch.Tensor) -> tuple[TokenOutput, FinishReason | None]:
+        """Append a token that was sampled from float32 logits [vocab_size] to the request; and why it ends, if it does."""
         request, sampling = self._request, self._request.sampling
-        token_id = sample(logits, sampling, self._generator)
         if request.forced_token_id is not None:
             token_id, request.forced_token_id = request.forced_token_id, None
         logprob = None if sampling.logprobs is None else token_logprob(logits, token_id, sampling.logprobs)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
-from swaa_runtime.attention.backend import AttentionBackend, PagedContext
+from swaa_runtime.attention.backend import AttentionBackend, ChunkView, PagedContext, StepContext
 from swaa_runtime.attention.reference import ReferenceBackend
 from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import AttentionBackendName, EngineConfig
+from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
+
+ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
+
+
+class DecodeSteps(Protocol):
+    """A faster way to run batches that only decode. See `DecodeGraphs`."""
+
+    def takes(self, batch: Batch) -> bool: ...
+
+    def run(self, batch: Batch) -> torch.Tensor: ...
 
 
 class ModelRunner:
-    """One model, its KV memory and its attention backend on one device."""
+    """One model, its KV memory and its attention on one device.
+
+    With the "triton" backend the decoder is ours where it can be, and then decoding runs as CUDA graphs.
+    """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
         self.device: torch.device = loaded.model.device
-        self.backend = make_backend(config.attention_backend)
+        self._backend = config.attention_backend
         self.storage = KVStorage(
             config.num_blocks,
             config.block_size_tokens,
@@ -31,22 +48,37 @@ class ModelRunner:
             self.device,
         )
         self.adapters = loaded.adapters
-        self._decoder: Any = loaded.model.base_model
         self._lm_head: Any = loaded.model.get_output_embeddings()
+        self._contexts: ContextFactory
+        self._decode_steps: DecodeSteps | None = None
+        if config.attention_backend == "triton":
+            self._decoder, self._contexts, self._decode_steps = _on_triton(self, loaded, config)
+        else:
+            self._decoder = TransformersDecoder(loaded.model)
+            self._contexts = partial(PagedContext, self.storage, make_backend(config.attention_backend))
+
+    @property
+    def decoder_name(self) -> str:
+        """Whose code runs the decoder's layers: "fused" (ours) or "transformers"."""
+        return self._decoder.name
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Float32 logits [n, vocab_size] of the rows that are sampled; K and V of all are in `storage` afterwards."""
+        if self._decode_steps is not None and self._decode_steps.takes(batch):
+            return self._decode_steps.run(batch)
+        hidden = self.forward(batch)
+        return self.logits(hidden[torch.from_numpy(batch.sampled_rows).to(self.device)])
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states of all T tokens, [T, hidden_size]; their K and V are in `storage` afterwards."""
-        context = PagedContext(self.storage, self.backend, batch.chunks, batch.slots)
-        with self.adapters.active.during(batch.adapter_rows):
-            out = self._decoder(
-                input_ids=batch.token_ids.unsqueeze(0),
-                position_ids=batch.positions.unsqueeze(0),
-                use_cache=False,
-                swaa_context=context,
-            )
-        hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
+        token_ids, positions, slots = (
+            torch.from_numpy(array).to(self.device, non_blocking=True)
+            for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
+        )
+        with self.adapters.active.during(batch.adapter_rows(self.device)):
+            return self._decoder.forward(token_ids, positions, self._contexts(batch.chunks, slots))
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -61,5 +93,31 @@ class ModelRunner:
 
 
 def make_backend(name: AttentionBackendName) -> AttentionBackend:
-    """The attention backend of that name."""
+    """The attention backend of that name, of those that attend chunk by chunk."""
     return ReferenceBackend() if name == "reference" else WindowedBackend()
+
+
+TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]
+
+
+def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -> TritonParts:
+    """Decoder, contexts and decoding steps on Triton's kernels, which are imported only here: a CPU need not have them.
+
+    Raises:
+        ModelNotSupported: if triton is not installed, or the kernels do not take the model's shape.
+    """
+    try:
+        from swaa_runtime.attention.paged_triton import TritonContext, check_shape  # noqa: PLC0415
+        from swaa_runtime.decode_graphs import DecodeGraphs  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
+    check_shape(loaded.shape, config.block_size_tokens)
+    contexts = partial(TritonContext, runner.storage, loaded.shape)
+    decoder = gpu_decoder(loaded.model)
+    if decoder.name != "fused":
+        return decoder, contexts, None
+    lm_head = loaded.model.get_output_embeddings()
+    graphs = DecodeGraphs(
+        decoder, lm_head, runner.storage, loaded.shape, config.max_running, config.max_model_tokens
+    )
+    return decoder, contexts, graphs

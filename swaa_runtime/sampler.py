@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from swaa_runtime.request import SamplingParams, TokenLogprob
 
 GREEDY_BELOW = 1e-5
 """Colder than this, the likeliest token takes all there is, and dividing float32 logits could overflow."""
+
+
+NOT_A_NUMBER = -1
+"""Stands for a token id where there are no logits to choose by."""
 
 
 def filter_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -29,12 +35,32 @@ def filter_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return logits
 
 
-def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """One token id from one row of float32 logits [vocab_size]; greedy when the temperature is (next to) 0."""
+def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> torch.Tensor:
+    """One token id (int64, no dimensions, on the logits' device) from one row of float32 logits [vocab_size].
+
+    Greedy when the temperature is (next to) 0.
+    """
     if params.temperature < GREEDY_BELOW:
-        return int(logits.argmax())
+        return logits.argmax()
     probs = filter_logits(logits, params).softmax(-1)
-    return int(torch.multinomial(probs, 1, generator=generator))
+    return torch.multinomial(probs, 1, generator=generator)[0]
+
+
+def sample_rows(
+    logits: torch.Tensor, rows: Sequence[tuple[SamplingParams, torch.Generator | None]]
+) -> list[int | None]:
+    """A token id for each row of float32 logits [n, vocab_size]; None where they are no numbers.
+
+    As `sample` for each, but the device is waited for once.
+    """
+    are_numbers = logits.sum(-1).isfinite()
+    token_ids = logits.argmax(-1)
+    for index, (params, generator) in enumerate(rows):
+        if params.temperature >= GREEDY_BELOW:
+            finite = logits[index].nan_to_num()  # a row that is none must not fail the others
+            token_ids[index] = sample(finite, params, generator)
+    found: list[int] = torch.where(are_numbers, token_ids, NOT_A_NUMBER).tolist()
+    return [None if token_id == NOT_A_NUMBER else token_id for token_id in found]
 
 
 def token_logprob(logits: torch.Tensor, token_id: int, num_top: int) -> TokenLogprob:

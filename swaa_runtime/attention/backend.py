@@ -54,6 +54,10 @@ class StoredContext(Protocol):
         ...
 
 
+class StepContext(AttentionContext, StoredContext, Protocol):
+    """Serves either kind of decoder."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkView:
     """One request's part of a step: positions [start, stop), which are rows [row, row + stop - start) of the step."""

@@ -154,17 +154,17 @@ def _attend_kernel(
     column = kv_head * HEAD_DIM
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, tl.minimum(edge, end),
-        num_sinks, first, position, window, sinks, scale_log2,
+        num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True,
     )  # fmt: skip
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, edge),
-        tl.minimum(diagonal, end), num_sinks, first, position, window, sinks, scale_log2,
+        tl.minimum(diagonal, end), num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, diagonal), end,
-        num_sinks, first, position, window, sinks, scale_log2,
+        num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def _attend_kernel(
 @triton.jit
 def _read_keys(
     acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first, position,
-    window, sinks, scale_log2,
+    stop, window, sinks, scale_log2,
     TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over key tiles [begin, end) in a tile's own order."""
@@ -211,6 +211,8 @@ def _read_keys(
         weight = weight * decay + tl.sum(probability, 1)
         acc = acc * decay[:, None]
         value = value_rows.load([row, column])
+        if MASKED:  # what was never written may be NaN, which no probability of 0 takes away
+            value = tl.where((key_position < stop)[:, None], value, 0.0)
         acc = tl.dot(probability.to(value.dtype), value, acc, input_precision="ieee")
         best = highest
     return acc, weight, best

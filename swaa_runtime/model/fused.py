@@ -108,6 +108,8 @@ class FusedDecoder:
     Built once the model is on its device in its dtype, with its adapters beside it: moving it later undoes the sharing.
     """
 
+    name = "fused"
+
     def __init__(self, model: Any, ops: DecoderOps, linear: Linear = functional.linear) -> None:
         """`model`: a causal LM as `load_model` gives it; `linear`: multiplies, as torch's own does.
 
@@ -165,7 +167,7 @@ class FusedDecoder:
         return context.attend_stored(index, query, layer.scale).flatten(1)
 
 
-def gpu_decoder(model: Any) -> FusedDecoder:
+def fused_decoder(model: Any) -> FusedDecoder:
     """A FusedDecoder on Triton's kernels. Raises ModelNotSupported if triton is not installed, or as FusedDecoder."""
     try:
         from swaa_runtime.kernels import elementwise, skinny

@@ -33,7 +33,7 @@ def kept(params: SamplingParams) -> list[int]:
 def draw(params: SamplingParams, count: int, seed: int = 0) -> Counter[int]:
     generator = torch.Generator().manual_seed(seed)
     logits = known_logits()
-    return Counter(sample(logits, params, generator) for _ in range(count))
+    return Counter(int(sample(logits, params, generator)) for _ in range(count))
 
 
 @given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=20))
@@ -108,7 +108,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
     draws = []
     for seed in (1, 1, 2):
         generator = torch.Generator().manual_seed(seed)
-        draws.append([sample(known_logits(), params, generator) for _ in range(50)])
+        draws.append([int(sample(known_logits(), params, generator)) for _ in range(50)])
     assert draws[0] == draws[1] != draws[2]
 
 

@@ -10,13 +10,14 @@ import torch
 from transformers import Qwen3MoeConfig
 
 from swaa_runtime.attention.backend import PagedContext
+from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
 from swaa_runtime.model.adapters import weights_fingerprint
 from swaa_runtime.model.attention import ATTENTION_NAME
-from swaa_runtime.model.fused import DecoderOps, FusedDecoder, check_fusable, gpu_decoder
+from swaa_runtime.model.fused import DecoderOps, FusedDecoder, check_fusable, fused_decoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request
@@ -49,9 +50,11 @@ class FusedRunner(ModelRunner):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
-        context = PagedContext(self.storage, self.backend, batch.chunks, batch.slots)
-        with self.adapters.active.during(batch.adapter_rows):
-            return self._fused.forward(batch.token_ids, batch.positions, context)
+        slots = torch.from_numpy(batch.slots(self.storage.block_size_tokens))
+        context = PagedContext(self.storage, WindowedBackend(), batch.chunks, slots)
+        token_ids, positions = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.positions)
+        with self.adapters.active.during(batch.adapter_rows(self.device)):
+            return self._fused.forward(token_ids, positions, context)
 
 
 class RecordingFusedRunner(RecordingRunner, FusedRunner):
@@ -62,7 +65,7 @@ class KernelRunner(FusedRunner):
     """A runner of the fused decoder on Triton's kernels."""
 
     def decoder(self, loaded: LoadedModel) -> FusedDecoder:
-        return gpu_decoder(loaded.model)
+        return fused_decoder(loaded.model)
 
 
 class RecordingKernelRunner(RecordingRunner, KernelRunner):

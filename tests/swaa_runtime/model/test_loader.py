@@ -238,7 +238,8 @@ class SamplingRecorder(ModelRunner):
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
-        self.comparing = self.backend = ComparingBackend()
+        self.comparing = ComparingBackend()
+        self._contexts = partial(PagedContext, self.storage, self.comparing)
         self.picked_from: list[torch.Tensor] = []
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

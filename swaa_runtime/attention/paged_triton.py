@@ -18,9 +18,11 @@ import torch
 
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.dense import Partial, dense_attention, merge_partials
+from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.recipe import LayerRule
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.visibility import QueryRun, query_runs
 
 DENSE_QUERIES = 1024
@@ -32,8 +34,10 @@ SPLIT_QUERIES = 128
 PROGRAMS = 512
 """Programs of a launch that keep a GPU's memory busy: about four a multiprocessor."""
 
-MAX_SPLITS = 64
-MIN_SPLIT_KEYS = 128
+MAX_SPLITS = 32
+
+MIN_SIZE = 16
+"""Of a side of the matrix units' operands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,13 @@ class LayerPlan:
     launches: tuple[Launch, ...]
 
 
-class PagedStep:
-    """The attention of one step over paged KV memory: `attend_stored` for each layer in turn.
-
-    Attributes:
-        slots: int64 [num_layers, T], where each of the step's tokens lives in each layer.
-    """
+class TritonContext:
+    """The context of one step (see `backend.StepContext`), whose launches are planned once for layers of the same rules."""
 
     def __init__(
-        self, storage: KVStorage, chunks: Sequence[ChunkView], slots: torch.Tensor, num_heads: int, num_kv_heads: int
+        self, storage: KVStorage, shape: ModelShape, chunks: Sequence[ChunkView], slots: torch.Tensor
     ) -> None:
+        """`slots`: int64 [num_layers, T], where each of the step's tokens lives in each layer."""
         self.storage = storage
         self.slots = slots
         self._chunks = chunks
@@ -83,13 +84,20 @@ class PagedStep:
         for layer in range(len(slots)):
             rules = tuple(chunk.rules[layer] for chunk in chunks)
             if rules not in plans:
-                plans[rules] = plan_layer(chunks, rules, num_heads, num_kv_heads, slots.device)
+                plans[rules] = plan_layer(chunks, rules, shape, slots.device)
             self._plans.append(plans[rules])
         self._table, self._offsets = device_tables(chunks, len(slots), storage.block_size_tokens, slots.device)
 
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See AttentionContext.attend."""
+        self.storage.write(self.slots[layer], key.transpose(0, 1), value.transpose(0, 1))
+        return self.attend_stored(layer, query.transpose(0, 1), scale)
+
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attend queries [T, num_heads, head_dim] whose own K and V are stored; returns the same shape."""
-        out = torch.empty_like(query)
+        """See StoredContext.attend_stored."""
+        out = query.new_empty(query.shape)
         plan = self._plans[layer]
         for launch in plan.launches:
             work = Tiles(
@@ -115,6 +123,13 @@ class PagedStep:
         return merge_partials(parts)[0].transpose(0, 1)
 
 
+def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
+    """Raise ModelNotSupported unless the kernels take such heads and blocks."""
+    for name, size in (("head_dim", shape.head_dim), ("block_size_tokens", block_size_tokens)):
+        if size < MIN_SIZE or size & (size - 1):
+            raise ModelNotSupported(f"{name} is {size}: Triton's kernels need a power of two of at least {MIN_SIZE}")
+
+
 def past_pieces(num_tokens: int) -> list[int]:
     """Edges that cut [0, num_tokens) into pieces of few different sizes: powers of two, the largest first."""
     edges = [0]
@@ -125,7 +140,7 @@ def past_pieces(num_tokens: int) -> list[int]:
 
 
 def plan_layer(
-    chunks: Sequence[ChunkView], rules: Sequence[LayerRule], num_heads: int, num_kv_heads: int, device: torch.device
+    chunks: Sequence[ChunkView], rules: Sequence[LayerRule], shape: ModelShape, device: torch.device
 ) -> LayerPlan:
     """Where the queries of each chunk go, in layers in which chunk i attends by rules[i]."""
     dense: list[DenseRun] = []
@@ -147,7 +162,7 @@ def plan_layer(
     launches = []
     for runs, is_shared in ((whole, False), (shared, True)):
         if runs:
-            launches.append(_launch(chunks, rules, runs, is_shared, num_heads, num_kv_heads, device))
+            launches.append(_launch(chunks, rules, runs, is_shared, shape, device))
     return LayerPlan(tuple(dense), tuple(launches))
 
 
@@ -156,14 +171,13 @@ def _launch(
     rules: Sequence[LayerRule],
     runs: Sequence[tuple[int, QueryRun]],
     is_shared: bool,
-    num_heads: int,
-    num_kv_heads: int,
+    shape: ModelShape,
     device: torch.device,
 ) -> Launch:
-    most = min(queries_per_tile(num_heads, num_kv_heads), max(run.stop - run.start for _, run in runs))
+    most = min(queries_per_tile(shape.num_heads, shape.num_kv_heads), max(run.stop - run.start for _, run in runs))
     tiles: list[np.ndarray] = []
     partial_rows: list[np.ndarray] = []
-    num_partial = max_keys = 0
+    num_partial = 0
     for index, run in runs:
         rule, chunk = rules[index], chunks[index]
         window, sinks = (SEES_ALL, 0) if run.sees_all or rule.window is None else (rule.window, rule.sink_tokens)
@@ -174,16 +188,15 @@ def _launch(
         tiles.append(np.stack([np.broadcast_to(field, starts.shape) for field in fields], axis=1))
         partial_rows.append(np.arange(row + run.start, row + run.stop))
         num_partial += run.stop - run.start
-        max_keys = max(max_keys, min(run.stop, window + sinks))
     table = torch.from_numpy(np.concatenate(tiles).astype(np.int32)).to(device, non_blocking=True)
-    splits = num_splits(len(table) * num_kv_heads, max_keys) if is_shared else 1
+    splits = num_splits(len(table) * shape.num_kv_heads) if is_shared else 1
     rows = torch.from_numpy(np.concatenate(partial_rows)).to(device, non_blocking=True) if splits > 1 else None
     return Launch(table[:, :5].contiguous(), table[:, 5:].contiguous(), most, splits, rows)
 
 
-def num_splits(num_programs: int, max_keys: int) -> int:
-    """Into how many parts the keys of each tile are cut: a power of two that fills a GPU, with enough keys in each."""
-    wanted = min(MAX_SPLITS, PROGRAMS // num_programs, max_keys // MIN_SPLIT_KEYS)
+def num_splits(num_programs: int) -> int:
+    """Into how many parts the keys of each tile are cut: a power of two, so that the launch fills a GPU."""
+    wanted = min(MAX_SPLITS, PROGRAMS // num_programs)
     return 1 << max(0, wanted.bit_length() - 1)
 
 

@@ -1,0 +1,50 @@
+"""From a step's token ids to its hidden states: transformers' own layers, or ours where the device makes that worth it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from swaa_runtime.attention.backend import StepContext
+from swaa_runtime.errors import ModelNotSupported
+
+
+class Decoder(Protocol):
+    """The decoder layers of a model; `name` tells which code runs them."""
+
+    name: str
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Hidden states [T, hidden_size], after the last norm, of int64 token ids and positions [T]."""
+        ...
+
+
+class TransformersDecoder:
+    """The modelling code as it came, with our attention in it."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any) -> None:
+        self._decoder = model.base_model
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """See Decoder.forward."""
+        out = self._decoder(
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            swaa_context=context,
+        )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+def gpu_decoder(model: Any) -> Decoder:
+    """The fused decoder, or transformers' for what it does not cover (mixtures of experts)."""
+    from swaa_runtime.model.fused import fused_decoder  # noqa: PLC0415 - needs triton, which a CPU need not have
+
+    try:
+        return fused_decoder(model)
+    except ModelNotSupported:
+        return TransformersDecoder(model)
