@@ -236,7 +236,7 @@ def _share(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     if _are_adjacent(parameters):
         return first.data.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())
     whole = torch.cat([parameter.data for parameter in parameters])
-    for parameter, part in zip(parameters, whole.split(rows), strict=True):
+    for parameter, part in zip(parameters, torch.split(whole, rows), strict=True):
         parameter.data = part
     return whole
 
