@@ -15,7 +15,8 @@ from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
-from swaa_runtime.model.adapters import weights_fingerprint
+from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.model.adapters import AdapterRows, weights_fingerprint
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import DecoderOps, FusedDecoder, Linear, check_fusable, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
@@ -132,6 +133,46 @@ def test_each_request_has_its_own_adapter(tmp_path: Path) -> None:
         got, want = fused.runner.recorded(request), plain.runner.recorded(plain.requests[name])
         assert request.token_ids == plain.requests[name].token_ids
         assert (got - want).abs().max().item() <= 1e-5
+
+
+class OwnAttention:
+    """A context in which each token sees itself alone, that counts."""
+
+    def __init__(self, num_layers: int, num_tokens: int) -> None:
+        self.storage = KVStorage(num_tokens, 1, 2, 8, torch.float32, torch.device("cpu"))
+        self.slots = torch.arange(num_tokens).expand(num_layers, -1)
+        self.attended: list[int] = []
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        self.attended.append(layer)
+        return self.storage.values.squeeze(1).repeat_interleave(2, dim=1)
+
+
+@pytest.mark.parametrize("rows", [[], [4], [0, 2, 4]])
+@torch.inference_mode()
+def test_only_the_rows_that_are_wanted(rows: list[int]) -> None:
+    decoder = FusedDecoder(fresh_model("qwen3").model, elementwise_reference)
+    token_ids, positions, wanted = torch.tensor([3, 1, 4, 1, 5]), torch.arange(5), torch.tensor(rows, dtype=torch.int64)
+    whole, part = OwnAttention(3, 5), OwnAttention(3, 5)
+    want = decoder.forward(token_ids, positions, whole)[wanted]
+    got = decoder.forward(token_ids, positions, part, wanted)
+    assert got.shape == want.shape
+    assert (got - want).abs().sum().item() <= 1e-5
+    assert torch.equal(part.storage.keys, whole.storage.keys)
+    assert part.attended == ([0, 1, 2] if rows else [0, 1]), "of no rows the last layer needs no attention"
+
+
+@torch.inference_mode()
+def test_wanted_rows_with_adapters(tmp_path: Path) -> None:
+    loaded = fresh_model("llama", {"one": write_adapter(tmp_path / "one", 1)})
+    decoder = FusedDecoder(loaded.model, elementwise_reference)
+    token_ids, positions, wanted = torch.tensor([3, 1, 4, 1, 5]), torch.arange(5), torch.tensor([4])
+    plain = decoder.forward(token_ids, positions, OwnAttention(3, 5), wanted)
+    with loaded.adapters.active.during([AdapterRows(loaded.adapters.ids["one"], slice(2, 5))]):
+        want = decoder.forward(token_ids, positions, OwnAttention(3, 5))[wanted]
+        got = decoder.forward(token_ids, positions, OwnAttention(3, 5), wanted)
+    assert torch.equal(got, want)
+    assert (plain - want).abs().max().item() > 0.01
 
 
 # What it shares.
