@@ -108,8 +108,14 @@ class FusedDecoder:
     Built once the model is on its device in its dtype, with its adapters beside it: moving it later undoes the sharing.
     """
 
-    def __init__(self, model: Any, ops: DecoderOps, linear: Linear = functional.linear) -> None:
-        """`model`: a causal LM as `load_model` gives it; `linear`: multiplies, as torch's own does.
+    def __init__(
+        self, model: Any, ops: DecoderOps, linear: Linear = functional.linear, gated_linear: Linear | None = None
+    ) -> None:
+        """Fuse a causal LM as `load_model` gives it.
+
+        Args:
+            linear: multiplies, as torch's own does.
+            gated_linear: gate and up projection with their activation in one; without, that is two operations.
 
         Raises:
             ModelNotSupported: for a decoder that this loop does not compute, with the reason.
@@ -118,6 +124,7 @@ class FusedDecoder:
         decoder = model.base_model
         self._ops = ops
         self._linear = linear
+        self._gated_linear = gated_linear
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = decoder.rotary_emb
         norms = [_norm(layer.input_layernorm) for layer in decoder.layers]
@@ -185,8 +192,13 @@ class FusedDecoder:
         ops, linear = self._ops, self._linear
         out = layer.o(attended, linear)
         hidden, residual = ops.add_rms_norm(out, residual, layer.mlp_norm.weight, layer.mlp_norm.eps, out)
-        out = layer.down(ops.silu_and_mul(layer.gate_up(hidden, linear)), linear)
+        out = layer.down(self._gate(layer.gate_up, hidden), linear)
         return ops.add_rms_norm(out, residual, layer.next_norm.weight, layer.next_norm.eps, out)
+
+    def _gate(self, gate_up: Projection, hidden: torch.Tensor) -> torch.Tensor:
+        if self._gated_linear is None or gate_up.adapted:
+            return self._ops.silu_and_mul(gate_up(hidden, self._linear))
+        return self._gated_linear(hidden, gate_up.weight, gate_up.bias)
 
     @property
     def _adapters_are_active(self) -> bool:
@@ -199,7 +211,7 @@ def gpu_decoder(model: Any) -> FusedDecoder:
         from swaa_runtime.kernels import elementwise, skinny
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("the fused decoder needs triton: pip install 'swaa[gpu]'") from exc
-    return FusedDecoder(model, elementwise, skinny.linear)
+    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear)
 
 
 def check_fusable(model: Any) -> None:

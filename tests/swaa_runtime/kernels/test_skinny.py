@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from swaa_runtime.kernels.skinny import MANY_COLUMNS, MAX_ROWS, choose_tiles, linear, skinny_linear
+from swaa_runtime.kernels.elementwise_reference import silu_and_mul
+from swaa_runtime.kernels.skinny import MANY_COLUMNS, MAX_ROWS, choose_tiles, gated_linear, linear, skinny_linear
 from tests.swaa_runtime.kernels.test_elementwise import DEVICE, random
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
@@ -29,6 +30,19 @@ def assert_is_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 def test_skinny_linear(rows: int, columns: int, depth: int, with_bias: bool, dtype: torch.dtype) -> None:
     x, weight = random(rows, depth, dtype=dtype), random(columns, depth, dtype=dtype, seed=1)
     assert_is_linear(x, weight, random(columns, dtype=dtype, seed=2) if with_bias else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, MAX_ROWS + 1])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_gated_linear(rows: int, with_bias: bool, dtype: torch.dtype) -> None:
+    x, weight = random(rows, 48, dtype=dtype), random(2 * 21, 48, dtype=dtype, seed=1)
+    bias = random(2 * 21, dtype=dtype, seed=2) if with_bias else None
+    want, got = silu_and_mul(functional.linear(x, weight, bias)).float(), gated_linear(x, weight, bias)
+    assert got.dtype == dtype
+    assert got.shape == want.shape
+    # Gate and up are rounded first, and cut off by the interpreter.
+    assert ((got.float() - want).norm() / want.norm()).item() <= 2 * TOLERANCE[dtype]
 
 
 def test_more_rows_are_torchs() -> None:
@@ -56,3 +70,11 @@ def test_the_shapes_of_a_real_model_in_a_graph(rows: int, columns: int, depth: i
         skinny_linear(x, weight, out=out)
     graph.replay()
     assert torch.equal(out, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, MAX_ROWS])
+def test_the_gate_of_a_real_model(rows: int) -> None:
+    x, weight = random(rows, 2560, dtype=torch.bfloat16), random(19456, 2560, dtype=torch.bfloat16, seed=1) / 50
+    want = silu_and_mul(functional.linear(x, weight)).float()
+    assert ((gated_linear(x, weight).float() - want).norm() / want.norm()).item() <= 1e-2

@@ -43,10 +43,11 @@ class FusedRunner(ModelRunner):
 
     ops: DecoderOps = elementwise_reference
     linear: Linear = staticmethod(torch.nn.functional.linear)
+    gated_linear: Linear | None = None
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
-        self._fused = FusedDecoder(loaded.model, self.ops, self.linear)
+        self._fused = FusedDecoder(loaded.model, self.ops, self.linear, self.gated_linear)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -64,6 +65,7 @@ class RecordingKernelRunner(RecordingFusedRunner):
 
     ops = elementwise
     linear = staticmethod(skinny.linear)
+    gated_linear = staticmethod(skinny.gated_linear)
 
 
 def fresh_model(family: str, folders: dict[str, Path] | None = None, **sizes: int) -> LoadedModel:
