@@ -23,6 +23,10 @@ MANY_COLUMNS = 32768
 """Outputs above this (the LM head) make enough programs of larger tiles."""
 
 
+MAX_UNROLL = 20
+"""Turns of the loop over a row that are written out: of Qwen3-4B's shapes all, so that 10 to 20 loads are in flight."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """What one program does: `columns` outputs, `depth` inputs at a time, with so many warps and loads in flight."""
@@ -62,7 +66,9 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
     """Enough programs to fill 132 multiprocessors several times, of loads as wide as they get."""
     many = columns >= MANY_COLUMNS
     if rows == 1:
-        return Tiles(columns=8 if many else 4, depth=512, num_warps=4, num_stages=1)
+        # All threads together load `depth` bfloat16 in 16 bytes each. Any other depth would have x laid out otherwise
+        # than the weight, and exchanged between threads, which then wait for each other in every turn of the loop.
+        return Tiles(columns=8 if many else 4, depth=512, num_warps=2, num_stages=1)
     if many:
         return Tiles(columns=64, depth=128, num_warps=4, num_stages=4)
     return Tiles(columns=32 if columns >= 6144 else 16, depth=256, num_warps=4, num_stages=4)
@@ -84,7 +90,8 @@ def _launch(
         "num_stages": tiles.num_stages,
     }
     if rows == 1:
-        _vector_kernel[grid](x, weight, bias, out, columns, **known)
+        unroll = min(MAX_UNROLL, triton.cdiv(depth, tiles.depth))
+        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known)
     else:
         # The interpreter, which runs on CPU, has no matmul of bfloat16.
         widen = x.device.type == "cpu"
@@ -121,13 +128,14 @@ def _vector_kernel(
     GATED: tl.constexpr,
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """One row. Products are summed in place in a tile, which is reduced once at the end."""
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     column, inside = _weight_rows(columns, N_TILE, GATED)
     weight_row = weight_ptr + column[:, None] * K
     sums = tl.zeros((N_TILE, K_TILE), dtype=tl.float32)
-    for start in tl.range(0, K, K_TILE, loop_unroll_factor=4):
+    for start in tl.range(0, K, K_TILE, loop_unroll_factor=UNROLL):
         depth = start + tl.arange(0, K_TILE)
         # Where tiles fit, no mask along the depth: it costs registers and narrows loads.
         if K % K_TILE == 0:
