@@ -343,7 +343,7 @@ def admitted(manager: KVCacheManager, request: Request) -> Request:
 @torch.no_grad()
 def oracle_logits(loaded: LoadedModel, request: Request) -> torch.Tensor:
     """Logits of all positions by dense attention over the whole sequence in one forward: [tokens, vocab_size]."""
-    ids = torch.tensor([request.token_ids])
+    ids = torch.tensor([request.token_ids], device=loaded.model.device)
     context = OracleContext(request.rules, request.turns)
     logits: torch.Tensor = loaded.model(input_ids=ids, use_cache=False, swaa_context=context).logits[0]
     return logits.float()

@@ -35,6 +35,10 @@ from tests.swaa_runtime.builders import (
     write_adapter,
 )
 
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where kernels run: in the interpreter only where there is no CUDA."""
+
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -93,8 +97,9 @@ def test_mixed_batches_in_chunks_equal_the_oracle(family: str) -> None:
 
 @pytest.mark.parametrize("family", DENSE)
 def test_the_kernels_give_the_same(family: str) -> None:
-    """A few tokens: each takes a second in the interpreter."""
+    """A few tokens: each takes a tenth of a second in the interpreter."""
     loaded = fresh_model(family, num_layers=2, num_heads=2, num_kv_heads=1)
+    loaded.model.to(DEVICE)
     config = engine_config(max_step_tokens=18)  # more rows than skinny matmuls take, and fewer
     rig = build_rig(loaded, config, make_runner=RecordingKernelRunner)
     requests = [
@@ -140,9 +145,9 @@ def test_each_request_has_its_own_adapter(tmp_path: Path) -> None:
 class OwnAttention:
     """A context in which each token sees itself alone, that counts."""
 
-    def __init__(self, num_layers: int, num_tokens: int) -> None:
-        self.storage = KVStorage(num_tokens, 1, 2, 8, torch.float32, torch.device("cpu"))
-        self.slots = torch.arange(num_tokens).expand(num_layers, -1)
+    def __init__(self, num_layers: int, num_tokens: int, device: torch.device = CPU) -> None:
+        self.storage = KVStorage(num_tokens, 1, 2, 8, torch.float32, device)
+        self.slots = torch.arange(num_tokens, device=device).expand(num_layers, -1)
         self.attended: list[int] = []
 
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
@@ -175,6 +180,23 @@ def test_wanted_rows_with_adapters(tmp_path: Path) -> None:
         got = decoder.forward(token_ids, positions, OwnAttention(3, 5), wanted)
     assert torch.equal(got, want)
     assert (plain - want).abs().max().item() > 0.01
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_step_in_a_graph_takes_what_is_in_its_buffers() -> None:
+    decoder = gpu_decoder(fresh_model("qwen3").model.to(DEVICE))
+    token_ids, positions = torch.tensor([3, 1, 4], device=DEVICE), torch.arange(3, device=DEVICE)
+    context = OwnAttention(3, 3, DEVICE)
+    decoder.forward(token_ids, positions, context)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decoder.forward(token_ids, positions, context)
+    for ids in ([3, 1, 4], [9, 2, 6]):
+        token_ids.copy_(torch.tensor(ids))
+        positions += 5
+        graph.replay()
+        assert torch.equal(out, decoder.forward(token_ids, positions, OwnAttention(3, 3, DEVICE)))
 
 
 # What it shares.
