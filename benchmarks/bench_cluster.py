@@ -56,10 +56,10 @@ class Answer:
 class PacedRunner(ModelRunner):
     """Takes as long for each token as the environment says, asleep: what a GPU looks like from the CPU."""
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         """See ModelRunner."""
         time.sleep(batch.token_ids.shape[0] * float(os.environ[PACE_VARIABLE]) / 1e3)
-        return super().forward(batch)
+        return super().forward(batch, rows)
 
 
 class PacedReplica(RayReplica):

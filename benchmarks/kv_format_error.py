@@ -44,11 +44,11 @@ class RecordingRunner(ModelRunner):
         super().__init__(loaded, config)
         self.recorded: list[torch.Tensor] = []
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         hidden = super().forward(batch)
         if hidden.shape[0] <= NEXT_TOKENS:
             self.recorded.append(self.logits(hidden))
-        return hidden
+        return hidden if rows is None else hidden[rows]
 
 
 def run(

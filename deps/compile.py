@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from deps.lock import AUDIT, CPU, CUDA, FUZZ, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
 
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     resolved = compiled(everything, [*read(MAIN), *read(CUDA)], upgrades)
     cuda = only_for_cuda(resolved)
-    write(MAIN, SAYS.format("everything `make setup` installs"), [each for each in resolved if each.name not in cuda])
+    others = {each.name for each in resolved} - cuda | {
+        canonicalize_name(Requirement(line).name) for line in everything
+    }
+    write(MAIN, SAYS.format("everything `make setup` installs"), [each for each in resolved if each.name in others])
     torch = next(package for package in resolved if package.name == "torch")
     write(CPU, SAYS.format("PyTorch's CPU build, taken first if pip's indexes have it"), [cpu_build(torch)])
     write(CUDA, SAYS.format("what PyTorch's CUDA build needs more"), [each for each in resolved if each.name in cuda])

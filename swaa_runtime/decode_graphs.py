@@ -12,7 +12,7 @@ nothing and stores nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.paged_triton import num_splits
 from swaa_runtime.batch import Batch
+from swaa_runtime.kernels import skinny
 from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.decoder import Decoder
@@ -72,7 +73,7 @@ class DecodeGraphs:
     def __init__(
         self,
         decoder: Decoder,
-        lm_head: Callable[[torch.Tensor], torch.Tensor],
+        lm_head: torch.nn.Linear,
         storage: KVStorage,
         shape: ModelShape,
         max_rows: int,
@@ -157,7 +158,8 @@ class DecodeGraphs:
         context = _GraphContext(
             self._storage, slots, tiles, self._rules[:, :num_rows].contiguous(), self._offsets, self._tables, splits, rows
         )  # fmt: skip
-        return self._lm_head(self._decoder.forward(token_ids, positions, context))
+        hidden = self._decoder.forward(token_ids, positions, context)
+        return skinny.linear(hidden, self._lm_head.weight, self._lm_head.bias)
 
     def _assign(self, chunks: Sequence[ChunkView]) -> list[int]:
         """The row of each chunk: its own if it has one, else one that nobody has used in this step."""

@@ -67,18 +67,17 @@ class ModelRunner:
         """Float32 logits [n, vocab_size] of the rows that are sampled; K and V of all are in `storage` afterwards."""
         if self._decode_steps is not None and self._decode_steps.takes(batch):
             return self._decode_steps.run(batch)
-        hidden = self.forward(batch)
-        return self.logits(hidden[torch.from_numpy(batch.sampled_rows).to(self.device)])
+        return self.logits(self.forward(batch, torch.from_numpy(batch.sampled_rows).to(self.device)))
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Hidden states of all T tokens, [T, hidden_size]; their K and V are in `storage` afterwards."""
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states of all T tokens, [T, hidden_size], or of int64 rows [n] alone; K and V of all are stored."""
         token_ids, positions, slots = (
             torch.from_numpy(array).to(self.device, non_blocking=True)
             for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
         )
         with self.adapters.active.during(batch.adapter_rows(self.device)):
-            return self._decoder.forward(token_ids, positions, self._contexts(batch.chunks, slots))
+            return self._decoder.forward(token_ids, positions, self._contexts(batch.chunks, slots), rows)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

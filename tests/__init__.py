@@ -1,6 +1,6 @@
 """Where there is no CUDA, Triton's kernels run in its interpreter.
 
-It reads that when it is first imported, which importing the service does: so it is said here, before any test's imports.
+It reads that when it is first imported, which importing the service does; so it is said here, before any test's import.
 """
 
 import os

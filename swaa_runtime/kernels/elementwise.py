@@ -98,7 +98,7 @@ def norm_rope_and_store(
         TILE_HEADS=tile_heads,
         num_warps=1 if few else 4,
     )
-    return qkv[:, : num_heads * head_dim].unflatten(-1, (num_heads, head_dim))
+    return qkv.view(num_tokens, -1, head_dim)[:, :num_heads]
 
 
 def _launch_norm(

@@ -40,8 +40,12 @@ def norm_rope_and_store(
 ) -> torch.Tensor:
     """See elementwise.norm_rope_and_store."""
     num_kv_heads, head_dim = keys.shape[-2:]
-    heads = qkv.unflatten(-1, (-1, head_dim))
-    query, key, value = heads.split((heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    query, key, value = (
+        heads[:, : -2 * num_kv_heads],
+        heads[:, -2 * num_kv_heads : -num_kv_heads],
+        heads[:, -num_kv_heads:],
+    )
     if q_norm is not None and k_norm is not None:
         query.copy_(rms_norm(query, q_norm, eps))
         key.copy_(rms_norm(key, k_norm, eps))

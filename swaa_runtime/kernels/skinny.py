@@ -1,7 +1,8 @@
 """Matmuls of a few rows, as decoding has them: their time is that of reading the weight once.
 
-Twin: `torch.nn.functional.linear`. Sums are float32, in an order that depends on shapes alone: the same input gives the
-same bits. Which tiles a shape gets is a small table, not a search at run time: starting takes the same time every time.
+Twins: `torch.nn.functional.linear`, and that before `elementwise_reference.silu_and_mul`. Sums are float32, in an order
+that depends on shapes alone: the same input gives the same bits. Which tiles a shape gets is a small table, not a
+search at run time: starting takes the same time every time.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ import triton
 from torch.nn import functional
 from triton import language as tl
 
+from swaa_runtime.kernels.elementwise import silu_and_mul
+
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
 
 MANY_COLUMNS = 32768
 """Outputs above this (the LM head) make enough programs of larger tiles."""
+
+
+MAX_UNROLL = 20
+"""Turns of the loop over a row that are written out: of Qwen3-4B's shapes all, so that 10 to 20 loads are in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,44 +44,21 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return functional.linear(x, weight, bias)
 
 
+def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """silu(gate) * up of a linear whose first half of the outputs is the gate: weight [2 F, K] -> [M, F]."""
+    if x.shape[0] <= MAX_ROWS:
+        out = x.new_empty(x.shape[0], weight.shape[0] // 2)
+        _launch(x, weight, bias, out, gated=True)
+        return out
+    return silu_and_mul(functional.linear(x, weight, bias))
+
+
 def skinny_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x [M, K], M at most MAX_ROWS, weight [N, K], bias [N] -> [M, N]; all contiguous, of one dtype."""
-    (rows, depth), columns = x.shape, weight.shape[0]
-    out = x.new_empty(rows, columns) if out is None else out
-    tiles = choose_tiles(rows, columns)
-    grid = (triton.cdiv(columns, tiles.columns),)
-    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    if rows == 1:
-        _vector_kernel[grid](
-            x,
-            weight,
-            bias,
-            out,
-            columns,
-            K=depth,
-            BIAS=bias is not None,
-            N_TILE=tiles.columns,
-            K_TILE=tiles.depth,
-            **options,
-        )
-    else:
-        _rows_kernel[grid](
-            x,
-            weight,
-            bias,
-            out,
-            rows,
-            columns,
-            K=depth,
-            BIAS=bias is not None,
-            M_TILE=MAX_ROWS,
-            N_TILE=tiles.columns,
-            K_TILE=tiles.depth,
-            WIDEN=x.device.type == "cpu",
-            **options,
-        )
+    out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
+    _launch(x, weight, bias, out, gated=False)
     return out
 
 
@@ -82,10 +66,54 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
     """Enough programs to fill 132 multiprocessors several times, of loads as wide as they get."""
     many = columns >= MANY_COLUMNS
     if rows == 1:
-        return Tiles(columns=8 if many else 4, depth=512, num_warps=4, num_stages=1)
+        # All threads together load `depth` bfloat16 in 16 bytes each. Any other depth would have x laid out otherwise
+        # than the weight, and exchanged between threads, which then wait for each other in every turn of the loop.
+        return Tiles(columns=8 if many else 4, depth=512, num_warps=2, num_stages=1)
     if many:
         return Tiles(columns=64, depth=128, num_warps=4, num_stages=4)
     return Tiles(columns=32 if columns >= 6144 else 16, depth=256, num_warps=4, num_stages=4)
+
+
+def _launch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, gated: bool
+) -> None:
+    (rows, depth), columns = x.shape, weight.shape[0]
+    tiles = choose_tiles(rows, columns)
+    grid = (triton.cdiv(columns, tiles.columns),)
+    known = {
+        "K": depth,
+        "BIAS": bias is not None,
+        "GATED": gated,
+        "N_TILE": tiles.columns,
+        "K_TILE": tiles.depth,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+    if rows == 1:
+        unroll = min(MAX_UNROLL, triton.cdiv(depth, tiles.depth))
+        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known)
+    else:
+        # The interpreter, which runs on CPU, has no matmul of bfloat16.
+        widen = x.device.type == "cpu"
+        _rows_kernel[grid](x, weight, bias, out, rows, columns, M_TILE=MAX_ROWS, WIDEN=widen, **known)
+
+
+@triton.jit
+def _weight_rows(columns, N_TILE: tl.constexpr, GATED: tl.constexpr):
+    """Rows of the weight that a program multiplies, [N_TILE], and whether they exist. GATED: gate and up in turn."""
+    index = tl.program_id(0) * N_TILE + tl.arange(0, N_TILE)
+    inside = index < columns
+    if GATED:
+        index = index // 2 + index % 2 * (columns // 2)
+    return index.to(tl.int64), inside
+
+
+@triton.jit
+def _gated(sums, dtype: tl.constexpr):
+    """silu(gate) * up of sums [..., 2], float32, with what is rounded between matmul and product."""
+    gate, up = tl.split(sums)
+    gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
+    return (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up
 
 
 @triton.jit
@@ -97,17 +125,19 @@ def _vector_kernel(
     columns,
     K: tl.constexpr,
     BIAS: tl.constexpr,
+    GATED: tl.constexpr,
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """One row. Products are summed in place in a tile, which is reduced once at the end."""
-    column = tl.program_id(0) * N_TILE + tl.arange(0, N_TILE)
-    inside = column < columns
-    weight_row = weight_ptr + column.to(tl.int64)[:, None] * K
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    column, inside = _weight_rows(columns, N_TILE, GATED)
+    weight_row = weight_ptr + column[:, None] * K
     sums = tl.zeros((N_TILE, K_TILE), dtype=tl.float32)
-    for start in tl.range(0, K, K_TILE, loop_unroll_factor=4):
+    for start in tl.range(0, K, K_TILE, loop_unroll_factor=UNROLL):
         depth = start + tl.arange(0, K_TILE)
-        # Nothing is masked where the tiles fit: a mask costs registers and narrows loads.
+        # Where tiles fit, no mask along the depth: it costs registers and narrows loads.
         if K % K_TILE == 0:
             x = tl.load(x_ptr + depth)
             weight = tl.load(weight_row + depth[None, :], mask=inside[:, None], other=0.0)
@@ -118,7 +148,12 @@ def _vector_kernel(
     result = tl.sum(sums, axis=1)
     if BIAS:
         result += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + column, result.to(out_ptr.dtype.element_ty), mask=inside)
+    if GATED:
+        product = _gated(tl.reshape(result, (N_TILE // 2, 2)), dtype)
+        at = tl.program_id(0) * (N_TILE // 2) + tl.arange(0, N_TILE // 2)
+        tl.store(out_ptr + at, product.to(dtype), mask=at < columns // 2)
+    else:
+        tl.store(out_ptr + column, result.to(dtype), mask=inside)
 
 
 @triton.jit
@@ -131,27 +166,35 @@ def _rows_kernel(
     columns,
     K: tl.constexpr,
     BIAS: tl.constexpr,
+    GATED: tl.constexpr,
     M_TILE: tl.constexpr,
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Up to M_TILE rows on the matrix units. WIDEN: multiply in float32, as the interpreter has no bfloat16 matmul."""
+    """Up to M_TILE rows on the matrix units. WIDEN: multiply in float32."""
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
     row = tl.arange(0, M_TILE)
-    column = tl.program_id(0) * N_TILE + tl.arange(0, N_TILE)
-    inside_row, inside_column = (row < rows)[:, None], (column < columns)[None, :]
+    column, inside = _weight_rows(columns, N_TILE, GATED)
+    inside_row = (row < rows)[:, None]
     sums = tl.zeros((M_TILE, N_TILE), dtype=tl.float32)
     for start in range(0, K, K_TILE):
         depth = start + tl.arange(0, K_TILE)
-        x_mask, weight_mask = inside_row, inside_column
+        x_mask, weight_mask = inside_row, inside[None, :]
         if K % K_TILE != 0:
             x_mask, weight_mask = x_mask & (depth < K)[None, :], weight_mask & (depth < K)[:, None]
         x = tl.load(x_ptr + row[:, None] * K + depth[None, :], mask=x_mask, other=0.0)
-        weight = tl.load(weight_ptr + column.to(tl.int64)[None, :] * K + depth[:, None], mask=weight_mask, other=0.0)
+        weight = tl.load(weight_ptr + column[None, :] * K + depth[:, None], mask=weight_mask, other=0.0)
         if WIDEN:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
         sums = tl.dot(x, weight, sums, input_precision="ieee")
     if BIAS:
-        sums += tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-    at = row[:, None].to(tl.int64) * columns + column[None, :]
-    tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=inside_row & inside_column)
+        sums += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        product = _gated(tl.reshape(sums, (M_TILE, N_TILE // 2, 2)), dtype)
+        at = tl.program_id(0) * (N_TILE // 2) + tl.arange(0, N_TILE // 2)
+        out_mask = inside_row & (at < columns // 2)[None, :]
+        tl.store(out_ptr + row[:, None] * (columns // 2) + at[None, :], product.to(dtype), mask=out_mask)
+    else:
+        out_mask = inside_row & inside[None, :]
+        tl.store(out_ptr + row[:, None] * columns + column[None, :], sums.to(dtype), mask=out_mask)

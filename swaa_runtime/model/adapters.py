@@ -107,6 +107,11 @@ class AdaptedLinear(torch.nn.Module):
         self.updates: dict[str, LowRank] = {}
         self._active = active
 
+    @property
+    def is_active(self) -> bool:
+        """Whether any rows of the forward that runs now use an adapter, of this module or another."""
+        return bool(self._active.groups)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., T, in_features]."""
         out: torch.Tensor = self.base(x)

@@ -15,8 +15,14 @@ class Decoder(Protocol):
 
     name: str
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Hidden states [T, hidden_size], after the last norm, of int64 token ids and positions [T]."""
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states after the last norm, of int64 token ids and positions [T].
+
+        Returns:
+            [T, hidden_size], or of int64 `rows` [n] alone; K and V of all T are stored.
+        """
         ...
 
 
@@ -28,7 +34,9 @@ class TransformersDecoder:
     def __init__(self, model: Any) -> None:
         self._decoder = model.base_model
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See Decoder.forward."""
         out = self._decoder(
             input_ids=token_ids.unsqueeze(0),
@@ -37,7 +45,7 @@ class TransformersDecoder:
             swaa_context=context,
         )
         hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
+        return hidden if rows is None else hidden[rows]
 
 
 def gpu_decoder(model: Any) -> Decoder:

@@ -110,8 +110,14 @@ class FusedDecoder:
 
     name = "fused"
 
-    def __init__(self, model: Any, ops: DecoderOps, linear: Linear = functional.linear) -> None:
-        """`model`: a causal LM as `load_model` gives it; `linear`: multiplies, as torch's own does.
+    def __init__(
+        self, model: Any, ops: DecoderOps, linear: Linear = functional.linear, gated_linear: Linear | None = None
+    ) -> None:
+        """Fuse a causal LM as `load_model` gives it.
+
+        Args:
+            linear: multiplies, as torch's own does.
+            gated_linear: gate and up projection with their activation in one; without, that is two operations.
 
         Raises:
             ModelNotSupported: for a decoder that this loop does not compute, with the reason.
@@ -120,30 +126,48 @@ class FusedDecoder:
         decoder = model.base_model
         self._ops = ops
         self._linear = linear
+        self._gated_linear = gated_linear
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = decoder.rotary_emb
         norms = [_norm(layer.input_layernorm) for layer in decoder.layers]
         self._first_norm = norms[0]
         following = [*norms[1:], _norm(decoder.norm)]
         self._layers = [_layer(layer, norm) for layer, norm in zip(decoder.layers, following, strict=True)]
+        # All of a model's adapters are active or none: the first module tells.
+        self._adapted = [module for module in decoder.modules() if isinstance(module, AdaptedLinear)][:1]
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, context: StoredContext) -> torch.Tensor:
-        """Hidden states [T, hidden_size] of int64 token ids and positions [T].
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: StoredContext,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states of int64 token ids and positions [T]: [T, hidden_size], or of some rows alone.
 
         Without active adapters it may be captured in a CUDA graph, if the context's `attend_stored` may.
+
+        Args:
+            rows: int64 [n], whose hidden states are wanted. The last layer does no more for the others than to store
+                their keys and values: most of a prompt needs no more of it, and of no rows it computes no attention.
         """
-        ops, linear = self._ops, self._linear
+        if rows is not None and self._adapters_are_active:  # they name rows of all T
+            return self.forward(token_ids, positions, context)[rows]
         residual = functional.embedding(token_ids, self._embedding)
         cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
-        hidden = ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
+        hidden = self._ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
         for index, layer in enumerate(self._layers):
-            out = layer.o(self._attend(index, layer, hidden, cos, sin, context), linear)
-            hidden, residual = ops.add_rms_norm(out, residual, layer.mlp_norm.weight, layer.mlp_norm.eps, out)
-            out = layer.down(ops.silu_and_mul(layer.gate_up(hidden, linear)), linear)
-            hidden, residual = ops.add_rms_norm(out, residual, layer.next_norm.weight, layer.next_norm.eps, out)
+            query = self._store(index, layer, hidden, cos, sin, context)
+            wanted = rows if index == len(self._layers) - 1 else None
+            if wanted is not None and wanted.numel() == 0:
+                return hidden[:0]
+            attended = context.attend_stored(index, query, layer.scale).flatten(1)
+            if wanted is not None:
+                attended, residual = attended[wanted], residual[wanted]
+            hidden, residual = self._mix(layer, attended, residual)
         return hidden
 
-    def _attend(
+    def _store(
         self,
         index: int,
         layer: Layer,
@@ -152,8 +176,8 @@ class FusedDecoder:
         sin: torch.Tensor,
         context: StoredContext,
     ) -> torch.Tensor:
-        """[T, num_heads * head_dim], before the output projection."""
-        query = self._ops.norm_rope_and_store(
+        """Store the layer's keys and values; returns its queries [T, num_heads, head_dim]."""
+        return self._ops.norm_rope_and_store(
             layer.qkv(hidden, self._linear),
             cos,
             sin,
@@ -164,7 +188,23 @@ class FusedDecoder:
             context.storage.keys,
             context.storage.values,
         )
-        return context.attend_stored(index, query, layer.scale).flatten(1)
+
+    def _mix(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that follows attention: the next layer's normed input, and the residual, which changes in place."""
+        ops, linear = self._ops, self._linear
+        out = layer.o(attended, linear)
+        hidden, residual = ops.add_rms_norm(out, residual, layer.mlp_norm.weight, layer.mlp_norm.eps, out)
+        out = layer.down(self._gate(layer.gate_up, hidden), linear)
+        return ops.add_rms_norm(out, residual, layer.next_norm.weight, layer.next_norm.eps, out)
+
+    def _gate(self, gate_up: Projection, hidden: torch.Tensor) -> torch.Tensor:
+        if self._gated_linear is None or gate_up.adapted:
+            return self._ops.silu_and_mul(gate_up(hidden, self._linear))
+        return self._gated_linear(hidden, gate_up.weight, gate_up.bias)
+
+    @property
+    def _adapters_are_active(self) -> bool:
+        return any(module.is_active for module in self._adapted)
 
 
 def fused_decoder(model: Any) -> FusedDecoder:
@@ -173,7 +213,7 @@ def fused_decoder(model: Any) -> FusedDecoder:
         from swaa_runtime.kernels import elementwise, skinny
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("the fused decoder needs triton: pip install 'swaa[gpu]'") from exc
-    return FusedDecoder(model, elementwise, skinny.linear)
+    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear)
 
 
 def check_fusable(model: Any) -> None:
@@ -238,7 +278,7 @@ def _share(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     if _are_adjacent(parameters):
         return first.data.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())
     whole = torch.cat([parameter.data for parameter in parameters])
-    for parameter, part in zip(parameters, whole.split(rows), strict=True):
+    for parameter, part in zip(parameters, torch.split(whole, rows), strict=True):
         parameter.data = part
     return whole
 

@@ -68,7 +68,9 @@ def test_torch_may_be_the_public_build_or_the_cpu_one() -> None:
     [torch] = [package for package in read(MAIN) if package.name == "torch"]
     [cpu] = read(CPU)
     assert torch.requirement.specifier.contains(cpu.version), "pip does not install the other one over it"
-    assert {package.name for package in read(CUDA)}.isdisjoint({package.name for package in read(MAIN)})
+    main = {package.name: package for package in read(MAIN)}
+    both = [package for package in read(CUDA) if package.name in main]
+    assert both == [main[package.name] for package in both], "pip does not change what the first lock installed"
 
 
 def test_setup_installs_nothing_without_a_hash() -> None:

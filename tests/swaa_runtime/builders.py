@@ -139,14 +139,14 @@ class RecordingRunner(ModelRunner):
         super().__init__(loaded, config)
         self._records: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         hidden = super().forward(batch)
         logits = self.logits(hidden)
         for chunk in batch.chunks:
             # A request's turns are one tuple from beginning to end, and the test holds the request: its id names it.
-            rows = logits[chunk.row : chunk.row + chunk.stop - chunk.start]
-            self._records.setdefault(id(chunk.turns), []).append((chunk.start, rows))
-        return hidden
+            part = logits[chunk.row : chunk.row + chunk.stop - chunk.start]
+            self._records.setdefault(id(chunk.turns), []).append((chunk.start, part))
+        return hidden if rows is None else hidden[rows]
 
     def recorded(self, request: Request) -> torch.Tensor:
         """Logits of the positions that were computed, which are all but those restored: [n, vocab_size]."""
@@ -343,7 +343,7 @@ def admitted(manager: KVCacheManager, request: Request) -> Request:
 @torch.no_grad()
 def oracle_logits(loaded: LoadedModel, request: Request) -> torch.Tensor:
     """Logits of all positions by dense attention over the whole sequence in one forward: [tokens, vocab_size]."""
-    ids = torch.tensor([request.token_ids])
+    ids = torch.tensor([request.token_ids], device=loaded.model.device)
     context = OracleContext(request.rules, request.turns)
     logits: torch.Tensor = loaded.model(input_ids=ids, use_cache=False, swaa_context=context).logits[0]
     return logits.float()

@@ -60,9 +60,9 @@ class HookedRunner(ModelRunner):
         super().__init__(loaded, config)
         self.before_step: Callable[[], None] = lambda: None
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> Any:
         self.before_step()
-        return super().forward(batch)
+        return super().forward(batch, rows)
 
 
 @dataclass(frozen=True, slots=True)

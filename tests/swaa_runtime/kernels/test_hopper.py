@@ -1,0 +1,25 @@
+"""Kernels compile for Hopper, which the interpreter says nothing of; here, where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[3]
+HALF_OF_SHARED_BYTES = 114 << 10
+
+
+def test_all_kernels_compile_and_load_16_bytes_at_a_time(tmp_path: Path) -> None:
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.swaa_runtime.kernels.hopper"]
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=300)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 6
+    for kernel in found:
+        assert kernel["wide_loads"] > 0, kernel
+        assert kernel["shared_bytes"] <= HALF_OF_SHARED_BYTES, kernel
+        if kernel["kernel"] == "_vector_kernel":
+            assert kernel["shared_bytes"] < 1024, "x goes through shared memory: its layout is not the weight's"
