@@ -74,6 +74,11 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
     return Tiles(columns=32 if columns >= 6144 else 16, depth=256, num_warps=4, num_stages=4)
 
 
+def choose_unroll(depth: int, tiles: Tiles) -> int:
+    """Turns of the loop to write out; more than there are would be none."""
+    return min(MAX_UNROLL, -(-depth // tiles.depth))
+
+
 def _launch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, gated: bool
 ) -> None:
@@ -90,8 +95,7 @@ def _launch(
         "num_stages": tiles.num_stages,
     }
     if rows == 1:
-        unroll = min(MAX_UNROLL, triton.cdiv(depth, tiles.depth))
-        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known)
+        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=choose_unroll(depth, tiles), **known)
     else:
         # The interpreter, which runs on CPU, has no matmul of bfloat16.
         widen = x.device.type == "cpu"

@@ -53,7 +53,9 @@ def main() -> None:
         known = {"bias_ptr": None, "K": depth, "BIAS": False, "GATED": gated}
         known |= {"N_TILE": tiles.columns, "K_TILE": tiles.depth}
         if num_rows == 1:
-            report(skinny._vector_kernel, matmul, known | {"UNROLL": skinny.MAX_UNROLL}, tiles.num_warps)
+            report(
+                skinny._vector_kernel, matmul, known | {"UNROLL": skinny.choose_unroll(depth, tiles)}, tiles.num_warps
+            )
         else:
             known |= {"M_TILE": skinny.MAX_ROWS, "WIDEN": False}
             report(skinny._rows_kernel, matmul | {"rows": "i32"}, known, tiles.num_warps, tiles.num_stages)
