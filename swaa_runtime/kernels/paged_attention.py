@@ -26,7 +26,7 @@ SEES_ALL = 2**30
 """A window that no position outgrows."""
 
 TILE_FIELDS = 5
-"""int32 fields of a tile: first row in the step, number of queries, position of the first, its table, its partial row."""
+"""int32 fields of a tile: first row in the step, number of queries, position of the first, table, partial row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Tiles:
 
 def queries_per_tile(num_heads: int, num_kv_heads: int) -> int:
     """Most queries of a prefill tile: as many as fill its rows."""
-    return max(1, 128 // triton.next_power_of_2(num_heads // num_kv_heads))
+    packed: int = triton.next_power_of_2(num_heads // num_kv_heads)
+    return max(1, 128 // packed)
 
 
 def paged_attention(
@@ -90,7 +91,9 @@ def paged_attention(
     else:
         partial, lse = out, out
     shape = [tile_keys, head_dim]
-    key_rows, value_rows = (TensorDescriptor.from_tensor(kv.view(-1, num_kv_heads * head_dim), shape) for kv in (keys, values))
+    key_rows, value_rows = (
+        TensorDescriptor.from_tensor(kv.view(-1, num_kv_heads * head_dim), shape) for kv in (keys, values)
+    )
     _attend_kernel[(num_tiles, num_kv_heads, splits)](
         query, key_rows, value_rows, out, partial, lse, work.tiles, work.rules, work.offsets, work.table,
         scale * math.log2(math.e), 0 if splits == 1 else count,
@@ -153,8 +156,8 @@ def _attend_kernel(
     acc = tl.zeros([ROWS, HEAD_DIM], dtype=tl.float32)
     column = kv_head * HEAD_DIM
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, tl.minimum(edge, end),
-        num_sinks, first, position, stop, window, sinks, scale_log2,
+        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin,
+        tl.minimum(edge, end), num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True,
     )  # fmt: skip
     acc, weight, best = _read_keys(
@@ -163,8 +166,8 @@ def _attend_kernel(
         TILE_KEYS, BLOCK_SIZE, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, diagonal), end,
-        num_sinks, first, position, stop, window, sinks, scale_log2,
+        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr,
+        tl.maximum(begin, diagonal), end, num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True,
     )  # fmt: skip
 
@@ -183,8 +186,8 @@ def _attend_kernel(
 
 @triton.jit
 def _read_keys(
-    acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first, position,
-    stop, window, sinks, scale_log2,
+    acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first,
+    position, stop, window, sinks, scale_log2,
     TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over key tiles [begin, end) in a tile's own order."""
@@ -234,4 +237,8 @@ def _merge_kernel(
     partial = tl.load(partial_ptr + at.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :])
     merged = tl.sum(partial * weight[:, None], 0) / tl.sum(weight, 0)
     row = tl.load(rows_ptr + index)
-    tl.store(out_ptr + row * out_row + head * out_head + dim, merged.to(out_ptr.dtype.element_ty), mask=(row >= 0) & (dim < HEAD_DIM))
+    tl.store(
+        out_ptr + row * out_row + head * out_head + dim,
+        merged.to(out_ptr.dtype.element_ty),
+        mask=(row >= 0) & (dim < HEAD_DIM),
+    )

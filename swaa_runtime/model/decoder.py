@@ -1,4 +1,4 @@
-"""From a step's token ids to its hidden states: transformers' own layers, or ours where the device makes that worth it."""
+"""From a step's token ids to its hidden states: transformers' own layers, or ours where a device makes it worth it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TransformersDecoder:
 
 def gpu_decoder(model: Any) -> Decoder:
     """The fused decoder, or transformers' for what it does not cover (mixtures of experts)."""
-    from swaa_runtime.model.fused import fused_decoder  # noqa: PLC0415 - needs triton, which a CPU need not have
+    from swaa_runtime.model.fused import fused_decoder
 
     try:
         return fused_decoder(model)
