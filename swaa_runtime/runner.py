@@ -106,8 +106,8 @@ def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -
         ModelNotSupported: if triton is not installed, or the kernels do not take the model's shape.
     """
     try:
-        from swaa_runtime.attention.paged_triton import TritonContext, check_shape  # noqa: PLC0415
-        from swaa_runtime.decode_graphs import DecodeGraphs  # noqa: PLC0415
+        from swaa_runtime.attention.paged_triton import TritonContext, check_shape
+        from swaa_runtime.decode_graphs import DecodeGraphs
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     check_shape(loaded.shape, config.block_size_tokens)
@@ -116,7 +116,5 @@ def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -
     if decoder.name != "fused":
         return decoder, contexts, None
     lm_head = loaded.model.get_output_embeddings()
-    graphs = DecodeGraphs(
-        decoder, lm_head, runner.storage, loaded.shape, config.max_running, config.max_model_tokens
-    )
+    graphs = DecodeGraphs(decoder, lm_head, runner.storage, loaded.shape, config.max_running, config.max_model_tokens)
     return decoder, contexts, graphs

@@ -50,7 +50,7 @@ class TransformersDecoder:
 
 def gpu_decoder(model: Any) -> Decoder:
     """The fused decoder, or transformers' for what it does not cover (mixtures of experts)."""
-    from swaa_runtime.model.fused import fused_decoder  # noqa: PLC0415 - needs triton, which a CPU need not have
+    from swaa_runtime.model.fused import fused_decoder
 
     try:
         return fused_decoder(model)
