@@ -52,7 +52,7 @@ class Batch:
         return np.ascontiguousarray(np.concatenate([_slots(chunk, block_size_tokens) for chunk in self.chunks], axis=1))
 
     def adapter_rows(self, device: torch.device) -> tuple[AdapterRows, ...]:
-        """One group an adapter, over all requests that use it, so that its cost does not depend on how many they are."""
+        """One group an adapter, over all requests that use it: its cost does not depend on how many they are."""
         return tuple(AdapterRows(name, _rows(parts, device)) for name, parts in self.adapter_ranges.items())
 
 

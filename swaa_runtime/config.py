@@ -39,8 +39,8 @@ class EngineConfig:
         max_queued_ms: a request is refused while prompts are predicted to take longer than this; None: no bound.
         max_swapped_bytes: host memory for the states of preempted requests; 0: nothing is preempted.
         policy: "slack" (least slack first, see the scheduler) or "fcfs" (strictly as they came, to compare with).
-        attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference" (dense,
-            slow, obviously right).
+        attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference"
+            (dense, slow, obviously right).
     """
 
     num_blocks: int

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +61,7 @@ class _GraphContext:
 
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        work = Tiles(
-            self.tiles, self.rules[layer], self.offsets[layer], self.table, 1, self.splits, self.rows
-        )  # fmt: skip
+        work = Tiles(self.tiles, self.rules[layer], self.offsets[layer], self.table, 1, self.splits, self.rows)
         paged_attention(query, self.storage.keys, self.storage.values, work, scale, out)
         return out
 
@@ -132,17 +131,11 @@ class DecodeGraphs:
         self._forward(num_rows)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool()):
+        pool: Any = next((other.pool() for other, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):  # they run one at a time, so they share memory
             logits = self._forward(num_rows)
         self._inputs.copy_(kept)
         return graph, logits
-
-    def _pool(self) -> tuple[int, int] | None:
-        """Graphs run one at a time, so they share memory."""
-        for graph, _ in self._graphs.values():
-            pool: tuple[int, int] = graph.pool()
-            return pool
-        return None
 
     def _forward(self, num_rows: int) -> torch.Tensor:
         """Logits of rows [0, num_rows): all shapes follow from that number, all else is read from the buffers."""
@@ -155,9 +148,8 @@ class DecodeGraphs:
         slots = torch.where(present, block * size + positions % size, -1)
         tiles = torch.stack([rows, present.long(), positions, rows, rows], dim=1).int()
         splits = num_splits(num_rows * self._shape.num_kv_heads)
-        context = _GraphContext(
-            self._storage, slots, tiles, self._rules[:, :num_rows].contiguous(), self._offsets, self._tables, splits, rows
-        )  # fmt: skip
+        rules = self._rules[:, :num_rows].contiguous()
+        context = _GraphContext(self._storage, slots, tiles, rules, self._offsets, self._tables, splits, rows)
         hidden = self._decoder.forward(token_ids, positions, context)
         return skinny.linear(hidden, self._lm_head.weight, self._lm_head.bias)
 

@@ -54,7 +54,7 @@ class Generation:
         return self._request.sampling, self._generator
 
     def next(self, token_id: int, logits: torch.Tensor) -> tuple[TokenOutput, FinishReason | None]:
-        """Append a token that was sampled from float32 logits [vocab_size] to the request; and why it ends, if it does."""
+        """Append a token sampled from float32 logits [vocab_size] to the request; and why it ends, if it does."""
         request, sampling = self._request, self._request.sampling
         if request.forced_token_id is not None:
             token_id, request.forced_token_id = request.forced_token_id, None

@@ -70,7 +70,7 @@ class LayerPlan:
 
 
 class TritonContext:
-    """The context of one step (see `backend.StepContext`), whose launches are planned once for layers of the same rules."""
+    """The context of one step (see `backend.StepContext`); launches are planned once for layers of the same rules."""
 
     def __init__(self, storage: KVStorage, shape: ModelShape, chunks: Sequence[ChunkView], slots: torch.Tensor) -> None:
         """`slots`: int64 [num_layers, T], where each of the step's tokens lives in each layer."""

@@ -26,7 +26,7 @@ SEES_ALL = 2**30
 """A window that no position outgrows."""
 
 TILE_FIELDS = 5
-"""int32 fields of a tile: first row in the step, number of queries, position of the first, its table, its partial row."""
+"""int32 fields of a tile: first row in the step, number of queries, position of the first, table, partial row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Tiles:
 
 def queries_per_tile(num_heads: int, num_kv_heads: int) -> int:
     """Most queries of a prefill tile: as many as fill its rows."""
-    return max(1, 128 // triton.next_power_of_2(num_heads // num_kv_heads))
+    packed: int = triton.next_power_of_2(num_heads // num_kv_heads)
+    return max(1, 128 // packed)
 
 
 def paged_attention(
@@ -155,8 +156,8 @@ def _attend_kernel(
     acc = tl.zeros([ROWS, HEAD_DIM], dtype=tl.float32)
     column = kv_head * HEAD_DIM
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, tl.minimum(edge, end),
-        num_sinks, first, position, stop, window, sinks, scale_log2,
+        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin,
+        tl.minimum(edge, end), num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
@@ -165,8 +166,8 @@ def _attend_kernel(
         TILE_KEYS, BLOCK_SIZE, False, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, diagonal), end,
-        num_sinks, first, position, stop, window, sinks, scale_log2,
+        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr,
+        tl.maximum(begin, diagonal), end, num_sinks, first, position, stop, window, sinks, scale_log2,
         TILE_KEYS, BLOCK_SIZE, True, True,
     )  # fmt: skip
 
@@ -185,8 +186,8 @@ def _attend_kernel(
 
 @triton.jit
 def _read_keys(
-    acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first, position,
-    stop, window, sinks, scale_log2,
+    acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first,
+    position, stop, window, sinks, scale_log2,
     TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over key tiles [begin, end) in a tile's own order. LAST: they may reach beyond the sequence."""

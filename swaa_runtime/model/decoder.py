@@ -1,4 +1,4 @@
-"""From a step's token ids to its hidden states: transformers' own layers, or ours where the device makes that worth it."""
+"""From a step's token ids to its hidden states: transformers' own layers, or ours where a device makes it worth it."""
 
 from __future__ import annotations
 

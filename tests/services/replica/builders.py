@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.job import Done, Event, Job, SessionUse
 from services.replica.replica import Replica
@@ -60,7 +62,7 @@ class HookedRunner(ModelRunner):
         super().__init__(loaded, config)
         self.before_step: Callable[[], None] = lambda: None
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> Any:
+    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         self.before_step()
         return super().forward(batch, rows)
 

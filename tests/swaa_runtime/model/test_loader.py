@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from swaa_runtime.attention.backend import ChunkView
+from swaa_runtime.attention.backend import ChunkView, PagedContext
 from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.attention.reference import ReferenceBackend
 from swaa_runtime.attention.windowed import WindowedBackend
