@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -17,10 +17,14 @@ from swaa_runtime.visibility import adapter_start
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChunk:
-    """Run the next `num_tokens` uncomputed tokens of a request."""
+    """Run the next `num_tokens` uncomputed tokens of a request, from `start` on."""
 
     request: Request
     num_tokens: int
+    start: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", self.request.num_computed_tokens)
 
 
 @dataclass(frozen=True, slots=True)

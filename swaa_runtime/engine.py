@@ -34,6 +34,7 @@ from swaa_runtime.runner import ModelRunner
 from swaa_runtime.sampler import sample_rows
 from swaa_runtime.scheduler import Scheduler
 from swaa_runtime.step_cost import StepCost, UnknownCost
+from swaa_runtime.step_timer import StepTimer
 from swaa_runtime.usage import EngineUsage, count_blocks, count_running
 
 
@@ -79,6 +80,7 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
         self._load = self.scheduler.load()
+        self._unfinished: tuple[Sequence[ScheduledChunk], StepTimer] | None = None
         self.on_freed: Callable[[list[int]], None] | None = None  # tests poison what is freed
 
     def set_cost(self, cost: StepCost) -> None:
@@ -217,30 +219,43 @@ class Engine:
         self._admit()
         self._preempt()
         self._restore()
-        started_s = time.monotonic()
+        timer = self.runner.timer()
         scheduled = self.scheduler.schedule()
         if scheduled:
-            outputs += self._run(scheduled, started_s)
+            outputs += self._run(scheduled, timer)
         for export, slices in self._exports.step():
             outputs += self._exported(export, slices)
         self._load = self.scheduler.load()
         return outputs
 
-    def _run(self, scheduled: Sequence[ScheduledChunk], started_s: float) -> list[Output]:
+    def _run(self, scheduled: Sequence[ScheduledChunk], timer: StepTimer) -> list[Output]:
+        """Run a step. While a device computes it, the host does what does not depend on its tokens.
+
+        A step that samples nothing is not waited for but by the next, so that a prompt's chunks follow one another
+        without a gap; no more than one is ahead.
+        """
         batch = build_batch(scheduled)
         logits = self.runner.run(batch)
-        sampled = self._sample(batch, logits)
-        self.runner.wait()
-        self._cost.observe(scheduled, (time.monotonic() - started_s) * 1e3)
-        outputs: list[Output] = []
-        for chunk in scheduled:
-            outputs += self._advance(chunk)
+        outputs = [output for chunk in scheduled for output in self._advance(chunk)]
+        self._observe_unfinished()
+        sampled = self._sample(batch, logits) if batch.sampled else []
+        timer.stop()
+        self._unfinished = (scheduled, timer)
+        if sampled or timer.is_done():
+            self._observe_unfinished()
         for request, output, reason in sampled:
             if output is not None:
                 outputs.append(output)
             if reason is not None:
                 outputs += self._finish(request, reason)
         return outputs
+
+    def _observe_unfinished(self) -> None:
+        """Wait for the step that was not waited for, if there is one, and tell what it took."""
+        if self._unfinished is not None:
+            scheduled, timer = self._unfinished
+            self._unfinished = None
+            self._cost.observe(scheduled, timer.elapsed_ms())
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every block is free or held once, by a live request or a parked state.

@@ -125,6 +125,7 @@ class Request:
         preempted_at_tokens: `num_computed_tokens` when that happened last; -1: it never has.
         block_tables: per layer the block id of each logical block; 0 where freed.
         num_held_blocks, peak_blocks: blocks it holds over all layers, now and at most.
+        layers_by_rule: which layers have which of the rules.
     """
 
     request_id: str
@@ -158,6 +159,13 @@ class Request:
     queued_s: float = 0.0
     admitted_s: float | None = None
     first_token_s: float | None = None
+    layers_by_rule: tuple[tuple[LayerRule, tuple[int, ...]], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        layers: dict[LayerRule, list[int]] = {}
+        for layer, rule in enumerate(self.rules):
+            layers.setdefault(rule, []).append(layer)
+        self.layers_by_rule = tuple((rule, tuple(which)) for rule, which in layers.items())
 
     @property
     def prompt_stop(self) -> int:

@@ -17,6 +17,7 @@ from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
+from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
 
 ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
 
@@ -85,10 +86,9 @@ class ModelRunner:
         logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
 
-    def wait(self) -> None:
-        """Return when the device has done all it was asked to: only then is it known what a step has taken."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def timer(self) -> StepTimer:
+        """Started now."""
+        return CudaTimer() if self.device.type == "cuda" else HostTimer()
 
 
 def make_backend(name: AttentionBackendName) -> AttentionBackend:

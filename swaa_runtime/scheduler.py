@@ -246,7 +246,7 @@ class Scheduler:
         prefills = self._in_order([request for request in ready if not request.is_decoding])
         scheduled = [*decodes, *self._share(prefills, self._prefill_tokens(decodes, prefills))]
         for chunk in scheduled:
-            self.manager.extend(chunk.request, chunk.request.num_computed_tokens + chunk.num_tokens)
+            self.manager.extend(chunk.request, chunk.start + chunk.num_tokens)
         return scheduled
 
     def _share(self, prefills: Sequence[Request], budget_tokens: int) -> list[ScheduledChunk]:

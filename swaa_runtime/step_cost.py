@@ -13,7 +13,7 @@ class StepCost(Protocol):
     """Predicted times, in ms. Called on the engine's thread, several times a step: must be quick."""
 
     def step_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
-        """Time of one step that runs these chunks, each from its request's `num_computed_tokens` on."""
+        """Time of one step that runs these chunks, each from its `start` on."""
         ...
 
     def prefill_ms(self, request: Request) -> float:
@@ -21,7 +21,7 @@ class StepCost(Protocol):
         ...
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
-        """Such a step has taken so long. Called before the requests' `num_computed_tokens` move on."""
+        """Such a step has taken so long."""
         ...
 
 

@@ -90,7 +90,7 @@ class OnlineCost:
             chunk_work(
                 self._layers(chunk.request.rules),
                 chunk.request.turns,
-                chunk.request.num_computed_tokens,
+                chunk.start,
                 chunk.num_tokens,
             )
             for chunk in chunks

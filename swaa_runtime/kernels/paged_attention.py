@@ -100,7 +100,7 @@ def paged_attention(
         query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         HEADS=num_heads, GROUP=group, PACKED=packed, HEAD_DIM=head_dim, ROWS=rows, TILE_KEYS=tile_keys,
         BLOCK_SIZE=block_size, SPLITS=splits, FIELDS=TILE_FIELDS,
-        num_warps=8 if rows >= 128 else 4, num_stages=3,
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(count, num_heads)](
@@ -158,17 +158,17 @@ def _attend_kernel(
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin,
         tl.minimum(edge, end), num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, True,
+        TILE_KEYS, BLOCK_SIZE, True, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, edge),
         tl.minimum(diagonal, end), num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, False,
+        TILE_KEYS, BLOCK_SIZE, False, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
         acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr,
         tl.maximum(begin, diagonal), end, num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, True,
+        TILE_KEYS, BLOCK_SIZE, True, True,
     )  # fmt: skip
 
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
@@ -188,9 +188,9 @@ def _attend_kernel(
 def _read_keys(
     acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first,
     position, stop, window, sinks, scale_log2,
-    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr,
+    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over key tiles [begin, end) in a tile's own order."""
+    """Online softmax over key tiles [begin, end) in a tile's own order. LAST: they may reach beyond the sequence."""
     lane = tl.arange(0, TILE_KEYS)
     for index in range(begin, end):
         if MASKED:  # only masked tiles can be the sinks'
@@ -214,7 +214,7 @@ def _read_keys(
         weight = weight * decay + tl.sum(probability, 1)
         acc = acc * decay[:, None]
         value = value_rows.load([row, column])
-        if MASKED:  # what was never written may be NaN, which no probability of 0 takes away
+        if LAST:  # what was not written yet may be NaN, which no probability of 0 takes away
             value = tl.where((key_position < stop)[:, None], value, 0.0)
         acc = tl.dot(probability.to(value.dtype), value, acc, input_precision="ieee")
         best = highest

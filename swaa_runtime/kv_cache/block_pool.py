@@ -39,6 +39,21 @@ class BlockPool:
             raise OutOfCapacity(f"KV pool of {self.num_blocks - 1} blocks is exhausted")
         return self._free.popitem()[0]
 
+    def allocate_many(self, count: int, after: int = NULL_BLOCK) -> list[int]:
+        """As many calls of `allocate`, each after the block before. Raises OutOfCapacity, and takes none, if too few are free."""
+        free = self._free
+        if count > len(free):
+            raise OutOfCapacity(f"KV pool of {self.num_blocks - 1} blocks has {len(free)} left, {count} are needed")
+        blocks = []
+        for _ in range(count):
+            if after != NULL_BLOCK and after + 1 in free:
+                after += 1
+                del free[after]
+            else:
+                after = free.popitem()[0]
+            blocks.append(after)
+        return blocks
+
     def free(self, block: int) -> None:
         """Give a block back. Raises IntegrityError if it was free already."""
         if not 0 < block < self.num_blocks or block in self._free:

@@ -90,8 +90,10 @@ class KVCacheManager:
         """Make every layer's table cover tokens [0, stop), allocating what lies past its end."""
         num_blocks = _ceil_div(stop, self.block_size_tokens)
         for table in request.block_tables:
-            while len(table) < num_blocks:
-                self._append(request, table)
+            if (missing := num_blocks - len(table)) > 0:
+                table += self.pool.allocate_many(missing, after=table[-1] if table else NULL_BLOCK)
+                request.num_held_blocks += missing
+        request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
 
     def place(self, request: Request, layer: int, blocks: Iterable[int], num_tokens: int) -> None:
         """Lay out one layer's table for `num_tokens` restored tokens with only the given logical blocks present.
@@ -128,18 +130,23 @@ class KVCacheManager:
         """Free every block that no later query of the request can see. Returns the ids freed."""
         size = self.block_size_tokens
         freed: list[int] = []
-        for rule, table in zip(request.rules, request.block_tables, strict=True):
-            done = request.num_computed_tokens
+        done = request.num_computed_tokens
+        for rule, layers in request.layers_by_rule:
             if keeps_everything(rule, done, request.prompt_stop, request.continues):
                 continue
-            # Walk down from the window's first block until one that is gone already: the rest went before it.
-            last = min(first_needed(rule, done, False) // size, len(table)) - 1
-            for index in range(last, _ceil_div(rule.sink_tokens, size) - 1, -1):
-                if table[index] == NULL_BLOCK:
-                    break
-                self.pool.free(table[index])
-                freed.append(table[index])
-                table[index] = NULL_BLOCK
+            first, stop = _ceil_div(rule.sink_tokens, size), first_needed(rule, done, False) // size
+            for layer in layers:
+                # Walk down from the window's first block until one that is gone already: the rest went before it.
+                table = request.block_tables[layer]
+                before = len(freed)
+                for index in range(min(stop, len(table)) - 1, first - 1, -1):
+                    if table[index] == NULL_BLOCK:
+                        break
+                    self.pool.free(table[index])
+                    freed.append(table[index])
+                    table[index] = NULL_BLOCK
+                if len(freed) == before:
+                    break  # layers of one rule lose theirs together, and few steps free any
         request.num_held_blocks -= len(freed)
         return freed
 
