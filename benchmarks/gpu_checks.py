@@ -98,7 +98,7 @@ def check_tokens(
         while len(logits) < 4:
             count = min(chunk, request.num_remaining_tokens)
             manager.extend(request, request.num_computed_tokens + count)
-            out = runner.run(build_batch([ScheduledChunk(request, count)]))
+            out = runner.run(build_batch([ScheduledChunk(request, count)], size))
             request.num_computed_tokens += count
             if len(out):
                 logits.append(out[0])
@@ -106,7 +106,7 @@ def check_tokens(
         ids = torch.tensor([request.token_ids[:-1]], device=runner.device)
         exact, rounded = (_oracle_logits(model, ids, request, num_tokens - 1) for model in (twin, loaded.model))
         ours, theirs = (float((got - exact).norm() / exact.norm()) for got in (torch.stack(logits), rounded))
-        assert ours < ROUNDING_BOUND * theirs, f"logits of {name} are off by {ours}, transformers' by {theirs}"  # noqa: S101
+        assert ours < ROUNDING_BOUND * theirs, f"logits of {name} are off by {ours}, transformers' by {theirs}"
         errors |= {f"logits {name}": ours, f"logits {name}, transformers": theirs}
     return errors
 

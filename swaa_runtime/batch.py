@@ -12,7 +12,7 @@ import torch
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.model.adapters import AdapterRows
 from swaa_runtime.request import Request
-from swaa_runtime.visibility import adapter_start
+from swaa_runtime.visibility import adapter_start, layers_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Batch:
         sampled_rows: int64 [n], the last row of each request that reaches the end of its known tokens.
         sampled: those requests, in the same order.
         adapter_ranges: rows that use an adapter, by its id.
+        num_layers: so many of the model's layers must run, from the first; later tokens see nothing of the others.
     """
 
     token_ids: np.ndarray
@@ -45,6 +46,7 @@ class Batch:
     sampled_rows: np.ndarray
     sampled: tuple[Request, ...]
     adapter_ranges: Mapping[str, Sequence[range]]
+    num_layers: int
 
     @property
     def only_decodes(self) -> bool:
@@ -60,7 +62,7 @@ class Batch:
         return tuple(AdapterRows(name, _rows(parts, device)) for name, parts in self.adapter_ranges.items())
 
 
-def build_batch(scheduled: Sequence[ScheduledChunk]) -> Batch:
+def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> Batch:
     """Flatten scheduled chunks; their block tables must cover them already."""
     token_ids: list[int] = []
     positions: list[np.ndarray] = []
@@ -84,6 +86,16 @@ def build_batch(scheduled: Sequence[ScheduledChunk]) -> Batch:
         sampled_rows=np.array(sampled_rows, dtype=np.int64),
         sampled=tuple(sampled),
         adapter_ranges=_adapter_ranges(scheduled),
+        num_layers=max(_num_layers(item, block_size_tokens) for item in scheduled),
+    )
+
+
+def _num_layers(item: ScheduledChunk, block_size_tokens: int) -> int:
+    request = item.request
+    if request.checkpoint_tokens:  # saved states of fewer tokens than the prompt
+        return len(request.rules)
+    return layers_needed(
+        request.rules, request.prompt_stop, item.start, item.start + item.num_tokens, block_size_tokens
     )
 
 

@@ -41,6 +41,7 @@ class EngineConfig:
         policy: "slack" (least slack first, see the scheduler) or "fcfs" (strictly as they came, to compare with).
         attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference"
             (dense, slow, obviously right).
+        skip_unseen: run only layers of which later tokens see something, see `visibility.layers_needed`. Off to compare.
     """
 
     num_blocks: int
@@ -55,6 +56,7 @@ class EngineConfig:
     max_swapped_bytes: int = 1 << 30
     policy: SchedulingPolicy = "slack"
     attention_backend: AttentionBackendName = "windowed"
+    skip_unseen: bool = True
 
     def __post_init__(self) -> None:
         for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens", "export_step_bytes"):

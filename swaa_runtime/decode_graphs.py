@@ -147,7 +147,7 @@ class DecodeGraphs:
         block = self._tables[:, rows, positions // size].long()
         slots = torch.where(present, block * size + positions % size, -1)
         tiles = torch.stack([rows, present.long(), positions, rows, rows], dim=1).int()
-        splits = num_splits(num_rows * self._shape.num_kv_heads)
+        splits = num_splits(num_rows * self._shape.num_kv_heads, self._device)
         rules = self._rules[:, :num_rows].contiguous()
         context = _GraphContext(self._storage, slots, tiles, rules, self._offsets, self._tables, splits, rows)
         hidden = self._decoder.forward(token_ids, positions, context)

@@ -18,6 +18,7 @@ from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
+from swaa_runtime.upload import upload
 
 ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
 
@@ -68,17 +69,19 @@ class ModelRunner:
         """Float32 logits [n, vocab_size] of the rows that are sampled; K and V of all are in `storage` afterwards."""
         if self._decode_steps is not None and self._decode_steps.takes(batch):
             return self._decode_steps.run(batch)
-        return self.logits(self.forward(batch, torch.from_numpy(batch.sampled_rows).to(self.device)))
+        return self.logits(self.forward(batch, upload(batch.sampled_rows, self.device)))
 
     @torch.inference_mode()
     def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of all T tokens, [T, hidden_size], or of int64 rows [n] alone; K and V of all are stored."""
         token_ids, positions, slots = (
-            torch.from_numpy(array).to(self.device, non_blocking=True)
+            upload(array, self.device)
             for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
         )
         with self.adapters.active.during(batch.adapter_rows(self.device)):
-            return self._decoder.forward(token_ids, positions, self._contexts(batch.chunks, slots), rows)
+            return self._decoder.forward(
+                token_ids, positions, self._contexts(batch.chunks, slots), rows, batch.num_layers
+            )
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

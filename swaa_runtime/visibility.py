@@ -106,6 +106,25 @@ def first_needed(rule: LayerRule, num_computed_tokens: int, keeps_all: bool) -> 
     return max(rule.sink_tokens, num_computed_tokens - rule.window + 1)
 
 
+def layers_needed(rules: Sequence[LayerRule], prompt_stop: int, start: int, stop: int, block_size_tokens: int) -> int:
+    """How many layers, from the first, prompt tokens [start, stop) must go through for the tokens after the prompt.
+
+    In a layer that only slides, nobody beyond a window asks for a token's K and V. So of what lies far before the end,
+    the layers above the last one that looks back need nothing: of the token n windows before the end, only the lowest
+    L - n layers of L. Sinks are seen by all, and blocks are computed whole, as their rest must hold numbers.
+
+    Holds for states of `prompt_stop` tokens and more: who wants one of fewer needs all layers.
+    """
+    wanted = prompt_stop - 1
+    for layer in reversed(range(len(rules))):
+        rule = rules[layer]
+        wanted = 0 if rule.window is None or rule.looks_back else max(0, wanted - rule.window + 1)
+        wanted -= wanted % block_size_tokens
+        if start < rule.sink_tokens or stop > wanted:
+            return layer + 1
+    return 0
+
+
 def adapter_start(window: int | None, turns: Sequence[Turn]) -> int | None:
     """First position that a recipe's adapter applies to: that of the first turn whose prompt ends beyond the window.
 

@@ -60,7 +60,7 @@ def nats_per_token(engine: Engine, token_ids: Sequence[int], recipe: Recipe, num
         while request.num_remaining_tokens:
             count = min(CHUNK_TOKENS, engine.config.max_step_tokens, request.num_remaining_tokens)
             manager.extend(request, request.num_computed_tokens + count)
-            batch = build_batch([ScheduledChunk(request, count)])
+            batch = build_batch([ScheduledChunk(request, count)], engine.config.block_size_tokens)
             hidden = runner.forward(batch)
             request.num_computed_tokens += count
             manager.release_unseen(request)

@@ -23,6 +23,7 @@ from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attentio
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
+from swaa_runtime.upload import upload
 from swaa_runtime.visibility import QueryRun, query_runs
 
 DENSE_QUERIES = 1024
@@ -84,7 +85,8 @@ class TritonContext:
             if rules not in plans:
                 plans[rules] = plan_layer(chunks, rules, shape, slots.device)
             self._plans.append(plans[rules])
-        self._table, self._offsets = device_tables(chunks, len(slots), storage.block_size_tokens, slots.device)
+        table, self._host_offsets = step_tables(chunks, len(slots), storage.block_size_tokens)
+        self._table, self._offsets = upload(table, slots.device), upload(self._host_offsets, slots.device)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -110,8 +112,12 @@ class TritonContext:
 
     def _dense(self, run: DenseRun, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """Queries [n, num_heads, head_dim] over everything: their own keys causally, the past in pieces."""
-        key, value = self.storage.gather(self._chunks[run.chunk].block_tables[layer], 0, run.stop)
-        key, value = (kv.transpose(0, 1).unsqueeze(0) for kv in (key, value))
+        at = int(self._host_offsets[layer, run.chunk, 0])
+        blocks = self._table[at : at - (-run.stop // self.storage.block_size_tokens)]
+        key, value = (
+            kv.index_select(0, blocks).flatten(0, 1)[: run.stop].transpose(0, 1).unsqueeze(0)
+            for kv in (self.storage.keys, self.storage.values)
+        )
         rows = query.transpose(0, 1).unsqueeze(0)
         parts: list[Partial] = [
             dense_attention(rows, key[:, :, run.start :], value[:, :, run.start :], scale, causal=True)
@@ -186,21 +192,22 @@ def _launch(
         tiles.append(np.stack([np.broadcast_to(field, starts.shape) for field in fields], axis=1))
         partial_rows.append(np.arange(row + run.start, row + run.stop))
         num_partial += run.stop - run.start
-    table = torch.from_numpy(np.concatenate(tiles).astype(np.int32)).to(device, non_blocking=True)
-    splits = num_splits(len(table) * shape.num_kv_heads) if is_shared else 1
-    rows = torch.from_numpy(np.concatenate(partial_rows)).to(device, non_blocking=True) if splits > 1 else None
+    table = upload(np.concatenate(tiles).astype(np.int32), device)
+    splits = num_splits(len(table) * shape.num_kv_heads, device) if is_shared else 1
+    rows = upload(np.concatenate(partial_rows), device) if splits > 1 else None
     return Launch(table[:, :5].contiguous(), table[:, 5:].contiguous(), most, splits, rows)
 
 
-def num_splits(num_programs: int) -> int:
-    """Into how many parts the keys of each tile are cut: a power of two, so that the launch fills a GPU."""
-    wanted = min(MAX_SPLITS, PROGRAMS // num_programs)
+def num_splits(num_programs: int, device: torch.device) -> int:
+    """Into how many parts the keys of each tile are cut: a power of two, so that the launch fills a GPU.
+
+    Triton's interpreter runs one program after the other: there two do.
+    """
+    wanted = min(MAX_SPLITS if device.type == "cuda" else 2, PROGRAMS // num_programs)
     return 1 << max(0, wanted.bit_length() - 1)
 
 
-def device_tables(
-    chunks: Sequence[ChunkView], num_layers: int, block_size_tokens: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def step_tables(chunks: Sequence[ChunkView], num_layers: int, block_size_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Block ids of what the chunks' queries see, and where to look them up.
 
     Returns:
@@ -222,8 +229,7 @@ def device_tables(
             ids += table[:num_sinks]
             offsets[layer, index, 0] = len(ids) - first
             ids += table[first:stop]
-    table_ids = torch.from_numpy(np.asarray(ids, dtype=np.int32)).to(device, non_blocking=True)
-    return table_ids, torch.from_numpy(offsets).to(device, non_blocking=True)
+    return np.asarray(ids, dtype=np.int32), offsets
 
 
 def _seen_blocks(rule: LayerRule, chunk: ChunkView, block_size_tokens: int) -> tuple[int, int]:

@@ -13,6 +13,8 @@ import torch
 import triton
 from triton import language as tl
 
+from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
+
 SILU_BLOCK = 1024
 FEW_TOKENS = 64
 """Up to so many, a program takes one head of one token, so that there are enough of them; above, a tile of heads."""
@@ -44,7 +46,7 @@ def silu_and_mul(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tens
     num_tokens, size = x.shape[0], x.shape[1] // 2
     out = x.new_empty(num_tokens, size) if out is None else out
     grid = (num_tokens, triton.cdiv(size, SILU_BLOCK))
-    _silu_and_mul_kernel[grid](x, out, size, BLOCK=SILU_BLOCK)
+    _silu_and_mul_kernel[grid](x, out, size, BLOCK=SILU_BLOCK, **launch_options(x.device, num_tokens))
     return out
 
 
@@ -97,6 +99,7 @@ def norm_rope_and_store(
         TOKENS=tile_tokens,
         TILE_HEADS=tile_heads,
         num_warps=1 if few else 4,
+        **launch_options(qkv.device, num_tokens),
     )
     return qkv.view(num_tokens, -1, head_dim)[:, :num_heads]
 
@@ -106,35 +109,55 @@ def _launch_norm(
 ) -> None:
     num_tokens, size = x.shape
     block = triton.next_power_of_2(size)
-    num_warps = min(16, max(1, block // 512))
     _norm_kernel[(num_tokens,)](
-        x, residual, weight, out, eps, SIZE=size, ADD=residual is not None, BLOCK=block, num_warps=num_warps
+        x,
+        residual,
+        weight,
+        out,
+        eps,
+        SIZE=size,
+        ADD=residual is not None,
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 512)),
+        **launch_options(x.device, num_tokens),
     )
 
 
 @triton.jit
 def _norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, eps, SIZE: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    out_ptr,
+    eps,
+    SIZE: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a row, which it holds whole."""
     column = tl.arange(0, BLOCK)
     inside = column < SIZE
     at = tl.program_id(0).to(tl.int64) * SIZE + column
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        wait_for_previous()
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         rounded = x.to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + at, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
     normed = (x * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight
     tl.store(out_ptr + at, normed.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _silu_and_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program a block of one row."""
+    if PDL:
+        wait_for_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
@@ -162,8 +185,11 @@ def _norm_rope_store_kernel(
     NORM: tl.constexpr,
     TOKENS: tl.constexpr,
     TILE_HEADS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a tile of TOKENS tokens by TILE_HEADS heads, a head at a time, in halves [TOKENS, HALF]."""
+    if PDL:
+        wait_for_previous()
     head_dim: tl.constexpr = 2 * HALF
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     first_head = tl.program_id(1) * TILE_HEADS

@@ -15,6 +15,7 @@ from torch.nn import functional
 from triton import language as tl
 
 from swaa_runtime.kernels.elementwise import silu_and_mul
+from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
 
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
@@ -74,9 +75,9 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
     return Tiles(columns=32 if columns >= 6144 else 16, depth=256, num_warps=4, num_stages=4)
 
 
-def choose_unroll(depth: int, tiles: Tiles) -> int:
-    """Turns of the loop to write out; more than there are would be none."""
-    return min(MAX_UNROLL, -(-depth // tiles.depth))
+def choose_unroll(depth: int, tiles: Tiles, *, peeled: bool) -> int:
+    """Turns of the loop to write out; more than there are would be none. `peeled`: the first is taken out of it."""
+    return max(1, min(MAX_UNROLL, -(-depth // tiles.depth) - peeled))
 
 
 def _launch(
@@ -93,9 +94,11 @@ def _launch(
         "K_TILE": tiles.depth,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
+        **launch_options(x.device, rows),
     }
     if rows == 1:
-        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=choose_unroll(depth, tiles), **known)
+        unroll = choose_unroll(depth, tiles, peeled=bool(known["PDL"]))
+        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known)
     else:
         # The interpreter, which runs on CPU, has no matmul of bfloat16.
         widen = x.device.type == "cpu"
@@ -110,6 +113,23 @@ def _weight_rows(columns, N_TILE: tl.constexpr, GATED: tl.constexpr):
     if GATED:
         index = index // 2 + index % 2 * (columns // 2)
     return index.to(tl.int64), inside
+
+
+@triton.jit
+def _weight_tile(weight_row, inside, depth, K: tl.constexpr, K_TILE: tl.constexpr):
+    """float32 [N_TILE, K_TILE]. Where tiles fit, no mask along the depth: it costs registers and narrows loads."""
+    mask = inside[:, None]
+    if K % K_TILE != 0:
+        mask = mask & (depth < K)[None, :]
+    return tl.load(weight_row + depth[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _input_tile(x_ptr, depth, K: tl.constexpr, K_TILE: tl.constexpr):
+    """float32 [K_TILE]."""
+    if K % K_TILE == 0:
+        return tl.load(x_ptr + depth).to(tl.float32)
+    return tl.load(x_ptr + depth, mask=depth < K, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -133,22 +153,23 @@ def _vector_kernel(
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     UNROLL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One row. Products are summed in place in a tile, which is reduced once at the end."""
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     column, inside = _weight_rows(columns, N_TILE, GATED)
     weight_row = weight_ptr + column[:, None] * K
     sums = tl.zeros((N_TILE, K_TILE), dtype=tl.float32)
-    for start in tl.range(0, K, K_TILE, loop_unroll_factor=UNROLL):
+    first: tl.constexpr = K_TILE if PDL else 0
+    if PDL:  # what the first turn needs of the weight is on its way while the kernel before ends
+        depth = tl.arange(0, K_TILE)
+        weight = _weight_tile(weight_row, inside, depth, K, K_TILE)
+        wait_for_previous()
+        sums += weight * _input_tile(x_ptr, depth, K, K_TILE)[None, :]
+    for start in tl.range(first, K, K_TILE, loop_unroll_factor=UNROLL):
         depth = start + tl.arange(0, K_TILE)
-        # Where tiles fit, no mask along the depth: it costs registers and narrows loads.
-        if K % K_TILE == 0:
-            x = tl.load(x_ptr + depth)
-            weight = tl.load(weight_row + depth[None, :], mask=inside[:, None], other=0.0)
-        else:
-            x = tl.load(x_ptr + depth, mask=depth < K, other=0.0)
-            weight = tl.load(weight_row + depth[None, :], mask=inside[:, None] & (depth < K)[None, :], other=0.0)
-        sums += weight.to(tl.float32) * x.to(tl.float32)[None, :]
+        weight = _weight_tile(weight_row, inside, depth, K, K_TILE)
+        sums += weight * _input_tile(x_ptr, depth, K, K_TILE)[None, :]
     result = tl.sum(sums, axis=1)
     if BIAS:
         result += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -175,8 +196,11 @@ def _rows_kernel(
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     WIDEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Up to M_TILE rows on the matrix units. WIDEN: multiply in float32."""
+    if PDL:
+        wait_for_previous()
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     row = tl.arange(0, M_TILE)
     column, inside = _weight_rows(columns, N_TILE, GATED)

@@ -16,9 +16,17 @@ class Decoder(Protocol):
     name: str
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext, rows: torch.Tensor | None = None
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: StepContext,
+        rows: torch.Tensor | None = None,
+        num_layers: int | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last norm, of int64 token ids and positions [T].
+
+        Args:
+            num_layers: if no rows are wanted, so many layers are enough, from the first.
 
         Returns:
             [T, hidden_size], or of int64 `rows` [n] alone; K and V of all T are stored.
@@ -35,7 +43,12 @@ class TransformersDecoder:
         self._decoder = model.base_model
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, context: StepContext, rows: torch.Tensor | None = None
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: StepContext,
+        rows: torch.Tensor | None = None,
+        num_layers: int | None = None,
     ) -> torch.Tensor:
         """See Decoder.forward."""
         out = self._decoder(

@@ -142,6 +142,7 @@ class FusedDecoder:
         positions: torch.Tensor,
         context: StoredContext,
         rows: torch.Tensor | None = None,
+        num_layers: int | None = None,
     ) -> torch.Tensor:
         """Hidden states of int64 token ids and positions [T]: [T, hidden_size], or of some rows alone.
 
@@ -150,22 +151,25 @@ class FusedDecoder:
         Args:
             rows: int64 [n], whose hidden states are wanted. The last layer does no more for the others than to store
                 their keys and values: most of a prompt needs no more of it, and of no rows it computes no attention.
+            num_layers: if no rows are wanted, so many layers are enough, from the first.
         """
-        if rows is not None and self._adapters_are_active:  # they name rows of all T
+        stored_only = rows is not None and rows.numel() == 0
+        if rows is not None and not stored_only and self._adapters_are_active:  # they name rows of all T
             return self.forward(token_ids, positions, context)[rows]
+        layers = self._layers[:num_layers] if stored_only else self._layers
         residual = functional.embedding(token_ids, self._embedding)
         cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
         hidden = self._ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(layers):
             query = self._store(index, layer, hidden, cos, sin, context)
-            wanted = rows if index == len(self._layers) - 1 else None
-            if wanted is not None and wanted.numel() == 0:
-                return hidden[:0]
+            is_last = index == len(layers) - 1
+            if is_last and stored_only:
+                break
             attended = context.attend_stored(index, query, layer.scale).flatten(1)
-            if wanted is not None:
-                attended, residual = attended[wanted], residual[wanted]
+            if is_last and rows is not None:
+                attended, residual = attended[rows], residual[rows]
             hidden, residual = self._mix(layer, attended, residual)
-        return hidden
+        return hidden[:0] if stored_only else hidden
 
     def _store(
         self,

@@ -132,7 +132,7 @@ class ObservingCost(UnknownCost):
         self.took_ms: list[float] = []
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
-        self.steps.append([(c.request.request_id, c.request.num_computed_tokens, c.num_tokens) for c in chunks])
+        self.steps.append([(c.request.request_id, c.start, c.num_tokens) for c in chunks])
         self.took_ms.append(took_ms)
 
 

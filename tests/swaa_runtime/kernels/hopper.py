@@ -25,14 +25,16 @@ def report(
     """Compile with pointers and sizes that 16 divides, as those of models are."""
     names = kernel.arg_names
     signature = {name: arguments.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): value for name, value in known.items()}
+    constants = {(names.index(name),): value for name, value in {**known, "PDL": True}.items()}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in arguments.items() if kind != "fp32"}
     source = ASTSource(kernel, signature, constants, aligned)
-    made = triton.compile(source, target=HOPPER, options={"num_warps": num_warps, "num_stages": num_stages})
+    options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": True}
+    made = triton.compile(source, target=HOPPER, options=options)
     ptx = made.asm["ptx"]
     found = {
         "kernel": kernel.__name__,
         "wide_loads": ptx.count("ld.global.v4.b32") + ptx.count("cp.async.cg.shared.global"),
+        "waits": ptx.count("griddepcontrol.wait"),
         "shared_bytes": made.metadata.shared,
     }
     print(json.dumps(found))
@@ -54,7 +56,10 @@ def main() -> None:
         known |= {"N_TILE": tiles.columns, "K_TILE": tiles.depth}
         if num_rows == 1:
             report(
-                skinny._vector_kernel, matmul, known | {"UNROLL": skinny.choose_unroll(depth, tiles)}, tiles.num_warps
+                skinny._vector_kernel,
+                matmul,
+                known | {"UNROLL": skinny.choose_unroll(depth, tiles, peeled=True)},
+                tiles.num_warps,
             )
         else:
             known |= {"M_TILE": skinny.MAX_ROWS, "WIDEN": False}

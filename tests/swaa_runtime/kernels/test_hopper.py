@@ -20,6 +20,7 @@ def test_all_kernels_compile_and_load_16_bytes_at_a_time(tmp_path: Path) -> None
     assert len(found) == 6
     for kernel in found:
         assert kernel["wide_loads"] > 0, kernel
+        assert kernel["waits"] == 1, kernel
         assert kernel["shared_bytes"] <= HALF_OF_SHARED_BYTES, kernel
         if kernel["kernel"] == "_vector_kernel":
             assert kernel["shared_bytes"] < 1024, "x goes through shared memory: its layout is not the weight's"
