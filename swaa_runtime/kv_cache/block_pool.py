@@ -40,7 +40,7 @@ class BlockPool:
         return self._free.popitem()[0]
 
     def allocate_many(self, count: int, after: int = NULL_BLOCK) -> list[int]:
-        """As many calls of `allocate`, each after the block before. Raises OutOfCapacity, and takes none, if too few are free."""
+        """As so many calls of `allocate`, each after the block before; none is taken if that raises OutOfCapacity."""
         free = self._free
         if count > len(free):
             raise OutOfCapacity(f"KV pool of {self.num_blocks - 1} blocks has {len(free)} left, {count} are needed")
