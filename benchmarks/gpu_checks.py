@@ -76,8 +76,8 @@ def check_tokens(
 ) -> dict[str, float]:
     """Relative error of the logits of one prompt and 3 generated tokens, by recipe, in chunks.
 
-    The twin is transformers' own layers with the oracle's attention, in one forward and in float32. In bfloat16 these are
-    off as well, by rounding alone: that error is the measure.
+    The twin is transformers' own layers with the oracle's attention, in one forward and in float32. In bfloat16 these
+    are off as well, by rounding alone: that error is the measure.
 
     Raises:
         AssertionError: if ours is clearly larger, or no number.

@@ -50,8 +50,13 @@ class Batch:
 
     @property
     def only_decodes(self) -> bool:
-        """Whether every chunk is one token, of which the next is sampled."""
-        return len(self.sampled) == len(self.chunks) == len(self.token_ids)
+        """Whether every chunk is one generated token, after which the next is sampled.
+
+        A prompt's last token alone is none: it may see less than a generated one, or more (DESIGN §3).
+        """
+        if len(self.sampled) < len(self.token_ids):
+            return False
+        return all(chunk.start >= chunk.turns[-1].generated_start for chunk in self.chunks)
 
     def slots(self, block_size_tokens: int) -> np.ndarray:
         """Where each token's K and V go in each layer, int64 [num_layers, T], a layer's beside each other."""

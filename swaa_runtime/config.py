@@ -41,7 +41,7 @@ class EngineConfig:
         policy: "slack" (least slack first, see the scheduler) or "fcfs" (strictly as they came, to compare with).
         attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference"
             (dense, slow, obviously right).
-        skip_unseen: run only layers of which later tokens see something, see `visibility.layers_needed`. Off to compare.
+        skip_unseen: run only layers of which later tokens see something (`visibility.layers_needed`).
     """
 
     num_blocks: int

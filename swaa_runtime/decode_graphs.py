@@ -6,7 +6,7 @@ What differs from step to step is data in buffers that the graphs read:
     tables   each row's block ids, all layers          a column when a row enters its next block
     rules    each row's window and sinks by layer      when a row changes hands
 
-A row belongs to one request as long as that decodes. Rows in use need not be adjacent; one without a position reads
+A row belongs to one request from one step to the next. Rows in use need not be adjacent; one without a position reads
 nothing and stores nothing.
 """
 
@@ -32,13 +32,16 @@ from swaa_runtime.shape import ModelShape
 NO_POSITION = -1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """Whose row it is (a request's block tables are its own), and the position that its next step computes."""
+    """Whose row it is, and how many of its blocks are in the row's tables.
+
+    A request's block tables are its own lists, which only grow while it decodes: what is freed of them nobody reads.
+    """
 
     block_tables: Sequence[Sequence[int]]
     rules: Sequence[LayerRule]
-    next_position: int
+    num_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class DecodeGraphs:
         self._storage = storage
         self._shape = shape
         self._device = storage.keys.device
+        self._max_tokens = max_tokens
         self._rows: list[_Row | None] = [None] * max_rows
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         num_layers = shape.num_layers
@@ -99,19 +103,22 @@ class DecodeGraphs:
         self._arange = torch.arange(max_rows, device=self._device)
 
     def takes(self, batch: Batch) -> bool:
-        """Whether the batch only decodes, without adapters."""
-        return batch.only_decodes and not batch.adapter_ranges and len(batch.chunks) <= len(self._rows)
+        """Whether the batch only decodes, without adapters, and there is room for it."""
+        if not batch.only_decodes or batch.adapter_ranges or len(batch.chunks) > len(self._rows):
+            return False
+        return all(chunk.stop <= self._max_tokens for chunk in batch.chunks)
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [n, vocab_size] of the batch's requests; their K and V are stored."""
-        rows = self._assign(batch.chunks)
+        num_rows = bucket(len(batch.chunks), len(self._rows))
+        rows = self._assign(batch.chunks, num_rows)
         host = self._host_inputs
         host[1].fill_(NO_POSITION)
         index = torch.tensor(rows)
         host[0, index] = torch.from_numpy(batch.token_ids)
         host[1, index] = torch.from_numpy(batch.positions)
         self._inputs.copy_(host, non_blocking=True)
-        logits = self._replay(bucket(max(rows) + 1, len(self._rows)))
+        logits = self._replay(num_rows)
         chosen = logits[: len(rows)] if rows == list(range(len(rows))) else logits[index.to(self._device)]
         return chosen.float()
 
@@ -153,35 +160,36 @@ class DecodeGraphs:
         hidden = self._decoder.forward(token_ids, positions, context)
         return skinny.linear(hidden, self._lm_head.weight, self._lm_head.bias)
 
-    def _assign(self, chunks: Sequence[ChunkView]) -> list[int]:
-        """The row of each chunk: its own if it has one, else one that nobody has used in this step."""
-        owners = {id(row.block_tables): index for index, row in enumerate(self._rows) if row is not None}
-        taken = [owners.get(id(chunk.block_tables)) for chunk in chunks]
-        free = iter(sorted(set(range(len(self._rows))) - {row for row in taken if row is not None}))
-        rows = []
-        for chunk, index in zip(chunks, taken, strict=True):
-            row = self._rows[index] if index is not None else None
-            if index is None:
-                index = next(free)
-            if row is None or row.next_position != chunk.start or row.rules is not chunk.rules:
-                self._enter(index, chunk)
-            elif chunk.start % self._storage.block_size_tokens == 0:
-                self._next_block(index, chunk)
-            self._rows[index] = _Row(chunk.block_tables, chunk.rules, chunk.stop)
-            rows.append(index)
-        return rows
+    def _assign(self, chunks: Sequence[ChunkView], num_rows: int) -> list[int]:
+        """The row of each chunk: its own, if that is among the first `num_rows`, else one that is nobody's.
 
-    def _enter(self, index: int, chunk: ChunkView) -> None:
-        """Write all that the graphs read of a request to a row."""
-        tables = torch.from_numpy(np.array(chunk.block_tables, dtype=np.int32))
-        self._tables[:, index, : tables.shape[1]] = tables.to(self._device)
-        rules = [(SEES_ALL, 0) if _sees_all(rule) else (rule.window, rule.sink_tokens) for rule in chunk.rules]
-        self._rules[:, index] = torch.tensor(rules, dtype=torch.int32).to(self._device)
+        Rows of requests that are not in this step are nobody's from now on.
+        """
+        # Rows keep their owners' tables alive, so no other list can have the same id.
+        owned = {id(row.block_tables): at for at, row in enumerate(self._rows[:num_rows]) if row is not None}
+        own = [owned.get(id(chunk.block_tables)) for chunk in chunks]
+        free = iter(sorted(set(range(num_rows)) - set(own)))
+        indices = [next(free) if index is None else index for index in own]
+        rows: list[_Row | None] = [None] * len(self._rows)
+        for index, chunk in zip(indices, chunks, strict=True):
+            rows[index] = self._update(index, chunk)
+        self._rows = rows
+        return indices
 
-    def _next_block(self, index: int, chunk: ChunkView) -> None:
-        block = chunk.start // self._storage.block_size_tokens
-        ids = torch.tensor([table[block] for table in chunk.block_tables], dtype=torch.int32)
-        self._tables[:, index, block] = ids.to(self._device)
+    def _update(self, index: int, chunk: ChunkView) -> _Row:
+        """Write what the graphs read of a request and a row does not have yet."""
+        row = self._rows[index]
+        written = 0
+        if row is not None and row.block_tables is chunk.block_tables and row.rules is chunk.rules:
+            written = row.num_blocks
+        else:
+            rules = [(SEES_ALL, 0) if _sees_all(rule) else (rule.window, rule.sink_tokens) for rule in chunk.rules]
+            self._rules[:, index] = torch.tensor(rules, dtype=torch.int32).to(self._device)
+        num_blocks = -(-chunk.stop // self._storage.block_size_tokens)
+        if written < num_blocks:
+            ids = np.array([table[written:num_blocks] for table in chunk.block_tables], dtype=np.int32)
+            self._tables[:, index, written:num_blocks] = torch.from_numpy(ids).to(self._device)
+        return _Row(chunk.block_tables, chunk.rules, num_blocks)
 
 
 def _sees_all(rule: LayerRule) -> bool:

@@ -40,7 +40,7 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
         self.device: torch.device = loaded.model.device
-        self._backend = config.attention_backend
+        self._skip_unseen = config.skip_unseen
         self.storage = KVStorage(
             config.num_blocks,
             config.block_size_tokens,
@@ -80,7 +80,11 @@ class ModelRunner:
         )
         with self.adapters.active.during(batch.adapter_rows(self.device)):
             return self._decoder.forward(
-                token_ids, positions, self._contexts(batch.chunks, slots), rows, batch.num_layers
+                token_ids,
+                positions,
+                self._contexts(batch.chunks, slots),
+                rows,
+                batch.num_layers if self._skip_unseen else None,
             )
 
     @torch.inference_mode()

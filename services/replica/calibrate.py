@@ -111,8 +111,7 @@ class _Recorder(UnknownCost):
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
         work = step_work(
-            chunk_work(count_layers(c.request.rules), c.request.turns, c.start, c.num_tokens)
-            for c in chunks
+            chunk_work(count_layers(c.request.rules), c.request.turns, c.start, c.num_tokens) for c in chunks
         )
         self.fastest_ms[work] = min(took_ms, self.fastest_ms.get(work, took_ms))
 

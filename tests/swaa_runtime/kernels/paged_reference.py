@@ -1,0 +1,42 @@
+"""The plain twin of the paged attention kernel, for tests of what plans its work: hundreds of times faster here."""
+
+from __future__ import annotations
+
+import torch
+
+from swaa_runtime.kernels.paged_attention import TILE_FIELDS, Tiles
+
+
+def paged_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, work: Tiles, scale: float, out: torch.Tensor
+) -> None:
+    """As the kernel of that name, float32 inside. Reads the blocks that it reads; rows of no tile stay as they are."""
+    group = query.shape[1] // keys.shape[2]
+    size = keys.shape[1]
+    assert work.tiles.shape[1] == TILE_FIELDS
+    for (row, count, start, table, partial), (window, sinks) in zip(
+        work.tiles.tolist(), work.rules.tolist(), strict=True
+    ):
+        if not count:
+            continue
+        assert count <= work.max_queries
+        rows = range(row, row + count)
+        if work.splits > 1:
+            assert work.partial_rows is not None
+            assert work.partial_rows[partial : partial + count].tolist() == list(rows)
+        near, sinks_at = work.offsets[table].tolist()
+        stop = start + count
+        first = max(start - window + 1, 0) // size
+        num_sinks = min(-(-sinks // size), first)
+        blocks = [*range(num_sinks), *range(first, -(-stop // size))]
+        ids = work.table[[sinks_at + block if block < num_sinks else near + block for block in blocks]].long()
+        position = torch.tensor([block * size + at for block in blocks for at in range(size)])
+        written = position < stop
+        key, value = (
+            kv[ids].flatten(0, 1)[written].repeat_interleave(group, 1).transpose(0, 1) for kv in (keys, values)
+        )
+        distance = torch.arange(start, stop)[:, None] - position[written]
+        visible = (distance >= 0) & ((distance < window) | (position[written] < sinks))
+        scores = query[row : row + count].transpose(0, 1).float() @ key.float().transpose(1, 2) * scale
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        out[row : row + count] = (weights @ value.float()).transpose(0, 1).to(out.dtype)
