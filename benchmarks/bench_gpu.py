@@ -5,8 +5,8 @@
 
 Weights are random, in bfloat16; prompts are random tokens. The floor is what the work takes at the rates of the card,
 which are measured first: the arithmetic of matmuls and visible attention at the rate of a large matmul, a decoding
-step's bytes at the rate of a large copy. Before any time is taken, attention on fresh random data is compared with the oracle,
-and so are the tokens of the whole engine with transformers' own layers. The last line is JSON.
+step's bytes at the rate of a large copy. Before any time is taken, attention on fresh random data is compared with the
+oracle, and so are the tokens of the whole engine with transformers' own layers. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Batch:
 def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> Batch:
     """Flatten scheduled chunks; their block tables must cover them already."""
     token_ids: list[int] = []
-    positions: list[np.ndarray] = []
+    positions: list[range] = []
     chunks: list[ChunkView] = []
     sampled_rows: list[int] = []
     sampled: list[Request] = []
@@ -80,13 +80,13 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> 
         stop = start + item.num_tokens
         chunks.append(ChunkView(len(token_ids), start, stop, request.rules, request.turns, request.block_tables))
         token_ids += request.token_ids[start:stop]
-        positions.append(np.arange(start, stop))
+        positions.append(range(start, stop))
         if stop == len(request.token_ids):
             sampled_rows.append(len(token_ids) - 1)
             sampled.append(request)
     return Batch(
         token_ids=np.array(token_ids, dtype=np.int64),
-        positions=np.concatenate(positions),
+        positions=np.fromiter(chain.from_iterable(positions), dtype=np.int64, count=len(token_ids)),
         chunks=tuple(chunks),
         sampled_rows=np.array(sampled_rows, dtype=np.int64),
         sampled=tuple(sampled),
@@ -97,7 +97,7 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> 
 
 def _num_layers(item: ScheduledChunk, block_size_tokens: int) -> int:
     request = item.request
-    if request.checkpoint_tokens:  # saved states of fewer tokens than the prompt
+    if item.start >= request.prompt_stop or request.checkpoint_tokens:  # the state of part of a prompt is saved
         return len(request.rules)
     return layers_needed(
         request.rules, request.prompt_stop, item.start, item.start + item.num_tokens, block_size_tokens
