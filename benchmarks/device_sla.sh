@@ -91,7 +91,7 @@ cot() {
   mkdir -p "$RESULTS/cot"
   # shellcheck disable=SC2086  # a list
   OUT=$RESULTS/cot PARTS=$PARTS WORK=$WORK/eval TABLE_LENGTHS=$lengths on_gpu benchmarks/device_eval.sh "${COT_S:-200}" 3 \
-    --only full-cot middle-tail-cot --lengths $lengths --samples 30
+    --only full middle-tail full-cot middle-tail-cot --lengths $lengths --samples 30
 }
 
 collect() {
