@@ -1,10 +1,13 @@
 """How far predicted time to first token is off: what `Accepted` says against what `Finish` says, over the wire.
 
-    python -m benchmarks.bench_prediction --idle-lengths 300 700 1500 2600 4300 7700 --requests 60
+    python -m benchmarks.bench_prediction                                        # default model, CPU
+    python -m benchmarks.bench_prediction --device cuda --model-shape qwen3-4b   # random weights of that shape
 
-First idle: one prompt at a time, of lengths that calibration does not use, under recipes it does not use. Then loaded:
-open-loop Poisson arrivals of mixed lengths and recipes, as many as keep the engine busy for `--utilisation` of the time
-by the service's own prediction. Prompts are random tokens, so that no two share anything. The last line is JSON.
+The service runs in a process of its own, with the cost profile that its cache has, or a quick one; --calibrate measures
+a thorough one first. First idle: one prompt at a time, of lengths that calibration does not use, under recipes it does
+not use. Then loaded: open-loop Poisson arrivals of mixed lengths and recipes, as many as keep the engine busy for
+`--utilisation` of the time by the service's own prediction. Prompts are random tokens, so that no two share anything.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ import grpc
 import torch
 
 from benchmarks import workload
-from services.config import load_config
-from services.embedded import running_service
+from benchmarks.served import calibrate, served
+from benchmarks.shapes import SHAPES, add_service_options, model_folder, service_settings
+from services.gateway.limits import GRPC_OPTIONS
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 from services.replica.calibrate import quantile
 
-RECIPES = ("full", "wide-tail", "sliding-tail", "few-full-tail", "interleaved", "sliding")
+WARM_UP = 8
+"""Requests at a time that nothing is told of: what a first use costs is not a prompt's."""
+
 SLA_CLASS = "quality"
 VOCABULARY = 1000
 """Token ids are drawn from the first so many, which every model has."""
@@ -80,11 +86,19 @@ async def ask(stub: Any, question: Question) -> Answer:
     raise RuntimeError(f"the stream of {question} ended without a Finish")
 
 
-async def run_idle(stub: Any, lengths: Sequence[int]) -> list[Answer]:
+async def warm_up(stub: Any, num_tokens: int, recipes: Sequence[str]) -> None:
+    """Each recipe alone, then several at a time."""
+    for index, recipe in enumerate(recipes):
+        await ask(stub, Question(recipe, num_tokens, 2, index))
+    some = [Question(recipes[at % len(recipes)], num_tokens, 16, -1 - at) for at in range(WARM_UP)]
+    await asyncio.gather(*(ask(stub, question) for question in some))
+
+
+async def run_idle(stub: Any, lengths: Sequence[int], recipes: Sequence[str]) -> list[Answer]:
     """Each length under each recipe, one at a time."""
     answers = []
     for length in lengths:
-        for index, recipe in enumerate(RECIPES):
+        for index, recipe in enumerate(recipes):
             answers.append(await ask(stub, Question(recipe, length, 2, seed=length * 10 + index)))
             print(_line(answers[-1]), flush=True)
     return answers
@@ -100,11 +114,11 @@ async def run_loaded(stub: Any, questions: Sequence[Question], mean_gap_s: float
     return [task.result() for task in running]
 
 
-def make_questions(count: int, lengths: tuple[int, int], rng: random.Random) -> list[Question]:
+def make_questions(count: int, lengths: tuple[int, int], recipes: Sequence[str], rng: random.Random) -> list[Question]:
     """Mixed lengths (log-uniform), recipes and answers' lengths."""
     low, high = (math.log(length) for length in lengths)
     return [
-        Question(rng.choice(RECIPES), round(math.exp(rng.uniform(low, high))), rng.randint(4, 32), rng.getrandbits(40))
+        Question(rng.choice(recipes), round(math.exp(rng.uniform(low, high))), rng.randint(4, 32), rng.getrandbits(40))
         for _ in range(count)
     ]
 
@@ -149,37 +163,37 @@ def _print(title: str, answers: Sequence[Answer]) -> None:
     )
 
 
-async def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Start a service, run both halves against it, stop it."""
-    rng = random.Random(args.seed)
-    with tempfile.TemporaryDirectory(prefix="swaa-bp-") as folder:
-        config = load_config(model=args.model, listen="127.0.0.1:0", http_listen="", state_dir=Path(folder))
-        async with running_service(config) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            stub: Any = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
-            print(f"  {'recipe':16}{'tokens':>8}{'predicted':>12}{'measured':>12}{'queued':>12}{'error':>9}")
-            await ask(stub, Question(RECIPES[0], min(args.idle_lengths), 2, seed=0))  # the first of all warms up
-            idle = await run_idle(stub, args.idle_lengths)
-            _print("idle", idle)
-            questions = make_questions(args.requests, tuple(args.loaded_lengths), rng)
-            gap_s = await mean_work_s(stub, questions) / args.utilisation
-            started_s = time.monotonic()
-            loaded = await run_loaded(stub, questions, gap_s, rng)
-            for answer in loaded:
-                print(_line(answer))
-            _print(f"loaded at {args.utilisation}", loaded)
-            return {
-                "idle": summary(idle),
-                "loaded": {**summary(loaded), "mean_gap_s": round(gap_s, 3)},
-                "loaded_s": round(time.monotonic() - started_s, 1),
-                "answers": [asdict(answer) for answer in (*idle, *loaded)],
-            }
+async def measure(args: argparse.Namespace, address: str) -> dict[str, Any]:
+    """Both halves against a running service."""
+    shape, rng = SHAPES[args.model_shape], random.Random(args.seed)
+    lengths = args.idle_lengths or shape.idle_lengths
+    async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
+        stub: Any = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
+        print(f"  {'recipe':16}{'tokens':>8}{'predicted':>12}{'measured':>12}{'queued':>12}{'error':>9}")
+        await warm_up(stub, min(lengths), shape.predicted)
+        idle = await run_idle(stub, lengths, shape.predicted)
+        _print("idle", idle)
+        questions = make_questions(args.requests, args.loaded_lengths or shape.loaded_lengths, shape.predicted, rng)
+        gap_s = await mean_work_s(stub, questions) / args.utilisation
+        started_s = time.monotonic()
+        loaded = await run_loaded(stub, questions, gap_s, rng)
+        for answer in loaded:
+            print(_line(answer))
+        _print(f"loaded at {args.utilisation}", loaded)
+        return {
+            "idle": summary(idle),
+            "loaded": {**summary(loaded), "mean_gap_s": round(gap_s, 3)},
+            "loaded_s": round(time.monotonic() - started_s, 1),
+            "answers": [asdict(answer) for answer in (*idle, *loaded)],
+        }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hugging Face folder (default: the shipped model)")
-    parser.add_argument("--idle-lengths", type=int, nargs="+", default=[300, 730, 1700, 2900, 5200, 7700])
-    parser.add_argument("--loaded-lengths", type=int, nargs=2, default=[300, 4500], help="shortest and longest")
+    add_service_options(parser)
+    parser.add_argument("--calibrate", action="store_true", help="measure the cost profile first, thoroughly")
+    parser.add_argument("--idle-lengths", type=int, nargs="+", help="prompt tokens (default: by shape)")
+    parser.add_argument("--loaded-lengths", type=int, nargs=2, help="shortest and longest (default: by shape)")
     parser.add_argument("--requests", type=int, default=60, help="of the loaded half")
     parser.add_argument("--utilisation", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=1)
@@ -189,15 +203,22 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and everything as one line of JSON."""
     args = _arguments()
-    results = asyncio.run(measure(args))
+    with tempfile.TemporaryDirectory(prefix="swaa-bp-") as name:
+        folder = Path(name)
+        settings = service_settings(args, folder, model_folder(args, folder))
+        if args.calibrate:
+            calibrate(settings)
+        with served(folder, settings) as address:
+            results = asyncio.run(measure(args, address))
     print(
         json.dumps(
             {
                 "benchmark": "prediction",
-                "hardware": workload.hardware(torch.device("cpu")),
+                "hardware": workload.hardware(torch.device(args.device)),
                 "versions": workload.versions(),
                 "date": workload.today(),
                 "command": workload.command("benchmarks.bench_prediction"),
+                "model": args.model or args.model_shape,
                 "utilisation": args.utilisation,
                 **results,
             }

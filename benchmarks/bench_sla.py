@@ -25,7 +25,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import torch
 
 from benchmarks import workload
 from benchmarks.served import served
+from benchmarks.shapes import SHAPES, add_service_options, model_folder, service_settings
 from benchmarks.sla_policies import DEFAULT_SCHEDULING, Policy, Row, Setup, all_policies, gains, request_ms, requests_of
 from services.cost import CostProfile
 from services.gateway.catalog import Catalog
@@ -51,30 +52,6 @@ TIMEOUT_S = 3600.0
 WARM_UP = 3
 SAMPLE_S = 2000.0
 """One request a second: enough of them for the mean work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What is served, and the load that suits it. `fixed`: recipes to compare with."""
-
-    lengths: str
-    max_tokens: str
-    fixed: tuple[str, ...]
-    settings: Mapping[str, str]
-
-
-SHAPES = {
-    "default": Shape(
-        "250:0.35,1000:0.35,2500:0.2,5000:0.1", "8-24", ("full", "wide-tail", "middle-tail", "sliding-tail"), {}
-    ),
-    "tiny": Shape("50:0.5,200:0.3,800:0.2", "2-6", ("full", "sliding"), {"dtype": "float32", "kv_memory_mib": "64"}),
-    "qwen3-4b": Shape(
-        "2000:0.35,8000:0.35,24000:0.2,64000:0.1",
-        "16-128",
-        ("full", "interleaved-wide", "interleaved", "quarter", "sliding-decode"),
-        {"kv_memory_mib": "49152", "max_step_tokens": "8192"},
-    ),
-}
 
 
 def set_up(address: str, cache_dir: Path, spec: TraceSpec) -> Setup:
@@ -132,18 +109,6 @@ def print_gains(by_load: Mapping[float, Mapping[str, Any]]) -> None:
         )
 
 
-def model_folder(args: argparse.Namespace, folder: Path) -> Path | None:
-    """The model to serve; None is the default one."""
-    if args.model is not None:
-        return Path(args.model)
-    if args.model_shape == "default":
-        return None
-    tokenizer = args.tokenizer or workload.model_folder(None, torch.bfloat16)
-    if args.model_shape == "tiny":
-        return workload.make_tiny_model(folder, tokenizer)
-    return workload.make_qwen3_4b(folder, tokenizer, torch.device(args.device))
-
-
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run everything; the figures as data."""
     shape = SHAPES[args.model_shape]
@@ -160,14 +125,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: float(factor) for name, _, factor in (part.partition(":") for part in args.objectives.split(","))
     }
     model = model_folder(args, folder)
-    settings = {
-        **shape.settings,
-        "device": args.device,
-        "state_dir": str(folder / "state"),
-        "cache_dir": str(args.cache),
-    }
-    settings |= {} if model is None else {"model": str(model)}
-    settings |= dict(part.split("=", 1) for part in args.setting)
+    settings = service_settings(args, folder, model)
     chosen = [p for p in all_policies(fixed) if p.name in args.policies or (not args.policies and not p.strict)]
     tokenizer = workload.load_tokenizer(model or workload.model_folder(None, torch.bfloat16))
     prompts = TokenPrompts(workload.prompt_tokens(tokenizer, 6000), args.seed)
@@ -218,14 +176,11 @@ def print_setup(setup: Setup, window_s: float, traces: Mapping[float, Sequence[T
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_service_options(parser)
     parser.add_argument("--minutes", type=float, default=18.0, help="what all loads of all policies may take, about")
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="multiples of the capacity")
     parser.add_argument("--policies", nargs="+", default=[], help="only these (default: all but the strict one)")
     parser.add_argument("--fixed", nargs="+", help="recipes to compare with (default: by shape)")
-    parser.add_argument("--model-shape", choices=sorted(SHAPES), default="default")
-    parser.add_argument("--model", help="Hugging Face folder, instead of a shape's random weights")
-    parser.add_argument("--tokenizer", type=Path, help="its folder, for random weights (default: the shipped)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--lengths", help="prompt tokens (default: by shape), like swaa load")
     parser.add_argument("--max-tokens", help="generated tokens (default: by shape), like swaa load")
     parser.add_argument("--classes", default="interactive:0.4,balanced:0.4,quality:0.2", help="like swaa load")
@@ -234,8 +189,6 @@ def _arguments() -> argparse.Namespace:
         default="interactive:2,balanced:4,quality:12",
         help="time to first token by class, in multiples of the mean work under full attention",
     )
-    parser.add_argument("--setting", action="append", default=[], help="name=value of the service; may be repeated")
-    parser.add_argument("--cache", type=Path, default=workload.REPO / ".cache" / "swaa", help="models, cost profiles")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

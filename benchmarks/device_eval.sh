@@ -7,6 +7,7 @@
 # PARTS (default .cache/device) holds what travels beside the code: model.gguf.* (the default model in pieces), gguf-*.whl, and
 # results/*.jsonl of earlier calls, which are not measured again. Run it again and it goes on. Results: $OUT/samples.jsonl.gz,
 # the tables and the plot. TIMING=N times N prefills of every recipe first, alone on the GPU; TEXTS=N measures perplexity.
+# TABLE_LENGTHS: those of the table; a recipe that lacks one of them is left out.
 set -euo pipefail
 seconds=$1 processes=$2
 shift 2
@@ -21,7 +22,7 @@ model="$work/SmolLM2-135M-Instruct.Q4_1.gguf"
 [ -s "$model" ] || { find "$parts" "$work" -name 'model.gguf.*' | awk -F/ '{print $NF, $0}' | sort -u -k1,1 | cut -d' ' -f2- | xargs cat > "$model.new" && mv "$model.new" "$model"; }
 python3 -c 'import gguf' 2> /dev/null || [ -d "$work/site" ] ||
   python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" $(find "$parts" "$work" -name 'gguf-*.whl' | head -1)
-export PYTHONPATH="$root:$work/site" SWAA_CACHE_DIR="$work/cache" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+export PYTHONPATH="$root:$work/site${PYTHONPATH:+:$PYTHONPATH}" SWAA_CACHE_DIR="$work/cache" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 cp -n "$parts"/results/*.jsonl "$work/results/" 2> /dev/null || true
 
 evaluate() {
@@ -41,5 +42,6 @@ for ((shard = 0; shard < processes; shard++)); do
   pids+=($!)
 done
 for pid in "${pids[@]}"; do wait "$pid"; done
-python3 -m services.quality report --output "$work/results" ${MEAN_TASKS:+--mean-tasks $MEAN_TASKS} && cp "$work"/results/{quality.json,quality.md} "$out/"
+python3 -m services.quality report --output "$work/results" ${MEAN_TASKS:+--mean-tasks $MEAN_TASKS} \
+  ${TABLE_LENGTHS:+--table-lengths $TABLE_LENGTHS} && cp "$work"/results/{quality.json,quality.md} "$out/"
 cp "$work/results/pareto.png" "$out/" 2> /dev/null || true

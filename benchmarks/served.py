@@ -16,6 +16,8 @@ START_TIMEOUT_S = 1200.0
 
 STOP_TIMEOUT_S = 60.0
 
+SWAA = (sys.executable, "-m", "services.cli")
+
 
 @contextlib.contextmanager
 def served(folder: Path, settings: Mapping[str, str]) -> Iterator[str]:
@@ -23,11 +25,9 @@ def served(folder: Path, settings: Mapping[str, str]) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     ready, log_path = folder / "address", folder / "serve.log"
     ready.unlink(missing_ok=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SWAA_")}
-    environment |= {f"SWAA_{name.upper()}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "services.cli", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+    command = [*SWAA, "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
     with log_path.open("ab") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=_environment(settings), stdout=log, stderr=log)
     try:
         until_s = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
@@ -42,3 +42,14 @@ def served(folder: Path, settings: Mapping[str, str]) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def calibrate(settings: Mapping[str, str]) -> None:
+    """`swaa calibrate` with these settings; services with the same ones use the profile."""
+    subprocess.run([*SWAA, "calibrate"], env=_environment(settings), check=True)
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's, but of the service's settings these alone."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SWAA_")}
+    return environment | {f"SWAA_{name.upper()}": value for name, value in settings.items()}

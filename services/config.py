@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
 from services.telemetry.logs import LogFormat
-from swaa_runtime.config import SchedulingPolicy
+from swaa_runtime.config import AttentionBackendName, SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -50,8 +50,8 @@ class ServeConfig(BaseSettings):
         False,
         description="load a model's .bin or .pt files, which run code of whoever made them",
     )
-    attention_backend: Literal["windowed", "reference"] = Field(
-        "windowed", description="windowed is fast; reference is its slow twin, to compare"
+    attention_backend: AttentionBackendName = Field(
+        "windowed", description="windowed: torch alone; triton: our kernels, for GPUs; reference: slow, to compare"
     )
     kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
     block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")

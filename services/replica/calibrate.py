@@ -58,7 +58,7 @@ HELD_OUT_RECIPES = (
     Recipe(window=256, sink_tokens=10, full_layers=(0,), full_decode=True),
     Recipe(window=1024, sink_tokens=10, full_decode=True, full_tail=64),
 )
-HELD_OUT_TOKENS = (330, 850, 2300, 5300)
+HELD_OUT_TOKENS = (330, 850, 2300, 5300, 21000, 90000)
 """What the fitted profile is checked on. None of the lengths, and of the recipes only the first, is fitted on."""
 
 DECODE_TOKENS = 8
@@ -75,7 +75,7 @@ class Effort:
 
     Attributes:
         lengths_tokens: prompt lengths, ascending; repeats: how often each is run.
-        budget_s: no run is started after so long, but for single prompts of up to NEEDED_TOKENS.
+        budget_s: no run is started that may end after so long, but for single prompts of up to NEEDED_TOKENS.
         held_out_tokens: prompt lengths that the profile is checked on.
         prices: counts of a step that are priced, and the names of their prices: the more, the more has to be measured.
     """
@@ -92,7 +92,7 @@ NEEDED_TOKENS = 2000
 
 ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
 QUICK = Effort((100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: PRICES[count] for count in ROUGH_COUNTS})
-THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000), 3, 180.0, HELD_OUT_TOKENS)
+THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000, 64000, 128000), 3, 180.0, HELD_OUT_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,13 @@ async def calibrate(
     total, started_s = len(runs) + len(held_out) + 1, time.monotonic()
     await _run(loaded, engine, runs[0])  # the first run of all pays for allocations
     await _set_cost(engine, recorder)
+    took_s: dict[int, float] = {}
     try:
         for index, prompts in enumerate(runs):
-            if _is_needed(prompts) or time.monotonic() - started_s < effort.budget_s:
+            tokens, run_s = sum(prompt.num_tokens for prompt in prompts), time.monotonic()
+            if _is_needed(prompts) or run_s + _longest_s(took_s, tokens) < started_s + effort.budget_s:
                 await _run(loaded, engine, prompts)
+                took_s[tokens] = max(took_s.get(tokens, 0.0), time.monotonic() - run_s)
             progress(index + 1, total)
     finally:
         await _set_cost(engine, UnknownCost())
@@ -166,7 +169,8 @@ async def calibrate(
     )
     errors = []
     for index, prompt in enumerate(held_out):
-        errors.append(await _error(loaded, engine, profile, prompt))
+        if prompt.num_tokens <= max(took_s):  # longer ones may take longer than the budget was
+            errors.append(await _error(loaded, engine, profile, prompt))
         progress(len(runs) + index + 1, total)
     progress(total, total)
     if not errors:
@@ -184,6 +188,11 @@ def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
     ]
     batches = [(_Prompt(recipe, lengths[0]),) * BATCH for recipe in RECIPES[:2]]
     return sorted([*alone, *mixed, *batches], key=lambda run: sum(prompt.num_tokens for prompt in run))
+
+
+def _longest_s(took_s: Mapping[int, float], tokens: int) -> float:
+    """What a run of so many tokens may take, by shorter ones (s by tokens): attention grows with the square."""
+    return max((seconds * (tokens / n) ** 2 for n, seconds in took_s.items() if n <= tokens <= 2 * n), default=0.0)
 
 
 def _is_needed(prompts: Sequence[_Prompt]) -> bool:

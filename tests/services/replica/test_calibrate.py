@@ -7,7 +7,7 @@ import math
 import pytest
 
 from services.cost import CostProfile, prefill_work
-from services.replica.calibrate import MIB, Effort, calibrate, describe_hardware, quantile
+from services.replica.calibrate import MIB, Effort, _longest_s, calibrate, describe_hardware, quantile
 from services.replica.online_cost import OnlineCost
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.recipe import Recipe
@@ -79,6 +79,13 @@ async def test_when_time_is_up_only_single_prompts_are_run() -> None:
         profile = await calibrate(tiny_model(), rig.loop, FakeSessionStore(), "raw", 32, 2048, effort)
     assert most == 1
     assert profile.prefill_ms(PROMPT) > 0.0
+
+
+def test_a_run_is_taken_for_as_long_as_shorter_ones_would_make_it_at_most() -> None:
+    took_s = {100: 9.0, 1000: 2.0, 2000: 3.0}
+    assert _longest_s(took_s, 2000) == pytest.approx(8.0)  # four times that of half the tokens
+    assert _longest_s(took_s, 4000) == pytest.approx(12.0)
+    assert _longest_s(took_s, 5000) == 0.0  # nothing comes near it
 
 
 @asynchronous
