@@ -102,6 +102,12 @@ class DecodeGraphs:
         self._offsets = starts.expand(-1, -1, 2).contiguous()
         self._arange = torch.arange(max_rows, device=self._device)
 
+    def capture_all(self) -> None:
+        """Capture what else the first steps of each size would have to wait for."""
+        sizes = {bucket(num_rows, len(self._rows)) for num_rows in range(1, len(self._rows) + 1)}
+        for num_rows in sorted(sizes, reverse=True):  # the largest first: the others fit into its memory
+            self._replay(num_rows)
+
     def takes(self, batch: Batch) -> bool:
         """Whether the batch only decodes, without adapters, and there is room for it."""
         if not batch.only_decodes or batch.adapter_ranges or len(batch.chunks) > len(self._rows):

@@ -30,6 +30,8 @@ class DecodeSteps(Protocol):
 
     def run(self, batch: Batch) -> torch.Tensor: ...
 
+    def capture_all(self) -> None: ...
+
 
 class ModelRunner:
     """One model, its KV memory and its attention on one device.
@@ -92,6 +94,12 @@ class ModelRunner:
         """Float32 logits [n, vocab_size] of hidden states [n, hidden_size]."""
         logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Do once what the first requests would wait for: on a GPU, capture the graphs of decoding."""
+        if self._decode_steps is not None and self.device.type == "cuda":
+            self._decode_steps.capture_all()
 
     def timer(self) -> StepTimer:
         """Started now."""

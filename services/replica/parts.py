@@ -133,7 +133,9 @@ async def running_parts(
             load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
         )
         engine_config = _engine_config(config, loaded)
-        engine = EngineLoop(_engine(folder, runner(loaded, engine_config), engine_config, loaded.eos_token_ids))
+        model_runner = runner(loaded, engine_config)
+        await asyncio.to_thread(model_runner.warm_up)
+        engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
         bytes_per_token_layer = loaded.shape.bytes_per_token_layer

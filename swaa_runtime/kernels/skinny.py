@@ -20,6 +20,7 @@ from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
 
+MEDIUM_COLUMNS = 8192
 MANY_COLUMNS = 32768
 """Outputs above this (the LM head) make enough programs of larger tiles."""
 
@@ -69,10 +70,12 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
     if rows == 1:
         # All threads together load `depth` bfloat16 in 16 bytes each. Any other depth would have x laid out otherwise
         # than the weight, and exchanged between threads, which then wait for each other in every turn of the loop.
-        return Tiles(columns=8 if many else 4, depth=512, num_warps=2, num_stages=1)
+        return Tiles(columns=2, depth=1024, num_warps=4, num_stages=1)
     if many:
         return Tiles(columns=64, depth=128, num_warps=4, num_stages=4)
-    return Tiles(columns=32 if columns >= 6144 else 16, depth=256, num_warps=4, num_stages=4)
+    if columns > MEDIUM_COLUMNS:
+        return Tiles(columns=32, depth=256, num_warps=4, num_stages=4)
+    return Tiles(columns=32, depth=128, num_warps=4, num_stages=5)
 
 
 def choose_unroll(depth: int, tiles: Tiles, *, peeled: bool) -> int:
