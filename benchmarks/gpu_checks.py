@@ -11,6 +11,7 @@ import torch
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.oracle import OracleContext, oracle_attention
 from swaa_runtime.attention.paged_triton import TritonContext
+from swaa_runtime.attention.prefix import make_prefix_attention
 from swaa_runtime.batch import ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -43,6 +44,7 @@ def check_attention(
     errors = {}
     blocks = -(-(num_tokens + 1) // size)
     storage = KVStorage(blocks + 1, size, shape.num_kv_heads, shape.head_dim, torch_dtype(shape.dtype), device)
+    prefix = make_prefix_attention("auto", shape, device)
     for name, recipe in recipes.items():
         storage.keys.normal_()
         storage.values.normal_()
@@ -53,7 +55,7 @@ def check_attention(
         for rule in set(recipe.resolve(shape.num_layers)):
             for start, stop in ((num_tokens - chunk, num_tokens), (num_tokens, num_tokens + 1)):
                 slots = torch.zeros((1, stop - start), dtype=torch.int64, device=device)
-                context = TritonContext(storage, shape, [ChunkView(0, start, stop, [rule], turns, [table])], slots)
+                context = TritonContext(storage, shape, prefix, [ChunkView(0, start, stop, [rule], turns, [table])], slots)
                 query = torch.randn(
                     (stop - start, shape.num_heads, shape.head_dim), device=device, dtype=storage.keys.dtype
                 )

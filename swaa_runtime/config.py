@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from swaa_runtime.errors import InvalidRequest
 
 AttentionBackendName = Literal["windowed", "reference", "triton"]
+DenseAttentionName = Literal["auto", "cudnn", "flash"]
 SchedulingPolicy = Literal["slack", "fcfs"]
 
 
@@ -42,6 +43,8 @@ class EngineConfig:
         attention_backend: "windowed" (linear, torch alone), "triton" (linear, our kernels, for GPUs) or "reference"
             (dense, slow, obviously right).
         skip_unseen: run only layers of which later tokens see something (`visibility.layers_needed`).
+        dense_attention: what computes a prompt's queries that see everything under the "triton" backend: "flash"
+            (flash-attn), "cudnn", or "auto", the fastest that is installed. What cannot be had is an error.
     """
 
     num_blocks: int
@@ -57,6 +60,7 @@ class EngineConfig:
     policy: SchedulingPolicy = "slack"
     attention_backend: AttentionBackendName = "windowed"
     skip_unseen: bool = True
+    dense_attention: DenseAttentionName = "auto"
 
     def __post_init__(self) -> None:
         for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens", "export_step_bytes"):
@@ -72,8 +76,13 @@ class EngineConfig:
             raise InvalidRequest("max_queued_ms", self.max_queued_ms, "must be at least 0, or None")
         if self.max_swapped_bytes < 0:
             raise InvalidRequest("max_swapped_bytes", self.max_swapped_bytes, "must be at least 0")
-        if self.policy not in ("slack", "fcfs"):
-            raise InvalidRequest("policy", self.policy, "must be 'slack' or 'fcfs'")
-        if self.attention_backend not in get_args(AttentionBackendName):
-            allowed = " or ".join(repr(name) for name in get_args(AttentionBackendName))
-            raise InvalidRequest("attention_backend", self.attention_backend, f"must be {allowed}")
+        for field, choices in (
+            ("policy", SchedulingPolicy),
+            ("attention_backend", AttentionBackendName),
+            ("dense_attention", DenseAttentionName),
+        ):
+            if getattr(self, field) not in get_args(choices):
+                allowed = " or ".join(repr(name) for name in get_args(choices))
+                raise InvalidRequest(field, getattr(self, field), f"must be {allowed}")
+        if self.dense_attention != "auto" and self.attention_backend != "triton":
+            raise InvalidRequest("dense_attention", self.dense_attention, "needs attention_backend 'triton'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from swaa_runtime.attention.backend import AttentionBackend, ChunkView, PagedContext, StepContext
+from swaa_runtime.attention.prefix import make_prefix_attention
 from swaa_runtime.attention.reference import ReferenceBackend
 from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
@@ -19,6 +21,8 @@ from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
 from swaa_runtime.upload import upload
+
+logger = logging.getLogger(__name__)
 
 ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
 
@@ -126,7 +130,9 @@ def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     check_shape(loaded.shape, config.block_size_tokens)
-    contexts = partial(TritonContext, runner.storage, loaded.shape)
+    prefix = make_prefix_attention(config.dense_attention, loaded.shape, runner.device)
+    logger.info("attention: triton, dense: %s", prefix.name)
+    contexts = partial(TritonContext, runner.storage, loaded.shape, prefix)
     decoder = gpu_decoder(loaded.model)
     if decoder.name != "fused":
         return decoder, contexts, None

@@ -2,7 +2,7 @@
 
 Every chunk is cut into runs (`visibility.query_runs`), and every run goes where it is cheapest:
 
-    a prompt's many queries that see everything    torch's dense attention on gathered keys, merged by log-sum-exp
+    a prompt's many queries that see everything    dense attention on gathered keys (see `prefix`)
     a prompt's queries that see sinks and window   tiles, each reading all of its own keys in place
     few queries: a tail, or a generated token      tiles whose keys are shared out over many programs
 """
@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.attention.dense import Partial, dense_attention, merge_partials
+from swaa_runtime.attention.prefix import PrefixAttention
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.storage import KVStorage
@@ -26,8 +25,8 @@ from swaa_runtime.shape import ModelShape
 from swaa_runtime.upload import upload
 from swaa_runtime.visibility import QueryRun, query_runs
 
-DENSE_QUERIES = 1024
-"""Dense attention takes multiples of so many queries, over pasts of a few sizes: it prepares itself for each shape."""
+DENSE_KEYS = 1024
+"""Of no more keys the tiles take all queries: one launch fewer, and none that a dense kernel prepares itself for."""
 
 SPLIT_QUERIES = 128
 """Runs of no more queries share out their keys: they alone would leave most of a GPU idle."""
@@ -73,17 +72,25 @@ class LayerPlan:
 class TritonContext:
     """The context of one step (see `backend.StepContext`); launches are planned once for layers of the same rules."""
 
-    def __init__(self, storage: KVStorage, shape: ModelShape, chunks: Sequence[ChunkView], slots: torch.Tensor) -> None:
+    def __init__(
+        self,
+        storage: KVStorage,
+        shape: ModelShape,
+        prefix: PrefixAttention,
+        chunks: Sequence[ChunkView],
+        slots: torch.Tensor,
+    ) -> None:
         """`slots`: int64 [num_layers, T], where each of the step's tokens lives in each layer."""
         self.storage = storage
         self.slots = slots
+        self._prefix = prefix
         self._chunks = chunks
         plans: dict[tuple[LayerRule, ...], LayerPlan] = {}
         self._plans: list[LayerPlan] = []
         for layer in range(len(slots)):
             rules = tuple(chunk.rules[layer] for chunk in chunks)
             if rules not in plans:
-                plans[rules] = plan_layer(chunks, rules, shape, slots.device)
+                plans[rules] = plan_layer(chunks, rules, shape, slots.device, prefix.query_multiple)
             self._plans.append(plans[rules])
         table, self._host_offsets = step_tables(chunks, len(slots), storage.block_size_tokens)
         self._table, self._offsets = upload(table, slots.device), upload(self._host_offsets, slots.device)
@@ -111,20 +118,13 @@ class TritonContext:
         return out
 
     def _dense(self, run: DenseRun, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """Queries [n, num_heads, head_dim] over everything: their own keys causally, the past in pieces."""
+        """Queries [n, num_heads, head_dim] over everything up to themselves."""
         at = int(self._host_offsets[layer, run.chunk, 0])
         blocks = self._table[at : at - (-run.stop // self.storage.block_size_tokens)]
         key, value = (
-            kv.index_select(0, blocks).flatten(0, 1)[: run.stop].transpose(0, 1).unsqueeze(0)
-            for kv in (self.storage.keys, self.storage.values)
+            kv.index_select(0, blocks).flatten(0, 1)[: run.stop] for kv in (self.storage.keys, self.storage.values)
         )
-        rows = query.transpose(0, 1).unsqueeze(0)
-        parts: list[Partial] = [
-            dense_attention(rows, key[:, :, run.start :], value[:, :, run.start :], scale, causal=True)
-        ]
-        for low, high in pairwise(past_pieces(run.start)):
-            parts.append(dense_attention(rows, key[:, :, low:high], value[:, :, low:high], scale))
-        return merge_partials(parts)[0].transpose(0, 1)
+        return self._prefix.attend(query, key, value, scale)
 
 
 def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
@@ -134,19 +134,17 @@ def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
             raise ModelNotSupported(f"{name} is {size}: Triton's kernels need a power of two of at least {MIN_SIZE}")
 
 
-def past_pieces(num_tokens: int) -> list[int]:
-    """Edges that cut [0, num_tokens) into pieces of few different sizes: powers of two, the largest first."""
-    edges = [0]
-    for bit in reversed(range(num_tokens.bit_length())):
-        if num_tokens & (1 << bit):
-            edges.append(edges[-1] + (1 << bit))
-    return edges
-
-
 def plan_layer(
-    chunks: Sequence[ChunkView], rules: Sequence[LayerRule], shape: ModelShape, device: torch.device
+    chunks: Sequence[ChunkView],
+    rules: Sequence[LayerRule],
+    shape: ModelShape,
+    device: torch.device,
+    dense_multiple: int,
 ) -> LayerPlan:
-    """Where the queries of each chunk go, in layers in which chunk i attends by rules[i]."""
+    """Where the queries of each chunk go, in layers in which chunk i attends by rules[i].
+
+    Dense attention is given multiples of `dense_multiple` queries.
+    """
     dense: list[DenseRun] = []
     whole: list[tuple[int, QueryRun]] = []
     shared: list[tuple[int, QueryRun]] = []
@@ -157,8 +155,8 @@ def plan_layer(
                 shared.append((index, run))
                 continue
             num_dense = 0
-            if run.sees_all and run.stop > DENSE_QUERIES:
-                num_dense = count - count % DENSE_QUERIES
+            if run.sees_all and run.stop > DENSE_KEYS:
+                num_dense = count - count % dense_multiple
                 if num_dense:
                     dense.append(DenseRun(index, chunk.row + run.start - chunk.start, run.start, run.start + num_dense))
             if num_dense < count:
