@@ -55,7 +55,8 @@ def check_attention(
         for rule in set(recipe.resolve(shape.num_layers)):
             for start, stop in ((num_tokens - chunk, num_tokens), (num_tokens, num_tokens + 1)):
                 slots = torch.zeros((1, stop - start), dtype=torch.int64, device=device)
-                context = TritonContext(storage, shape, prefix, [ChunkView(0, start, stop, [rule], turns, [table])], slots)
+                view = ChunkView(0, start, stop, [rule], turns, [table])
+                context = TritonContext(storage, shape, prefix, [view], slots)
                 query = torch.randn(
                     (stop - start, shape.num_heads, shape.head_dim), device=device, dtype=storage.keys.dtype
                 )

@@ -4,8 +4,8 @@
     keys        |#######################|################|
     queries                             |################|    query i sees the keys up to position start + i
 
-flash-attn takes this as one call, since its causal mask ends at the last key; it prepares itself once. cuDNN's begins at
-the first key, so there it is pieces, merged by log-sum-exp, of few different sizes: it prepares itself for each size.
+flash-attn takes this as one call, since its causal mask ends at the last key; it prepares itself once. cuDNN's begins
+at the first key, so there it is pieces, merged by log-sum-exp, of few different sizes: it prepares itself for each.
 
 Shapes: query [n, num_heads, head_dim]; key, value [stop, num_kv_heads, head_dim]; the result is the query's.
 """
@@ -116,8 +116,9 @@ def make_prefix_attention(choice: DenseAttentionName, shape: ModelShape, device:
     dtype: torch.dtype = getattr(torch, shape.dtype)
     takes_half = device.type == "cuda" and dtype in HALF
     if choice in ("flash", "cudnn") and not takes_half:
+        has = f"{device.type}, {shape.dtype}"
         raise ModelNotSupported(
-            f"dense_attention {choice!r} needs a CUDA device and bfloat16 or float16: this is {device.type}, {shape.dtype}"
+            f"dense_attention {choice!r} needs a CUDA device and bfloat16 or float16; this is {has}"
         )
     if choice == "cudnn" or not takes_half:
         return PiecewisePrefix("cudnn" if takes_half else "torch")
