@@ -193,11 +193,11 @@ def main() -> None:
     print("\n" + json.dumps(summary))
 
 
-def flash_version() -> str | None:
+def flash_version() -> str:
     """Of the flash-attn in use, as its package says."""
     flash = find_flash(None)
     if flash is None:
-        return None
+        return "none"
     try:
         return f"{flash.name} {importlib.metadata.version(flash.name.removesuffix('-2').removesuffix('-3'))}"
     except importlib.metadata.PackageNotFoundError:

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
 from services.telemetry.logs import LogFormat
-from swaa_runtime.config import AttentionBackendName, SchedulingPolicy
+from swaa_runtime.config import AttentionBackendName, DenseAttentionName, SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -52,6 +52,9 @@ class ServeConfig(BaseSettings):
     )
     attention_backend: AttentionBackendName = Field(
         "windowed", description="windowed: torch alone; triton: our kernels, for GPUs; reference: slow, to compare"
+    )
+    dense_attention: DenseAttentionName = Field(
+        "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
     )
     kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
     block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")

@@ -44,7 +44,7 @@ class EngineConfig:
             (dense, slow, obviously right).
         skip_unseen: run only layers of which later tokens see something (`visibility.layers_needed`).
         dense_attention: what computes a prompt's queries that see everything under the "triton" backend: "flash"
-            (flash-attn), "cudnn", or "auto", the fastest that is installed. What cannot be had is an error.
+            (flash-attn), "cudnn", or "auto", the faster. What cannot be had is an error.
     """
 
     num_blocks: int

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from swaa_runtime.attention.backend import AttentionBackend, ChunkView, PagedContext, StepContext
-from swaa_runtime.attention.prefix import make_prefix_attention
+from swaa_runtime.attention.prefix import PrefixAttention, make_prefix_attention
 from swaa_runtime.attention.reference import ReferenceBackend
 from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
@@ -38,7 +38,7 @@ class DecodeSteps(Protocol):
 
 
 class ModelRunner:
-    """One model, its KV memory and its attention on one device.
+    """One model, its KV memory and its attention on one device; `attention_name` says in words which attention.
 
     With the "triton" backend the decoder is ours where it can be, and then decoding runs as CUDA graphs.
     """
@@ -59,11 +59,15 @@ class ModelRunner:
         self._lm_head: Any = loaded.model.get_output_embeddings()
         self._contexts: ContextFactory
         self._decode_steps: DecodeSteps | None = None
+        self.attention_name: str = config.attention_backend
         if config.attention_backend == "triton":
-            self._decoder, self._contexts, self._decode_steps = _on_triton(self, loaded, config)
+            prefix = make_prefix_attention(config.dense_attention, loaded.shape, self.device)
+            self.attention_name = f"triton (dense: {prefix.name})"
+            self._decoder, self._contexts, self._decode_steps = _on_triton(self, loaded, config, prefix)
         else:
             self._decoder = TransformersDecoder(loaded.model)
             self._contexts = partial(PagedContext, self.storage, make_backend(config.attention_backend))
+        logger.info("attention: %s, decoder: %s", self.attention_name, self._decoder.name)
 
     @property
     def decoder_name(self) -> str:
@@ -118,7 +122,7 @@ def make_backend(name: AttentionBackendName) -> AttentionBackend:
 TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]
 
 
-def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -> TritonParts:
+def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, prefix: PrefixAttention) -> TritonParts:
     """Decoder, contexts and decoding steps on Triton's kernels, which are imported only here: a CPU need not have them.
 
     Raises:
@@ -130,8 +134,6 @@ def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig) -
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     check_shape(loaded.shape, config.block_size_tokens)
-    prefix = make_prefix_attention(config.dense_attention, loaded.shape, runner.device)
-    logger.info("attention: triton, dense: %s", prefix.name)
     contexts = partial(TritonContext, runner.storage, loaded.shape, prefix)
     decoder = gpu_decoder(loaded.model)
     if decoder.name != "fused":

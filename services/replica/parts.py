@@ -51,6 +51,7 @@ class Parts:
     loaded: LoadedModel
     engine: EngineLoop
     engine_config: EngineConfig
+    attention_name: str
     store: Store
     quotas: RedisQuotas
     replica: Replica
@@ -150,7 +151,17 @@ async def running_parts(
         )
         stack.push_async_callback(replica.close)
         engine_metrics = EngineMetrics(telemetry.registry, lambda: engine.call(Engine.usage))
-        yield Parts(folder, loaded, engine, engine_config, store, redis.quotas(), replica, engine_metrics)
+        yield Parts(
+            folder,
+            loaded,
+            engine,
+            engine_config,
+            model_runner.attention_name,
+            store,
+            redis.quotas(),
+            replica,
+            engine_metrics,
+        )
 
 
 @contextlib.asynccontextmanager
@@ -179,6 +190,7 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
+        dense_attention=config.dense_attention,
         max_queued_ms=config.max_queued_ms,
         max_swapped_bytes=config.swap_memory_mib << 20,
         policy=config.scheduling_policy,
@@ -195,7 +207,7 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
     With an `effort`, it is measured in any case. Kept in the cache folder.
     """
     hardware = describe_hardware(parts.loaded.model.device)
-    at = f"{hardware} {config.max_step_tokens} {config.attention_backend} {config.session_kv_format}"
+    at = f"{hardware} {config.max_step_tokens} {parts.attention_name} {config.session_kv_format}"
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +253,7 @@ def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
     return ModelFacts(
         fingerprint=loaded.fingerprint,
         device=describe_hardware(loaded.model.device),
-        attention_backend=parts.engine_config.attention_backend,
+        attention_backend=parts.attention_name,
         shape=loaded.shape,
         max_session_tokens=parts.engine_config.max_model_tokens,
         eos_token_ids=loaded.eos_token_ids,

@@ -62,6 +62,7 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DEVICE", "tpu"),
         ("DTYPE", "int4"),
         ("ATTENTION_BACKEND", "magic"),
+        ("DENSE_ATTENTION", "magic"),
         ("LOG_LEVEL", "loud"),
         ("DRAIN_S", "-1"),
         ("REPLICA_PORT", "65536"),

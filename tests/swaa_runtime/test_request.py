@@ -96,6 +96,8 @@ def test_a_recipe_that_the_model_cannot_follow_is_refused() -> None:
         ({"num_blocks": 1}, "num_blocks"),
         ({"max_step_tokens": 7, "max_running": 8}, "max_step_tokens"),
         ({"attention_backend": "flash"}, "attention_backend"),
+        ({"attention_backend": "triton", "dense_attention": "fast"}, "dense_attention"),
+        ({"dense_attention": "flash"}, "dense_attention"),
     ],
 )
 def test_an_engine_configuration_out_of_bounds_is_refused_by_name(change: dict[str, Any], field: str) -> None:

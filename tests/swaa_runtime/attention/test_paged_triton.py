@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,11 +22,11 @@ from swaa_runtime.attention.paged_triton import (
     DenseRun,
     TritonContext,
     check_shape,
-    device_tables,
     num_splits,
-    past_pieces,
     plan_layer,
+    step_tables,
 )
+from swaa_runtime.attention.prefix import PiecewisePrefix
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
@@ -100,9 +100,10 @@ class Step:
         key, value = torch.cat(parts, dim=1).transpose(1, 2)
         return key, value
 
-    def check(self) -> None:
+    def check(self, dense_multiple: int = 16) -> None:
         """All layers in turn, by a decoder that stores K and V itself and by one that does not."""
-        context = TritonContext(self.storage, self.shape, self.chunks, self.slots)
+        prefix = PiecewisePrefix("torch", dense_multiple)
+        context = TritonContext(self.storage, self.shape, prefix, self.chunks, self.slots)
         for layer in range(self.shape.num_layers):
             want = torch.cat(
                 [
@@ -158,8 +159,8 @@ def parts(draw: st.DrawFn, num_layers: int) -> Part:
 def test_any_step_equals_the_oracle(
     mix: list[Part], heads: tuple[int, int], dense: int, split: int, programs: int
 ) -> None:
-    with planned(paged_reference.paged_attention, DENSE_QUERIES=dense, SPLIT_QUERIES=split, PROGRAMS=programs):
-        Step(mix, model_shape(2, *heads)).check()
+    with planned(paged_reference.paged_attention, DENSE_KEYS=dense, SPLIT_QUERIES=split, PROGRAMS=programs):
+        Step(mix, model_shape(2, *heads)).check(dense)
 
 
 def test_all_ways_at_once_through_the_kernel() -> None:
@@ -171,7 +172,7 @@ def test_all_ways_at_once_through_the_kernel() -> None:
         Part(50, 51, (sliding, back), (Turn(0, 51),)),
         Part(33, 34, (sliding, back), (Turn(0, 20, 28), Turn(28, 32))),
     ]
-    with planned(DENSE_QUERIES=16, SPLIT_QUERIES=4, PROGRAMS=16):
+    with planned(DENSE_KEYS=16, SPLIT_QUERIES=4, PROGRAMS=16):
         Step(chunks, model_shape()).check()
 
 
@@ -188,13 +189,13 @@ def test_layers_of_the_same_rules_are_planned_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(paged_triton, "plan_layer", plan)
     rules = Recipe(window=20, full_layers="1::2").resolve(6)
     step = Step([Part(0, 5, rules), Part(8, 9, rules)], model_shape(6))
-    TritonContext(step.storage, step.shape, step.chunks, step.slots)
+    TritonContext(step.storage, step.shape, PiecewisePrefix("torch"), step.chunks, step.slots)
     assert planned_for == [(rules[0], rules[0]), (rules[1], rules[1])]
 
 
 def plan_of(part: Part) -> paged_triton.LayerPlan:
     chunk = ChunkView(7, part.start, part.stop, part.rules, part.turns, [[]])
-    return plan_layer([chunk], part.rules, model_shape(1, 32, 8), torch.device("cpu"))
+    return plan_layer([chunk], part.rules, model_shape(1, 32, 8), torch.device("cpu"), 1024)
 
 
 def test_long_full_attention_is_dense_in_whole_pieces_and_the_rest_is_tiles() -> None:
@@ -235,29 +236,19 @@ def test_splits_are_a_power_of_two_that_fills_a_gpu_but_no_more(num_programs: in
     assert splits == MAX_SPLITS or 2 * splits * num_programs > PROGRAMS
 
 
-@given(st.integers(0, 1 << 20))
-def test_a_past_is_cut_into_few_pieces_of_few_sizes(num_tokens: int) -> None:
-    edges = past_pieces(num_tokens)
-    sizes = [high - low for low, high in pairwise(edges)]
-    assert (edges[0], edges[-1]) == (0, num_tokens)
-    assert sizes == sorted(set(sizes), reverse=True)
-    assert all(size & (size - 1) == 0 for size in sizes)
-
-
 def test_a_step_sends_only_block_ids_that_it_sees() -> None:
     """Of a million tokens those of the sinks and the window, in layers that see no more."""
     rules = (LayerRule(2048, 64), LayerRule(), LayerRule(2048), LayerRule(2048, full_tail=3))
     turns = (Turn(0, 1_000_000),)
     num_blocks = 1_000_000 // BLOCK
     tables = [list(range(layer * num_blocks, (layer + 1) * num_blocks)) for layer in range(4)]
-    cpu = torch.device("cpu")
     for start, stop, seen in (
         (500_000, 500_016, (True, False, True, True)),
         (999_990, 1_000_000, (True, False, True, False)),
     ):
         chunk = ChunkView(0, start, stop, rules, turns, tables)
-        table, offsets = device_tables([chunk], 4, BLOCK, cpu)
-        assert table.dtype == torch.int32
+        table, offsets = step_tables([chunk], 4, BLOCK)
+        assert table.dtype == np.int32
         first, last = (start - 2047) // BLOCK, (stop - 1) // BLOCK
         near = last + 1 - first
         sent = [near + 4 if layer == 0 else near if windowed else last + 1 for layer, windowed in enumerate(seen)]
