@@ -154,7 +154,7 @@ class Engine:
         shape, limit = self.runner.shape, self.config.max_model_tokens
         if request.request_id in self._live:
             raise InvalidRequest("request_id", request.request_id, "is in use")
-        for token_id in request.token_ids:
+        for token_id in (min(request.token_ids), max(request.token_ids)):
             if not 0 <= token_id < shape.vocab_size:
                 raise InvalidRequest("token_ids", token_id, f"must be in 0..{shape.vocab_size - 1}")
         self.runner.adapters.check(request.recipe)

@@ -88,14 +88,13 @@ class ModelRunner:
             upload(array, self.device)
             for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
         )
+        num_layers = batch.num_layers if self._skip_unseen else self.shape.num_layers
+        if num_layers < self.shape.num_layers:
+            # A later chunk's first queries, which nobody needs either, read some of it beside what others need.
+            self.storage.clear(slots[num_layers:].flatten())
         with self.adapters.active.during(batch.adapter_rows(self.device)):
-            return self._decoder.forward(
-                token_ids,
-                positions,
-                self._contexts(batch.chunks, slots),
-                rows,
-                batch.num_layers if self._skip_unseen else None,
-            )
+            context = self._contexts(batch.chunks, slots)
+            return self._decoder.forward(token_ids, positions, context, rows, num_layers)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,8 @@ def layers_needed(rules: Sequence[LayerRule], prompt_stop: int, start: int, stop
         rule = rules[layer]
         wanted = 0 if rule.window is None or rule.looks_back else max(0, wanted - rule.window + 1)
         wanted -= wanted % block_size_tokens
-        if start < rule.sink_tokens or stop > wanted:
+        sinks = -(-rule.sink_tokens // block_size_tokens) * block_size_tokens
+        if start < sinks or stop > wanted:
             return layer + 1
     return 0
 

@@ -89,8 +89,8 @@ class KVCacheManager:
     def extend(self, request: Request, stop: int) -> None:
         """Make every layer's table cover tokens [0, stop), allocating what lies past its end."""
         num_blocks = _ceil_div(stop, self.block_size_tokens)
-        if len(request.block_tables[0]) >= num_blocks:
-            return  # tables grow together, and most next tokens need no new block
+        if min(map(len, request.block_tables)) >= num_blocks:
+            return  # most next tokens need no new block
         for table in request.block_tables:
             if (missing := num_blocks - len(table)) > 0:
                 table += self.pool.allocate_many(missing, after=table[-1] if table else NULL_BLOCK)

@@ -45,6 +45,11 @@ class KVStorage:
         self.keys.flatten(0, 1).index_copy_(0, slots, keys)
         self.values.flatten(0, 1).index_copy_(0, slots, values)
 
+    def clear(self, slots: torch.Tensor) -> None:
+        """Store zeros at flat token slots, int64 [n]."""
+        self.keys.flatten(0, 1).index_fill_(0, slots, 0.0)
+        self.values.flatten(0, 1).index_fill_(0, slots, 0.0)
+
     def gather(self, block_table: Sequence[int], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of tokens [start, stop), each [stop - start, num_kv_heads, head_dim].
 

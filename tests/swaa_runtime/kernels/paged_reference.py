@@ -29,7 +29,7 @@ def paged_attention(
         first = max(start - window + 1, 0) // size
         num_sinks = min(-(-sinks // size), first)
         blocks = [*range(num_sinks), *range(first, -(-stop // size))]
-        ids = work.table[[sinks_at + block if block < num_sinks else near + block for block in blocks]].long()
+        ids = work.table.flatten()[[sinks_at + block if block < num_sinks else near + block for block in blocks]].long()
         position = torch.tensor([block * size + at for block in blocks for at in range(size)])
         written = position < stop
         key, value = (
