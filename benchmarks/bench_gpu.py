@@ -94,7 +94,7 @@ class Bench:
         num_tokens: int,
         max_running: int = 1,
         step_tokens: int | None = None,
-        skip_unseen: bool = True,
+        skip_unseen: bool = False,
     ) -> Engine:
         """An engine with room for so many sequences of so many tokens under a recipe."""
         step_tokens = step_tokens or self.args.step_tokens

@@ -59,7 +59,7 @@ class EngineConfig:
     max_swapped_bytes: int = 1 << 30
     policy: SchedulingPolicy = "slack"
     attention_backend: AttentionBackendName = "windowed"
-    skip_unseen: bool = True
+    skip_unseen: bool = False
     dense_attention: DenseAttentionName = "auto"
 
     def __post_init__(self) -> None:
