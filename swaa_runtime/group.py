@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import FileStore  # torch.distributed has it, but does not say so
 
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo"
@@ -30,7 +32,13 @@ class Group:
     """One rank's end of it. All ranks must call the same operations in the same order, with the same shapes."""
 
     def __init__(
-        self, rank: int, size: int, folder: Path, device: torch.device, num_pieces: int = 2, timeout_s: float = TIMEOUT_S
+        self,
+        rank: int,
+        size: int,
+        folder: Path,
+        device: torch.device,
+        num_pieces: int = 2,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Meet the other ranks in `folder`; returns when all are there.
 
@@ -45,21 +53,21 @@ class Group:
         self.size = size
         self.device = device
         self.num_pieces = num_pieces
-        store = distributed.FileStore(str(folder / "ranks"), size)
+        store = FileStore(str(folder / "ranks"), size)
         store.set_timeout(timedelta(seconds=timeout_s))
         make = _nccl if device.type == "cuda" else _gloo
         self._group: Any = make(store, rank, size, timedelta(seconds=timeout_s))
         self.sum(torch.zeros(1, device=device))  # connects; what cannot work fails here
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Add up the tensors of all ranks, in place; in the order of the stream, so it can be captured in a CUDA graph."""
+        """Add up the tensors of all ranks, in place, and in the stream's order: a CUDA graph may record it."""
         options = distributed.AllreduceOptions()
         options.asyncOp = False
         self._group.allreduce([x], options).wait()
         return x
 
     def start_sum(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """The same beside what is computed next; the sum is that of the returned function, called on the same stream."""
+        """The same beside what is computed next. The returned function gives the sum, on the same stream."""
         work = self._group.allreduce([x])
 
         def summed() -> torch.Tensor:
@@ -72,7 +80,7 @@ class Group:
         """Cut so many rows, so that the sum of one piece is under way while the next is computed."""
         count = max(1, min(self.num_pieces, num_rows // PIECE_ROWS))
         edges = [num_rows * at // count for at in range(count + 1)]
-        return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+        return [slice(low, high) for low, high in pairwise(edges)]
 
     def all_parts(self, part: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's tensor, in the order of ranks: all of one shape and dtype, contiguous."""
@@ -94,7 +102,7 @@ class Group:
 
 
 def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    options = distributed.ProcessGroupGloo._Options()
+    options: Any = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined] # of 2.13, not of its stubs
     options._devices = [distributed.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
     options._timeout = timeout
     return distributed.ProcessGroupGloo(store, rank, size, options)

@@ -63,7 +63,11 @@ class TransformersDecoder:
 
 
 def gpu_decoder(model: Any, group: Group | None = None) -> Decoder:
-    """The fused decoder (of this rank's part, if there is a group), or transformers' for what it does not cover (mixtures of experts)."""
+    """The fused decoder, or transformers' for what it does not cover (mixtures of experts).
+
+    Args:
+        group: whose part of a model it is; see `shard_model`.
+    """
     from swaa_runtime.model.fused import fused_decoder
 
     try:

@@ -229,20 +229,18 @@ class FusedDecoder:
             x = sums[at]()
             hidden, _ = add_rms_norm(x, residual[piece], layer.mlp_norm.weight, layer.mlp_norm.eps, x)
             sums[at] = self._start_sum(layer.down(self._gate(layer.gate_up, hidden), linear))
-        out: torch.Tensor | None = None
-        for piece, summed in zip(pieces, sums, strict=True):
-            x = summed()
-            hidden, _ = add_rms_norm(x, residual[piece], layer.next_norm.weight, layer.next_norm.eps, x)
-            if len(pieces) == 1:
-                return hidden if layer.next_qkv is None else layer.next_qkv(hidden, linear)
-            if out is None:
-                width = hidden.shape[1] if layer.next_qkv is None else len(layer.next_qkv.weight)
-                out = hidden.new_empty(len(attended), width)
-            if layer.next_qkv is None:
-                out[piece] = hidden
-            else:
-                layer.next_qkv(hidden, linear, out[piece])
-        return out
+        normed = (
+            add_rms_norm(x, residual[piece], layer.next_norm.weight, layer.next_norm.eps, x)[0]
+            for piece, x in zip(pieces, (summed() for summed in sums), strict=True)
+        )
+        if layer.next_qkv is None:
+            return _joined(list(normed))
+        if len(pieces) == 1:
+            return layer.next_qkv(next(normed), linear)
+        qkv = attended.new_empty(len(attended), len(layer.next_qkv.weight))
+        for piece, x in zip(pieces, normed, strict=True):
+            layer.next_qkv(x, linear, qkv[piece])
+        return qkv
 
     def _pieces(self, num_rows: int) -> list[slice]:
         """What is computed at a time of what is row by row."""
@@ -296,6 +294,10 @@ def check_fusable(model: Any) -> None:
             linear = _base(module)
             if type(linear) is not torch.nn.Linear or linear.weight.dtype != model.dtype:
                 raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {type(linear).__name__}")
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _base(module: Any) -> Any:

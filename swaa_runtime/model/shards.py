@@ -24,9 +24,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 def check_shardable(config: Any, size: int) -> None:
     """Raise ModelNotSupported unless so many ranks can compute the model of a transformers configuration together."""
     if config.model_type not in MODEL_TYPES:
-        raise ModelNotSupported(
-            f"model_type is {config.model_type!r}: tensor parallelism has {', '.join(MODEL_TYPES)}"
-        )
+        raise ModelNotSupported(f"model_type is {config.model_type!r}: tensor parallelism has {', '.join(MODEL_TYPES)}")
     for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
         count = getattr(config, name)
         if count % size:

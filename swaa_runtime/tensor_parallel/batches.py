@@ -1,8 +1,8 @@
 """Batches as rank 0 tells them to the other ranks: of a request's block tables, only what they have not been told.
 
 Tables grow at their end, and blocks that nobody sees any more become null. While a request computes on where it
-stopped, what was told of it before stays right (freed blocks aside, which are not read): only new blocks are told. In any
-other case, as after a restored state, all of it is told anew.
+stopped, what was told of it before stays right (freed blocks aside, which are not read): only new blocks are told. In
+any other case, as after a restored state, all of it is told anew.
 """
 
 from __future__ import annotations
@@ -99,25 +99,27 @@ class BatchTeller:
         stop = -(-chunk.stop // self._size)
         blocks = np.array([table[first:stop] for table in chunk.block_tables], dtype=np.int32)
         if told is None:
-            number, rules, turns = self._next_number, chunk.rules, chunk.turns
+            number = self._next_number
             self._next_number += 1
         else:
             number = told.number
-            rules = None if told.rules is chunk.rules else chunk.rules
-            turns = None if told.turns is chunk.turns else chunk.turns
+        rules = None if told is not None and told.rules is chunk.rules else chunk.rules
+        turns = None if told is not None and told.turns is chunk.turns else chunk.turns
         self._told[id(chunk.block_tables)] = _Told(number, chunk.block_tables, chunk.stop, chunk.rules, chunk.turns)
         return ToldChunk(number, chunk.row, chunk.start, chunk.stop, first, blocks, rules, turns)
 
 
 @dataclass(slots=True)
 class _Heard:
+    """What this rank knows of a request."""
+
     block_tables: list[list[int]]
-    rules: Sequence[LayerRule]
-    turns: Sequence[Turn]
+    rules: Sequence[LayerRule] = ()
+    turns: Sequence[Turn] = ()
 
 
 class BatchListener:
-    """The others' side: batches whose chunks have the same tables, rules and turns, as objects, as long as they should."""
+    """The others' side: a request's chunks have the same tables, rules and turns, as objects, while rank 0's have."""
 
     def __init__(self) -> None:
         self._heard: dict[int, _Heard] = {}
@@ -139,11 +141,13 @@ class BatchListener:
         )
 
     def _chunk(self, told: ToldChunk) -> ChunkView:
-        heard = self._heard.get(told.number)
-        if heard is None:
-            heard = self._heard[told.number] = _Heard([[] for _ in told.blocks], told.rules or (), told.turns or ())
-        heard.rules = heard.rules if told.rules is None else told.rules
-        heard.turns = heard.turns if told.turns is None else told.turns
+        if told.number not in self._heard:
+            self._heard[told.number] = _Heard([[] for _ in told.blocks])
+        heard = self._heard[told.number]
+        if told.rules is not None:
+            heard.rules = told.rules
+        if told.turns is not None:
+            heard.turns = told.turns
         for table, blocks in zip(heard.block_tables, told.blocks.tolist(), strict=True):
             table[told.first_block :] = blocks
         return ChunkView(told.row, told.start, told.stop, heard.rules, heard.turns, heard.block_tables)

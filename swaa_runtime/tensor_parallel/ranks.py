@@ -1,6 +1,6 @@
-"""All ranks, as rank 0 has them: itself, and the others as child processes that it starts, orders about, watches and ends.
+"""All ranks, as rank 0 has them: itself, and the others as child processes that it starts, orders, watches and ends.
 
-When one of them is gone, operations that wait for it are aborted, and all that is asked from then on raises EngineFailed.
+When one of them is gone, what waits for it is aborted, and all that is asked from then on raises EngineFailed.
 """
 
 from __future__ import annotations

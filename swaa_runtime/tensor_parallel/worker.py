@@ -1,4 +1,4 @@
-"""The process of a rank other than the first: loads its part of the model, then does as rank 0 says until that is gone."""
+"""The process of a rank other than the first: loads its part of the model, then obeys rank 0 until that is gone."""
 
 from __future__ import annotations
 
