@@ -59,6 +59,15 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmUp:
+    """See ModelRunner.warm_up."""
+
+    def obey(self, rank: Rank) -> None:
+        """On this rank."""
+        rank.runner.warm_up()
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """See ModelRunner.run."""
 

@@ -9,7 +9,7 @@ from swaa_runtime.config import EngineConfig
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.tensor_parallel.batches import BatchTeller
 from swaa_runtime.tensor_parallel.memory import SharedMemory
-from swaa_runtime.tensor_parallel.orders import Build, Run
+from swaa_runtime.tensor_parallel.orders import Build, Run, WarmUp
 from swaa_runtime.tensor_parallel.ranks import Ranks
 
 
@@ -30,6 +30,12 @@ class SharedRunner(ModelRunner):
         self._ranks.order(Run(self._teller.tell(batch)))
         with self._ranks.together():
             return super().run(batch)
+
+    def warm_up(self) -> None:
+        """See ModelRunner.warm_up."""
+        self._ranks.order(WarmUp())
+        with self._ranks.together():
+            super().warm_up()
 
     def check(self) -> None:
         """See ModelRunner.check."""
