@@ -113,7 +113,11 @@ class Bench:
             attention_backend="triton",
             skip_unseen=skip_unseen,
         )
-        return Engine(ModelRunner(self.loaded, config), config, NoText(), ())
+        return Engine(self.runner(config), config, NoText(), ())
+
+    def runner(self, config: EngineConfig) -> ModelRunner:
+        """What runs the model."""
+        return ModelRunner(self.loaded, config)
 
     def linear_flops(self, num_tokens: int) -> float:
         """Operations of all matmuls of the layers for so many tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -75,24 +75,32 @@ def check_attention(
 
 
 def check_tokens(
-    loaded: LoadedModel, recipes: Mapping[str, Recipe], num_tokens: int, chunk: int, size: int
+    loaded: LoadedModel,
+    recipes: Mapping[str, Recipe],
+    num_tokens: int,
+    chunk: int,
+    size: int,
+    make_runner: Callable[[EngineConfig], ModelRunner] | None = None,
 ) -> dict[str, float]:
     """Relative error of the logits of one prompt and 3 generated tokens, by recipe, in chunks.
 
     The twin is transformers' own layers with the oracle's attention, in one forward and in float32. In bfloat16 these
     are off as well, by rounding alone: that error is the measure.
 
+    Args:
+        make_runner: of the same model; a ModelRunner if absent.
+
     Raises:
         AssertionError: if ours is clearly larger, or no number.
     """
-    errors = {}
+    errors: dict[str, float] = {}
     twin = copy.deepcopy(loaded.model).float()
     config = EngineConfig(
         num_blocks=2 + loaded.shape.num_layers * (num_tokens // size + 2), max_model_tokens=num_tokens + 8,
         block_size_tokens=size, max_step_tokens=chunk, max_running=1, attention_backend="triton",
     )  # fmt: skip
     for name, recipe in recipes.items():
-        runner = ModelRunner(loaded, config)
+        runner = ModelRunner(loaded, config) if make_runner is None else make_runner(config)
         manager = KVCacheManager(config.num_blocks, size, chunk)
         tokens = torch.randint(3, loaded.shape.vocab_size, (num_tokens,)).tolist()
         request = new_request("check", tokens, recipe, loaded.shape.num_layers, SamplingParams(max_tokens=8))

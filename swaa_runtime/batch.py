@@ -54,7 +54,7 @@ class Batch:
 
         A prompt's last token alone is none: it may see less than a generated one, or more (DESIGN §3).
         """
-        if len(self.sampled) < len(self.token_ids):
+        if len(self.sampled_rows) < len(self.token_ids):
             return False
         return all(chunk.start >= chunk.turns[-1].generated_start for chunk in self.chunks)
 

@@ -145,7 +145,8 @@ class DecodeGraphs:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         pool: Any = next((other.pool() for other, _ in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool):  # they run one at a time, so they share memory
+        # They run one at a time, so they share memory. What other threads do on the device is not recorded.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits = self._forward(num_rows)
         self._inputs.copy_(kept)
         return graph, logits

@@ -239,6 +239,7 @@ class Engine:
         outputs = [output for chunk in scheduled for output in self._advance(chunk)]
         self._observe_unfinished()
         sampled = self._sample(batch, logits) if batch.sampled else []
+        self.runner.check()
         timer.stop()
         self._unfinished = (scheduled, timer)
         if sampled or timer.is_done():

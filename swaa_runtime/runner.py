@@ -16,7 +16,7 @@ from swaa_runtime.attention.windowed import WindowedBackend
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import AttentionBackendName, EngineConfig
 from swaa_runtime.errors import ModelNotSupported
-from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.kv_cache.storage import KVStorage, StateMemory
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
@@ -41,32 +41,39 @@ class ModelRunner:
     """One model, its KV memory and its attention on one device; `attention_name` says in words which attention.
 
     With the "triton" backend the decoder is ours where it can be, and then decoding runs as CUDA graphs.
+
+    Attributes:
+        shape: of the whole model.
+        part: KV memory of what this process computes of it.
+        storage: KV memory as states are copied out of and into it: all heads.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
         self.device: torch.device = loaded.model.device
         self._skip_unseen = config.skip_unseen
-        self.storage = KVStorage(
+        shape = loaded.part_shape
+        self.part = KVStorage(
             config.num_blocks,
             config.block_size_tokens,
-            loaded.shape.num_kv_heads,
-            loaded.shape.head_dim,
-            torch_dtype(loaded.shape.dtype),
+            shape.num_kv_heads,
+            shape.head_dim,
+            torch_dtype(shape.dtype),
             self.device,
         )
+        self.storage: StateMemory = self.part
         self.adapters = loaded.adapters
         self._lm_head: Any = loaded.model.get_output_embeddings()
         self._contexts: ContextFactory
         self._decode_steps: DecodeSteps | None = None
         self.attention_name: str = config.attention_backend
         if config.attention_backend == "triton":
-            prefix = make_prefix_attention(config.dense_attention, loaded.shape, self.device)
+            prefix = make_prefix_attention(config.dense_attention, shape, self.device)
             self.attention_name = f"triton (dense: {prefix.name})"
-            self._decoder, self._contexts, self._decode_steps = _on_triton(self, loaded, config, prefix)
+            self._decoder, self._contexts, self._decode_steps = _on_triton(self.part, loaded, config, prefix)
         else:
             self._decoder = TransformersDecoder(loaded.model)
-            self._contexts = partial(PagedContext, self.storage, make_backend(config.attention_backend))
+            self._contexts = partial(PagedContext, self.part, make_backend(config.attention_backend))
         logger.info("attention: %s, decoder: %s", self.attention_name, self._decoder.name)
 
     @property
@@ -91,7 +98,7 @@ class ModelRunner:
         num_layers = batch.num_layers if self._skip_unseen else self.shape.num_layers
         if num_layers < self.shape.num_layers:
             # A later chunk's first queries, which nobody needs either, read some of it beside what others need.
-            self.storage.clear(slots[num_layers:].flatten())
+            self.part.clear(slots[num_layers:].flatten())
         with self.adapters.active.during(batch.adapter_rows(self.device)):
             context = self._contexts(batch.chunks, slots)
             return self._decoder.forward(token_ids, positions, context, rows, num_layers)
@@ -108,6 +115,9 @@ class ModelRunner:
         if self._decode_steps is not None and self.device.type == "cuda":
             self._decode_steps.capture_all()
 
+    def check(self) -> None:
+        """Raise EngineFailed if what was computed last cannot be trusted, as somebody who took part has ended."""
+
     def timer(self) -> StepTimer:
         """Started now."""
         return CudaTimer() if self.device.type == "cuda" else HostTimer()
@@ -121,7 +131,7 @@ def make_backend(name: AttentionBackendName) -> AttentionBackend:
 TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]
 
 
-def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, prefix: PrefixAttention) -> TritonParts:
+def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, prefix: PrefixAttention) -> TritonParts:
     """Decoder, contexts and decoding steps on Triton's kernels, which are imported only here: a CPU need not have them.
 
     Raises:
@@ -132,11 +142,12 @@ def _on_triton(runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, p
         from swaa_runtime.decode_graphs import DecodeGraphs
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
-    check_shape(loaded.shape, config.block_size_tokens)
-    contexts = partial(TritonContext, runner.storage, loaded.shape, prefix)
-    decoder = gpu_decoder(loaded.model)
+    shape = loaded.part_shape
+    check_shape(shape, config.block_size_tokens)
+    contexts = partial(TritonContext, storage, shape, prefix)
+    decoder = gpu_decoder(loaded.model, loaded.group)
     if decoder.name != "fused":
         return decoder, contexts, None
     lm_head = loaded.model.get_output_embeddings()
-    graphs = DecodeGraphs(decoder, lm_head, runner.storage, loaded.shape, config.max_running, config.max_model_tokens)
+    graphs = DecodeGraphs(decoder, lm_head, storage, shape, config.max_running, config.max_model_tokens)
     return decoder, contexts, graphs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -23,3 +23,7 @@ class ModelShape:
     def bytes_per_token_layer(self) -> int:
         """Bytes of K and V together of one token in one layer."""
         return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    def part(self, size: int) -> ModelShape:
+        """What one of `size` ranks computes of it, that share out its heads."""
+        return replace(self, num_heads=self.num_heads // size, num_kv_heads=self.num_kv_heads // size)

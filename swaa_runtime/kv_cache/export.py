@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, needed_slices
 from swaa_runtime.kv_cache.snapshot import export_slices
-from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.kv_cache.storage import StateMemory
 from swaa_runtime.request import Request
 
 
@@ -30,7 +30,7 @@ class Export:
 class ExportQueue:
     """Exports in the order they were started. A request in it must keep its blocks and compute nothing."""
 
-    def __init__(self, storage: KVStorage, step_bytes: int) -> None:
+    def __init__(self, storage: StateMemory, step_bytes: int) -> None:
         self._storage = storage
         self._step_bytes = step_bytes
         self._exports: dict[str, Export] = {}

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
+import numpy as np
 
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, keeps_whole_history
-from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
+from swaa_runtime.kv_cache.storage import StateMemory, slot_ids
 from swaa_runtime.request import Request
 
 
@@ -43,7 +43,7 @@ class Restore:
         self._pending = set(keys)
         self._arrived: list[KVSlice] = []
 
-    def begin(self, request: Request, manager: KVCacheManager, storage: KVStorage) -> None:
+    def begin(self, request: Request, manager: KVCacheManager, storage: StateMemory) -> None:
         """Lay out the blocks of an admitted request that slices can be placed into as they arrive."""
         request.compute_limit = self.compute_stop
         for layer in range(len(request.rules)):
@@ -58,7 +58,7 @@ class Restore:
             self._pending.remove(part.key)
             self._arrived.append(part)
 
-    def advance(self, request: Request, manager: KVCacheManager, storage: KVStorage) -> list[int] | None:
+    def advance(self, request: Request, manager: KVCacheManager, storage: StateMemory) -> list[int] | None:
         """Place what has arrived; complete the state if nothing is missing. Call between steps, after `begin`.
 
         Returns None while something is missing, else the ids of blocks that are free since completion.
@@ -95,7 +95,7 @@ class Restore:
         """Whether a layer's slices can go into its table at once."""
         return self.compute_stop == 0 or keeps_whole_history(request.rules[layer])
 
-    def _lay_out(self, request: Request, layer: int, manager: KVCacheManager, storage: KVStorage) -> None:
+    def _lay_out(self, request: Request, layer: int, manager: KVCacheManager, storage: StateMemory) -> None:
         """Place a layer's blocks.
 
         What a block holds beside restored tokens is zeroed: a former owner's NaN would outlast a mask (0 x NaN is NaN).
@@ -111,9 +111,9 @@ class Restore:
         storage.fill([block for at, block in enumerate(table) if block != NULL_BLOCK and at not in whole], 0.0)
 
 
-def _write(request: Request, storage: KVStorage, slices: Iterable[KVSlice]) -> None:
-    device = storage.keys.device
+def _write(request: Request, storage: StateMemory, slices: Iterable[KVSlice]) -> None:
+    size = storage.block_size_tokens
     for part in slices:
-        for layer, (keys, values) in zip(part.key.layers, part.data.to(device), strict=True):
-            slots = slot_ids(request.block_tables[layer], part.key.start, part.key.stop, storage.block_size_tokens)
-            storage.write(torch.from_numpy(slots).to(device), keys, values)
+        tables = [request.block_tables[layer] for layer in part.key.layers]
+        slots = [slot_ids(table, part.key.start, part.key.stop, size) for table in tables]
+        storage.place(np.stack(slots), part.data)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
-from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.kv_cache.storage import StateMemory
 from swaa_runtime.request import Request
 
 
-def export_slices(request: Request, storage: KVStorage, keys: Iterable[SliceKey]) -> list[KVSlice]:
+def export_slices(request: Request, storage: StateMemory, keys: Iterable[SliceKey]) -> list[KVSlice]:
     """Copy parts of a request's state out of the pool, to the CPU."""
     slices = []
     for key in keys:
-        parts = [storage.gather(request.block_tables[layer], key.start, key.stop) for layer in key.layers]
-        data = torch.stack([torch.stack(part) for part in parts]).to("cpu")
-        slices.append(KVSlice(key, data))
+        tables = [request.block_tables[layer] for layer in key.layers]
+        slices.append(KVSlice(key, storage.read(tables, key.start, key.stop)))
     return slices

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
+
+
+class StateMemory(Protocol):
+    """What states are copied out of and into: `KVStorage`, or that of several ranks as one."""
+
+    block_size_tokens: int
+
+    @property
+    def bytes_per_block(self) -> int: ...
+    @property
+    def bytes_per_token_layer(self) -> int: ...
+
+    def read(self, tables: Sequence[Sequence[int]], start: int, stop: int) -> torch.Tensor:
+        """K and V of tokens [start, stop) by some layers' tables.
+
+        Returns:
+            [len(tables), 2 (K, V), stop - start, num_kv_heads, head_dim], on the CPU.
+        """
+        ...
+
+    def place(self, slots: np.ndarray, data: torch.Tensor) -> None:
+        """Store such data, [num_layers, 2, n, num_kv_heads, head_dim], at flat token slots, int64 [num_layers, n]."""
+        ...
+
+    def fill(self, blocks: Sequence[int], value: float) -> None:
+        """Overwrite whole blocks: with zeros before a restore, with NaN to prove that nobody reads a freed block."""
+        ...
 
 
 class KVStorage:
@@ -69,8 +97,22 @@ class KVStorage:
             self.values.index_select(0, index).flatten(0, 1)[low:high],
         )
 
+    def read(self, tables: Sequence[Sequence[int]], start: int, stop: int) -> torch.Tensor:
+        """See StateMemory."""
+        return self.stacked(tables, start, stop).to("cpu")
+
+    def stacked(self, tables: Sequence[Sequence[int]], start: int, stop: int) -> torch.Tensor:
+        """The same, where the storage is."""
+        return torch.stack([torch.stack(self.gather(table, start, stop)) for table in tables])
+
+    def place(self, slots: np.ndarray, data: torch.Tensor) -> None:
+        """See StateMemory."""
+        index = torch.from_numpy(slots).to(self.keys.device)
+        for at, (keys, values) in zip(index, data.to(self.keys.device), strict=True):
+            self.write(at, keys, values)
+
     def fill(self, blocks: Sequence[int], value: float) -> None:
-        """Overwrite whole blocks: with zeros before a restore, with NaN to prove that nobody reads a freed block."""
+        """See StateMemory."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self.keys.device)
         self.keys.index_fill_(0, index, value)
         self.values.index_fill_(0, index, value)

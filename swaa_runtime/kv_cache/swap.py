@@ -15,7 +15,7 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, resident_slices
 from swaa_runtime.kv_cache.snapshot import export_slices
-from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.kv_cache.storage import StateMemory
 from swaa_runtime.request import Request, Status
 
 
@@ -39,7 +39,7 @@ class _Swapped:
 class SwappedStates:
     """At most `max_bytes` of states, of which `step_bytes` (at least one slice) are copied each way in a step."""
 
-    def __init__(self, manager: KVCacheManager, storage: KVStorage, max_bytes: int, step_bytes: int) -> None:
+    def __init__(self, manager: KVCacheManager, storage: StateMemory, max_bytes: int, step_bytes: int) -> None:
         self._manager = manager
         self._storage = storage
         self._max_bytes = max_bytes

@@ -8,6 +8,7 @@ import torch
 
 from swaa_runtime.attention.backend import StepContext
 from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.group import Group
 
 
 class Decoder(Protocol):
@@ -61,11 +62,15 @@ class TransformersDecoder:
         return hidden if rows is None else hidden[rows]
 
 
-def gpu_decoder(model: Any) -> Decoder:
-    """The fused decoder, or transformers' for what it does not cover (mixtures of experts)."""
+def gpu_decoder(model: Any, group: Group | None = None) -> Decoder:
+    """The fused decoder, or transformers' for what it does not cover (mixtures of experts).
+
+    Args:
+        group: whose part of a model it is; see `shard_model`.
+    """
     from swaa_runtime.model.fused import fused_decoder
 
     try:
-        return fused_decoder(model)
+        return fused_decoder(model, group)
     except ModelNotSupported:
         return TransformersDecoder(model)

@@ -1,10 +1,14 @@
 """Our own layer loop over the weights of a transformers decoder: fewer and larger operations, for a GPU.
 
 x ──▶ norm ──▶ [q k v] ──▶ norms, RoPE, store ──▶ attend ──▶ o ──▶ + ──▶ norm ──▶ [gate up] ──▶ silu · ──▶ down ──▶ +
+                                                              Σ                                                Σ
 
 q, k, v and gate, up are one matmul each: their weights become rows of one tensor, of which the model's own parameters
 are views from then on, so nothing is held twice and transformers' forward computes what it did. The twin of all this is
 that forward.
+
+Where several ranks share out the heads (Σ), all that lies between attention and attention is row by row: a long step's
+rows are cut into pieces, so that the sum of one piece over the ranks is under way while the next piece is computed.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch.nn import functional
 
 from swaa_runtime.attention.backend import StoredContext
 from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.group import PIECE_ROWS, Group
 from swaa_runtime.model.adapters import AdaptedLinear
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -71,9 +76,14 @@ class Projection:
     bias: torch.Tensor | None
     adapted: tuple[tuple[slice, AdaptedLinear], ...]
 
-    def __call__(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
-        """x [T, inputs] -> [T, all outputs]."""
-        out = linear(x, self.weight, self.bias)
+    def __call__(self, x: torch.Tensor, linear: Linear, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T, inputs] -> [T, all outputs]; of many rows also to memory that is given."""
+        if out is None:
+            out = linear(x, self.weight, self.bias)
+        elif self.bias is None:
+            torch.mm(x, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.T, out=out)
         for columns, module in self.adapted:
             module.add_updates(x, out[:, columns])
         return out
@@ -89,9 +99,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer. `next_norm` is the one that follows it: the next layer's, or the model's last."""
+    """One decoder layer, with what follows it.
 
-    qkv: Projection
+    Attributes:
+        next_norm: the next layer's, or the model's last.
+        next_qkv: the next layer's; None after the last.
+    """
+
     q_norm: Norm | None
     k_norm: Norm | None
     scale: float
@@ -100,6 +114,7 @@ class Layer:
     gate_up: Projection
     down: Projection
     next_norm: Norm
+    next_qkv: Projection | None
 
 
 class FusedDecoder:
@@ -111,13 +126,19 @@ class FusedDecoder:
     name = "fused"
 
     def __init__(
-        self, model: Any, ops: DecoderOps, linear: Linear = functional.linear, gated_linear: Linear | None = None
+        self,
+        model: Any,
+        ops: DecoderOps,
+        linear: Linear = functional.linear,
+        gated_linear: Linear | None = None,
+        group: Group | None = None,
     ) -> None:
-        """Fuse a causal LM as `load_model` gives it.
+        """Fuse a causal LM as `load_model` gives it, or the part of it that `shard_model` leaves.
 
         Args:
             linear: multiplies, as torch's own does.
             gated_linear: gate and up projection with their activation in one; without, that is two operations.
+            group: whose members have the other parts.
 
         Raises:
             ModelNotSupported: for a decoder that this loop does not compute, with the reason.
@@ -127,12 +148,14 @@ class FusedDecoder:
         self._ops = ops
         self._linear = linear
         self._gated_linear = gated_linear
+        self._group = group
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = decoder.rotary_emb
-        norms = [_norm(layer.input_layernorm) for layer in decoder.layers]
-        self._first_norm = norms[0]
-        following = [*norms[1:], _norm(decoder.norm)]
-        self._layers = [_layer(layer, norm) for layer, norm in zip(decoder.layers, following, strict=True)]
+        norms = [*(_norm(layer.input_layernorm) for layer in decoder.layers), _norm(decoder.norm)]
+        qkvs = [_qkv(layer) for layer in decoder.layers]
+        self._first_norm, self._first_qkv = norms[0], qkvs[0]
+        following = zip(decoder.layers, norms[1:], [*qkvs[1:], None], strict=True)
+        self._layers = [_layer(layer, norm, qkv) for layer, norm, qkv in following]
         # All of a model's adapters are active or none: the first module tells.
         self._adapted = [module for module in decoder.modules() if isinstance(module, AdaptedLinear)][:1]
 
@@ -160,29 +183,30 @@ class FusedDecoder:
         residual = functional.embedding(token_ids, self._embedding)
         cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
         hidden = self._ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
+        qkv = self._first_qkv(hidden, self._linear)
         for index, layer in enumerate(layers):
-            query = self._store(index, layer, hidden, cos, sin, context)
+            query = self._store(index, layer, qkv, cos, sin, context)
             is_last = index == len(layers) - 1
             if is_last and stored_only:
                 break
             attended = context.attend_stored(index, query, layer.scale).flatten(1)
             if is_last and rows is not None:
                 attended, residual = attended[rows], residual[rows]
-            hidden, residual = self._mix(layer, attended, residual)
-        return hidden[:0] if stored_only else hidden
+            qkv = self._mix(layer, attended, residual)
+        return hidden[:0] if stored_only else qkv
 
     def _store(
         self,
         index: int,
         layer: Layer,
-        hidden: torch.Tensor,
+        qkv: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
         context: StoredContext,
     ) -> torch.Tensor:
         """Store the layer's keys and values; returns its queries [T, num_heads, head_dim]."""
         return self._ops.norm_rope_and_store(
-            layer.qkv(hidden, self._linear),
+            qkv,
             cos,
             sin,
             None if layer.q_norm is None else layer.q_norm.weight,
@@ -193,13 +217,45 @@ class FusedDecoder:
             context.storage.values,
         )
 
-    def _mix(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that follows attention: the next layer's normed input, and the residual, which changes in place."""
-        ops, linear = self._ops, self._linear
-        out = layer.o(attended, linear)
-        hidden, residual = ops.add_rms_norm(out, residual, layer.mlp_norm.weight, layer.mlp_norm.eps, out)
-        out = layer.down(self._gate(layer.gate_up, hidden), linear)
-        return ops.add_rms_norm(out, residual, layer.next_norm.weight, layer.next_norm.eps, out)
+    def _mix(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """All that follows attention: the next layer's queries, keys and values, or the hidden states after the last.
+
+        The residual changes in place.
+        """
+        linear, add_rms_norm = self._linear, self._ops.add_rms_norm
+        pieces = self._pieces(len(attended))
+        sums = [self._start_sum(layer.o(attended[piece], linear)) for piece in pieces]
+        for at, piece in enumerate(pieces):
+            x = sums[at]()
+            hidden, _ = add_rms_norm(x, residual[piece], layer.mlp_norm.weight, layer.mlp_norm.eps, x)
+            sums[at] = self._start_sum(layer.down(self._gate(layer.gate_up, hidden), linear))
+        normed = (
+            add_rms_norm(x, residual[piece], layer.next_norm.weight, layer.next_norm.eps, x)[0]
+            for piece, x in zip(pieces, (summed() for summed in sums), strict=True)
+        )
+        if layer.next_qkv is None:
+            return _joined(list(normed))
+        if len(pieces) == 1:
+            return layer.next_qkv(next(normed), linear)
+        qkv = attended.new_empty(len(attended), len(layer.next_qkv.weight))
+        for piece, x in zip(pieces, normed, strict=True):
+            layer.next_qkv(x, linear, qkv[piece])
+        return qkv
+
+    def _pieces(self, num_rows: int) -> list[slice]:
+        """What is computed at a time of what is row by row."""
+        if self._group is None or self._adapters_are_active:  # they name rows of all
+            return [slice(0, num_rows)]
+        return self._group.pieces(num_rows)
+
+    def _start_sum(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Add x up over the ranks, in place; the sum is that of the returned function."""
+        if self._group is None:
+            return lambda: x
+        if len(x) < PIECE_ROWS:  # nothing to hide it behind, and a graph may be recorded
+            self._group.sum(x)
+            return lambda: x
+        return self._group.start_sum(x)
 
     def _gate(self, gate_up: Projection, hidden: torch.Tensor) -> torch.Tensor:
         if self._gated_linear is None or gate_up.adapted:
@@ -211,13 +267,13 @@ class FusedDecoder:
         return any(module.is_active for module in self._adapted)
 
 
-def fused_decoder(model: Any) -> FusedDecoder:
+def fused_decoder(model: Any, group: Group | None = None) -> FusedDecoder:
     """A FusedDecoder on Triton's kernels. Raises ModelNotSupported if triton is not installed, or as FusedDecoder."""
     try:
         from swaa_runtime.kernels import elementwise, skinny
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("the fused decoder needs triton: pip install 'swaa[gpu]'") from exc
-    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear)
+    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear, group)
 
 
 def check_fusable(model: Any) -> None:
@@ -240,6 +296,10 @@ def check_fusable(model: Any) -> None:
                 raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {type(linear).__name__}")
 
 
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
 def _base(module: Any) -> Any:
     return module.base if isinstance(module, AdaptedLinear) else module
 
@@ -248,11 +308,15 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight, module.variance_epsilon)
 
 
-def _layer(layer: Any, next_norm: Norm) -> Layer:
+def _qkv(layer: Any) -> Projection:
+    attention = layer.self_attn
+    return _projection(attention.q_proj, attention.k_proj, attention.v_proj)
+
+
+def _layer(layer: Any, next_norm: Norm, next_qkv: Projection | None) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     has_norms = hasattr(attention, "q_norm")
     return Layer(
-        qkv=_projection(attention.q_proj, attention.k_proj, attention.v_proj),
         q_norm=_norm(attention.q_norm) if has_norms else None,
         k_norm=_norm(attention.k_norm) if has_norms else None,
         scale=attention.scaling,
@@ -261,6 +325,7 @@ def _layer(layer: Any, next_norm: Norm) -> Layer:
         gate_up=_projection(mlp.gate_proj, mlp.up_proj),
         down=_projection(mlp.down_proj),
         next_norm=next_norm,
+        next_qkv=next_qkv,
     )
 
 

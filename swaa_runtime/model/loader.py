@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import Adapters, install_adapters
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.files import DATA_ONLY, SAFE_SUFFIX, weight_files
@@ -37,13 +38,24 @@ BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run under the SWAA attention. `fingerprint` names weights and dtype in saved sessions."""
+    """A model ready to run under the SWAA attention. `fingerprint` names weights and dtype in saved sessions.
+
+    Attributes:
+        shape: of the whole model.
+        group: whose members compute it together; `model` has this rank's part. None: `model` is all of it.
+    """
 
     model: Any
     shape: ModelShape
     eos_token_ids: frozenset[int]
     fingerprint: str
     adapters: Adapters = field(default_factory=Adapters)
+    group: Group | None = None
+
+    @property
+    def part_shape(self) -> ModelShape:
+        """Of what `model` has."""
+        return self.shape if self.group is None else self.shape.part(self.group.size)
 
 
 def check_supported(config: Any) -> None:
