@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.sessions.policy import SessionPolicy
@@ -27,6 +27,10 @@ CLIENT_VARIABLES = frozenset(
     }
 )
 """Not settings of a service: the `swaa` commands that connect to one read them."""
+
+
+def _none_if_auto(value: object) -> object:
+    return None if value == "auto" else value
 
 
 class ServeConfig(BaseSettings):
@@ -50,14 +54,24 @@ class ServeConfig(BaseSettings):
         False,
         description="load a model's .bin or .pt files, which run code of whoever made them",
     )
-    attention_backend: AttentionBackendName = Field(
-        "windowed", description="windowed: torch alone; triton: our kernels, for GPUs; reference: slow, to compare"
+    attention_backend: Literal["auto", "windowed", "triton", "reference"] = Field(
+        "auto",
+        description="triton (our kernels) is for cuda, windowed for any device, reference its slow twin, to compare; "
+        "auto: triton on cuda where it takes the model, else windowed",
     )
     dense_attention: DenseAttentionName = Field(
         "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
     )
-    kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
-    block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")
+    kv_memory_mib: Annotated[int | None, BeforeValidator(_none_if_auto)] = Field(
+        None,
+        ge=1,
+        description="size of the KV pool; auto or absent: on cuda what weights and a step's work leave, on cpu 2048",
+    )
+    block_size_tokens: int = Field(
+        32,
+        ge=1,
+        description="tokens of one layer that a block of the KV pool holds; triton's: a power of two, at least 16",
+    )
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
     max_running: int = Field(64, ge=1, description="requests that hold KV memory at a time")
     max_waiting: int = Field(256, ge=0, description="requests beyond them that may wait; more are refused")

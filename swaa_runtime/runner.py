@@ -19,6 +19,7 @@ from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage, StateMemory
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
 from swaa_runtime.upload import upload
 
@@ -74,7 +75,6 @@ class ModelRunner:
         else:
             self._decoder = TransformersDecoder(loaded.model)
             self._contexts = partial(PagedContext, self.part, make_backend(config.attention_backend))
-        logger.info("attention: %s, decoder: %s", self.attention_name, self._decoder.name)
 
     @property
     def decoder_name(self) -> str:
@@ -126,6 +126,19 @@ class ModelRunner:
 def make_backend(name: AttentionBackendName) -> AttentionBackend:
     """The attention backend of that name, of those that attend chunk by chunk."""
     return ReferenceBackend() if name == "reference" else WindowedBackend()
+
+
+def fastest_backend(shape: ModelShape, device: torch.device, block_size_tokens: int) -> AttentionBackendName:
+    """ "triton" on a GPU where its kernels take the model's shape, else "windowed"."""
+    if device.type != "cuda":
+        return "windowed"
+    try:
+        from swaa_runtime.attention.paged_triton import check_shape
+
+        check_shape(shape, block_size_tokens)
+    except (ModuleNotFoundError, ModelNotSupported):
+        return "windowed"
+    return "triton"
 
 
 TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]

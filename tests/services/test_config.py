@@ -79,3 +79,9 @@ def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: s
 def test_an_unknown_flag_is_refused() -> None:
     with pytest.raises(ValidationError):
         load_config(window=4)
+
+
+def test_a_kv_pool_of_auto_is_one_of_no_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config().kv_memory_mib is None
+    monkeypatch.setenv("SWAA_KV_MEMORY_MIB", "auto")
+    assert load_config().kv_memory_mib is None

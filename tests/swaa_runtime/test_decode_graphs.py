@@ -206,7 +206,12 @@ def test_rows_that_stay_move_down_when_fewer_run(loaded: LoadedModel) -> None:
         rig.rig.step()
     sizes: list[int] = []
     forward = rig.graphs._forward
-    rig.graphs._forward = lambda num_rows: (sizes.append(num_rows), forward(num_rows))[1]  # type: ignore[method-assign]
+
+    def sized(num_rows: int) -> torch.Tensor:
+        sizes.append(num_rows)
+        return forward(num_rows)
+
+    rig.graphs._forward = sized  # type: ignore[method-assign]
     rig.check()
     assert set(sizes) == {1}
 
