@@ -133,18 +133,18 @@ async def running_parts(
         loaded = await asyncio.to_thread(
             load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
         )
+        loaded = loaded.keeping_kv_in(config.kv_dtype)
         engine_config = _engine_config(config, loaded)
         model_runner = runner(loaded, engine_config)
         await asyncio.to_thread(model_runner.warm_up)
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
-        bytes_per_token_layer = loaded.shape.bytes_per_token_layer
         replica = Replica(
             loaded,
             engine,
-            bytes_per_token_layer * config.block_size_tokens,
-            bytes_per_token_layer,
+            model_runner.storage.bytes_per_block,
+            loaded.shape.bytes_per_token_layer,
             store,
             config.session_policy,
             telemetry.tracing,
@@ -180,7 +180,7 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
 
 
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
-    bytes_per_block = loaded.shape.bytes_per_token_layer * config.block_size_tokens
+    bytes_per_block = loaded.shape.pool_bytes_per_token_layer(config.kv_dtype) * config.block_size_tokens
     return EngineConfig(
         num_blocks=1 + (config.kv_memory_mib << 20) // bytes_per_block,
         max_model_tokens=loaded.shape.max_model_tokens,
@@ -191,6 +191,7 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=config.attention_backend,
         dense_attention=config.dense_attention,
+        kv_dtype=config.kv_dtype,
         max_queued_ms=config.max_queued_ms,
         max_swapped_bytes=config.swap_memory_mib << 20,
         policy=config.scheduling_policy,
