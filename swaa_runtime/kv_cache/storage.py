@@ -97,8 +97,12 @@ class KVStorage:
 
     def clear(self, slots: torch.Tensor) -> None:
         """Store zeros at flat token slots, int64 [n]."""
-        self.keys.flatten(0, 1).index_fill_(0, slots, 0.0)
-        self.values.flatten(0, 1).index_fill_(0, slots, 0.0)
+        if self.scales is None:
+            self.keys.flatten(0, 1).index_fill_(0, slots, 0.0)
+            self.values.flatten(0, 1).index_fill_(0, slots, 0.0)
+            return
+        for scales in self.scales:
+            scales[slots // self.block_size_tokens, :, slots % self.block_size_tokens] = 0.0
 
     def gather(self, block_table: Sequence[int], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of tokens [start, stop), each [stop - start, num_kv_heads, head_dim].
