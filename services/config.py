@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
 from services.telemetry.logs import LogFormat
-from swaa_runtime.config import AttentionBackendName, DenseAttentionName, SchedulingPolicy
+from swaa_runtime.config import AttentionBackendName, DenseAttentionName, KVDtypeName, SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -61,6 +61,9 @@ class ServeConfig(BaseSettings):
     )
     dense_attention: DenseAttentionName = Field(
         "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
+    )
+    kv_dtype: KVDtypeName = Field(
+        "model", description="what a triton backend keeps K and V in: the model's dtype, or int8 or fp8 (half, lossy)"
     )
     kv_memory_mib: Annotated[int | None, BeforeValidator(_none_if_auto)] = Field(
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -22,8 +21,6 @@ from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.shape import ModelShape
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
 from swaa_runtime.upload import upload
-
-logger = logging.getLogger(__name__)
 
 ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
 
@@ -61,6 +58,7 @@ class ModelRunner:
             shape.head_dim,
             torch_dtype(shape.dtype),
             self.device,
+            config.kv_dtype,
         )
         self.storage: StateMemory = self.part
         self.adapters = loaded.adapters
@@ -151,12 +149,13 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
         ModelNotSupported: if triton is not installed, or the kernels do not take the model's shape.
     """
     try:
-        from swaa_runtime.attention.paged_triton import TritonContext, check_shape
+        from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape
         from swaa_runtime.decode_graphs import DecodeGraphs
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     shape = loaded.part_shape
     check_shape(shape, config.block_size_tokens)
+    check_kv_dtype(config.kv_dtype, loaded.model.device)
     contexts = partial(TritonContext, storage, shape, prefix)
     decoder = gpu_decoder(loaded.model, loaded.group)
     if decoder.name != "fused":

@@ -140,6 +140,7 @@ async def running_parts(
         loaded = await asyncio.to_thread(
             load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
         )
+        loaded = loaded.keeping_kv_in(config.kv_dtype)
         engine_config = _engine_config(config, loaded)
         model_runner = runner(loaded, engine_config)
         await asyncio.to_thread(model_runner.warm_up)
@@ -148,12 +149,11 @@ async def running_parts(
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
-        bytes_per_token_layer = loaded.shape.bytes_per_token_layer
         replica = Replica(
             loaded,
             engine,
-            bytes_per_token_layer * config.block_size_tokens,
-            bytes_per_token_layer,
+            model_runner.storage.bytes_per_block,
+            loaded.shape.bytes_per_token_layer,
             store,
             config.session_policy,
             telemetry.tracing,
@@ -227,11 +227,12 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_state_bytes=config.session_max_kv_mib << 20,
         attention_backend=attention_backend(config, loaded),
         dense_attention=config.dense_attention,
+        kv_dtype=config.kv_dtype,
         max_queued_ms=config.max_queued_ms,
         max_swapped_bytes=config.swap_memory_mib << 20,
         policy=config.scheduling_policy,
     )
-    bytes_per_block = loaded.shape.bytes_per_token_layer * config.block_size_tokens
+    bytes_per_block = loaded.shape.pool_bytes_per_token_layer(config.kv_dtype) * config.block_size_tokens
     return replace(engine_config, num_blocks=1 + _kv_bytes(config, loaded, engine_config) // bytes_per_block)
 
 

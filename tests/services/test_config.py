@@ -63,6 +63,7 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DTYPE", "int4"),
         ("ATTENTION_BACKEND", "magic"),
         ("DENSE_ATTENTION", "magic"),
+        ("KV_DTYPE", "int4"),
         ("LOG_LEVEL", "loud"),
         ("DRAIN_S", "-1"),
         ("REPLICA_PORT", "65536"),
