@@ -86,7 +86,7 @@ class QuotaExceeded(SwaaError):
 
 
 class RateExceeded(SwaaError):
-    """The tenant asks for more at a time, or in a minute, than its quota allows; nothing was taken from the quota.
+    """The tenant asks for more at a time, or in a minute, than its quota allows.
 
     Attributes:
         quota: which one: a field of `services.quota.Quota`.
