@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 
 from tests.soak.audit import Audit
 from tests.soak.idle import Reading
-from tests.soak.report import Minute, memory, verdict
+from tests.soak.report import Minute, trend, verdict
 
 NO_COUNTS: Counter[tuple[str, str]] = Counter()
 
 
-def minute(number: int, rss_mib: float = 1000.0, num_files: int = 30, redis_mib: float = 100.0) -> Minute:
-    reading = Reading(rss_mib, redis_mib, 0.0, num_files, 20, 0, 100, 0)
-    return Minute(number, 1, 1, 0, reading, Audit({}, 0, 0, 0, 0, ()), 1, 0.0, 0)
+def minute(
+    number: int, rss_mib: float = 1000.0, num_files: int = 30, redis_mib: float = 100.0, used: float = 1.05
+) -> Minute:
+    """`used`: by Redis, per stored byte, of which there are more each minute."""
+    stored_mib = 50 + number
+    reading = Reading(rss_mib, redis_mib, used * stored_mib, num_files, 20, 0, 100, 0)
+    return Minute(number, 1, 1, 0, reading, Audit({}, 0, 0, 0, stored_mib << 20, ()), 1, 0.0, 0)
 
 
 def test_a_flat_run_is_well() -> None:
@@ -46,6 +50,12 @@ def test_handles_that_stay_open_and_a_redis_that_grows_are_wrong() -> None:
     assert wrong.startswith("Redis has 600 MiB")
 
 
+def test_redis_may_grow_with_what_is_stored_and_not_beyond() -> None:
+    leaking = [minute(number, used=1.05 + 0.01 * number) for number in range(10)]
+    [wrong] = verdict(leaking, [], NO_COUNTS, 384)[1]
+    assert wrong == "what Redis allocates per stored byte went from 1.080 to 1.130 bytes"
+
+
 def test_a_fault_is_wrong() -> None:
     line, wrong = verdict([minute(1)], ["lost"], NO_COUNTS, 384)
     assert wrong == ["lost"]
@@ -53,8 +63,8 @@ def test_a_fault_is_wrong() -> None:
 
 
 @given(st.lists(st.floats(100, 10_000), min_size=5, max_size=40))
-def test_change_is_between_medians_of_both_ends(rss_mib: list[float]) -> None:
-    found = memory(rss_mib)
+def test_change_is_between_medians_of_both_ends(figures: list[float]) -> None:
+    found = trend(figures)
     assert found.judged
-    assert min(rss_mib) <= found.start_mib <= max(rss_mib)
-    assert abs(found.start_mib * (1 + found.change) - found.end_mib) < 1e-6 * found.end_mib
+    assert min(figures) <= found.start <= max(figures)
+    assert abs(found.start * (1 + found.change) - found.end) < 1e-6 * found.end
