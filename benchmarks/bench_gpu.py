@@ -81,7 +81,7 @@ class Bench:
         self.device = torch.device(args.device)
         self.loaded = make_model(self.device)
         self.rates = measure_rates(self.device)
-        self.parameters = sum(p.numel() for p in self.loaded.model.parameters())
+        self.parameters: int = sum(p.numel() for p in self.loaded.model.parameters())
 
     @property
     def shape(self) -> ModelShape:
@@ -123,7 +123,7 @@ class Bench:
 
     def linear_flops(self, num_tokens: int) -> float:
         """Operations of all matmuls of the layers for so many tokens."""
-        embedding = VOCAB_SIZE * self.loaded.model.config.hidden_size
+        embedding: int = VOCAB_SIZE * self.loaded.model.config.hidden_size
         return 2.0 * num_tokens * (self.parameters - embedding)
 
     def prefill_floor_s(self, recipe: Recipe, num_tokens: int) -> float:
@@ -180,8 +180,8 @@ def make_model(device: torch.device) -> LoadedModel:
     config._attn_implementation = ATTENTION_NAME
     torch.manual_seed(0)
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).bfloat16()
-    return wrap_model(model.eval().requires_grad_(False), "random")
+        model: Any = Qwen3ForCausalLM(config)
+    return wrap_model(model.bfloat16().eval().requires_grad_(False), "random")
 
 
 def measure_rates(device: torch.device) -> Rates:
@@ -416,7 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--step-tokens", type=int, default=8192, help="the engine's tokens a step")
+    parser.add_argument("--step-tokens", type=int, default=16384, help="the engine's tokens a step")
     parser.add_argument("--block-tokens", type=int, default=64, help="tokens of a KV block")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
