@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
 from services.telemetry.logs import LogFormat
-from swaa_runtime.config import AttentionBackendName, DenseAttentionName, SchedulingPolicy
+from swaa_runtime.config import DenseAttentionName, SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
