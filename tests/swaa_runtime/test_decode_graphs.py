@@ -20,6 +20,7 @@ from swaa_runtime import decode_graphs
 from swaa_runtime.attention import paged_triton
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.paged_triton import TritonContext
+from swaa_runtime.attention.prefix import PiecewisePrefix
 from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.decode_graphs import DecodeGraphs, bucket
@@ -93,7 +94,7 @@ class GraphRunner(RecordingRunner):
         super().__init__(loaded, config)
         decoder = FusedDecoder(loaded.model, elementwise_reference)
         self._decoder = decoder
-        self._contexts = partial(TritonContext, self.storage, loaded.shape)
+        self._contexts = partial(TritonContext, self.storage, loaded.shape, PiecewisePrefix("torch"))
         self.graphs = RecordingGraphs(
             decoder, loaded.model.lm_head, self.storage, loaded.shape, config.max_running, config.max_model_tokens
         )
@@ -259,9 +260,9 @@ class SkippingRunner(LogitsRunner):
     """One that skips layers of which later tokens see nothing, on plain twins."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
-        super().__init__(loaded, config)
+        super().__init__(loaded, replace(config, skip_unseen=True))
         self._decoder = FusedDecoder(loaded.model, elementwise_reference)
-        self._contexts = partial(TritonContext, self.storage, loaded.shape)
+        self._contexts = partial(TritonContext, self.storage, loaded.shape, PiecewisePrefix("torch"))
 
 
 @settings(max_examples=60)
