@@ -320,7 +320,7 @@ def test_it_computes_what_a_forward_does_and_stores_the_same(loaded: LoadedModel
     requests = [pool.request(f"r{at}", 14 + 9 * at, recipe) for at, recipe in enumerate(RECIPES[:3])]
     for step in range(5):
         batch = pool.batch(requests if step != 2 else requests[::-2])
-        storage = pool.runner.storage
+        storage = pool.runner.part
         before = storage.keys.clone(), storage.values.clone()
         rows = torch.arange(len(batch.chunks), device=DEVICE)
         want = pool.runner.logits(ModelRunner.forward(pool.runner, batch, rows))
