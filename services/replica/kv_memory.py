@@ -26,7 +26,7 @@ def step_bytes(
 
     activations   T x (4 hidden + 3 intermediate + 2 (heads + 2 kv_heads) head_dim)         in the model's dtype
     dense chunks  T x heads x head_dim x (PAST_PIECES in the model's dtype + 2 in float32)   parts and their sum
-                  + K and V of the longest sequence in one layer, gathered
+                  + K and V of the longest sequence in one layer, gathered; of 8 bits also as they are kept
     sampling      max_running x vocab_size                                        in float32, thrice
     decoding      layers x max_running x blocks of the longest sequence           block ids in int32
     """
@@ -36,6 +36,8 @@ def step_bytes(
     activations = size * (4 * hidden_size + 3 * intermediate_size + 2 * qkv)
     dense = width * (PAST_PIECES * size + 2 * 4)
     gathered = max_tokens * shape.bytes_per_token_layer
+    if config.kv_dtype != "model":
+        gathered += max_tokens * shape.pool_bytes_per_token_layer(config.kv_dtype)
     logits = 3 * 4 * config.max_running * shape.vocab_size
     tables = 4 * shape.num_layers * config.max_running * -(-max_tokens // config.block_size_tokens)
     return config.max_step_tokens * (activations + dense) + gathered + logits + tables

@@ -20,7 +20,7 @@ from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
 
-MEDIUM_COLUMNS = 8192
+MEDIUM_COLUMNS = 6144
 MANY_COLUMNS = 32768
 """Outputs above this (the LM head) make enough programs of larger tiles."""
 
@@ -73,9 +73,7 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
         return Tiles(columns=2, depth=1024, num_warps=4, num_stages=1)
     if many:
         return Tiles(columns=64, depth=128, num_warps=4, num_stages=4)
-    if columns > MEDIUM_COLUMNS:
-        return Tiles(columns=32, depth=256, num_warps=4, num_stages=4)
-    return Tiles(columns=32, depth=128, num_warps=4, num_stages=5)
+    return Tiles(columns=32 if columns >= MEDIUM_COLUMNS else 16, depth=256, num_warps=4, num_stages=4)
 
 
 def choose_unroll(depth: int, tiles: Tiles, *, peeled: bool) -> int:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.batch import Batch, ScheduledChunk
-from swaa_runtime.config import AttentionBackendName, EngineConfig, SchedulingPolicy
+from swaa_runtime.config import AttentionBackendName, EngineConfig, KVDtypeName, SchedulingPolicy
 from swaa_runtime.engine import Engine
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -271,6 +271,7 @@ def engine_config(
     max_state_bytes: int = 1 << 30,
     export_step_bytes: int = 1 << 20,
     attention_backend: AttentionBackendName = "windowed",
+    kv_dtype: KVDtypeName = "model",
     max_queued_ms: float | None = None,
     max_swapped_bytes: int = 1 << 30,
     policy: SchedulingPolicy = "slack",
@@ -285,6 +286,7 @@ def engine_config(
         max_state_bytes=max_state_bytes,
         export_step_bytes=export_step_bytes,
         attention_backend=attention_backend,
+        kv_dtype=kv_dtype,
         max_queued_ms=max_queued_ms,
         max_swapped_bytes=max_swapped_bytes,
         policy=policy,

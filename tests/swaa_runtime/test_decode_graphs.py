@@ -22,7 +22,7 @@ from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.paged_triton import TritonContext
 from swaa_runtime.attention.prefix import PiecewisePrefix
 from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
-from swaa_runtime.config import EngineConfig
+from swaa_runtime.config import EngineConfig, KVDtypeName
 from swaa_runtime.decode_graphs import DecodeGraphs, bucket
 from swaa_runtime.kernels import elementwise_reference, skinny
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -94,9 +94,9 @@ class GraphRunner(RecordingRunner):
         super().__init__(loaded, config)
         decoder = FusedDecoder(loaded.model, elementwise_reference)
         self._decoder = decoder
-        self._contexts = partial(TritonContext, self.storage, loaded.shape, PiecewisePrefix("torch"))
+        self._contexts = partial(TritonContext, self.part, loaded.shape, PiecewisePrefix("torch"))
         self.graphs = RecordingGraphs(
-            decoder, loaded.model.lm_head, self.storage, loaded.shape, config.max_running, config.max_model_tokens
+            decoder, loaded.model.lm_head, self.part, loaded.shape, config.max_running, config.max_model_tokens
         )
         self.graphs.runner = self
         self._decode_steps = self.graphs
@@ -262,7 +262,7 @@ class SkippingRunner(LogitsRunner):
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, replace(config, skip_unseen=True))
         self._decoder = FusedDecoder(loaded.model, elementwise_reference)
-        self._contexts = partial(TritonContext, self.storage, loaded.shape, PiecewisePrefix("torch"))
+        self._contexts = partial(TritonContext, self.part, loaded.shape, PiecewisePrefix("torch"))
 
 
 @settings(max_examples=60)
@@ -320,7 +320,7 @@ def test_it_computes_what_a_forward_does_and_stores_the_same(loaded: LoadedModel
     requests = [pool.request(f"r{at}", 14 + 9 * at, recipe) for at, recipe in enumerate(RECIPES[:3])]
     for step in range(5):
         batch = pool.batch(requests if step != 2 else requests[::-2])
-        storage = pool.runner.storage
+        storage = pool.runner.part
         before = storage.keys.clone(), storage.values.clone()
         rows = torch.arange(len(batch.chunks), device=DEVICE)
         want = pool.runner.logits(ModelRunner.forward(pool.runner, batch, rows))
@@ -379,6 +379,29 @@ def test_buckets(num_rows: int, max_rows: int, rows: int) -> None:
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo the twins."""
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("int8", 0.02), ("fp8", 0.1)])
+@pytest.mark.parametrize("recipe", RECIPES[:3])
+def test_with_8_bit_kv_logits_are_near_the_oracles_also_after_a_swap(
+    loaded: LoadedModel, recipe: Recipe, kv_dtype: KVDtypeName, bound: float
+) -> None:
+    """A state that leaves the pool and comes back goes on as if it had stayed."""
+    logits = []
+    for swapped in (False, True):
+        rig = GraphRig(loaded, max_running=1, attention_backend="triton", kv_dtype=kv_dtype)
+        rig.rig.engine.set_cost(LinearCost())
+        victim = rig.add("victim", 30, recipe, max_tokens=12)
+        if swapped:
+            while victim.num_generated_tokens < 5:
+                rig.rig.step()
+            rig.add("urgent", 5, recipe, 2, ttft_due_s=rig.clock.now_s + 0.006)
+        rig.rig.run()
+        assert victim.num_preemptions == swapped
+        logits.append(rig.rig.runner.recorded(victim))
+        want = oracle_logits(loaded, victim)[: len(logits[-1])]
+        assert 1e-4 < ((logits[-1] - want).norm() / want.norm()).item() < bound
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_runner_of_the_triton_backend_decodes_by_its_kernels(on_triton: None) -> None:

@@ -155,6 +155,14 @@ def test_a_fingerprint_depends_on_the_weights(folder: Path, name: str) -> None:
     assert load_model(folder, torch.float32, CPU).fingerprint != before
 
 
+def test_a_session_saved_with_other_kv_is_not_taken(folder: Path) -> None:
+    """What names the model in saved sessions names what KV was kept in, if that is not the model's dtype."""
+    loaded = load_model(folder, torch.float32, CPU)
+    names = [loaded.keeping_kv_in("model"), loaded.keeping_kv_in("int8"), loaded.keeping_kv_in("fp8")]
+    assert names[0] == loaded
+    assert len({name.fingerprint for name in names}) == 3
+
+
 def test_a_fingerprint_depends_on_the_configuration(folder: Path) -> None:
     before = load_model(folder, torch.float32, CPU).fingerprint
     config = folder / "config.json"
@@ -240,7 +248,7 @@ class SamplingRecorder(ModelRunner):
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
         self.comparing = ComparingBackend()
-        self._contexts = partial(PagedContext, self.storage, self.comparing)
+        self._contexts = partial(PagedContext, self.part, self.comparing)
         self.picked_from: list[torch.Tensor] = []
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
