@@ -62,6 +62,9 @@ class ServeConfig(BaseSettings):
     dense_attention: DenseAttentionName = Field(
         "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
     )
+    skip_unseen: bool = Field(
+        False, description="of a triton backend: skip layers of which later tokens see nothing; predictions ignore it"
+    )
     kv_dtype: KVDtypeName = Field(
         "model", description="what a triton backend keeps K and V in: the model's dtype, or int8 or fp8 (half, lossy)"
     )

@@ -217,6 +217,9 @@ def _kv_bytes(config: ServeConfig, loaded: LoadedModel, engine_config: EngineCon
 
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
     """With as many blocks as the memory holds that is configured, or that there is."""
+    backend = attention_backend(config, loaded)
+    if config.skip_unseen and backend != "triton":
+        raise ModelNotSupported(f"skip_unseen needs attention_backend 'triton', not {backend!r}")
     engine_config = EngineConfig(
         num_blocks=2,
         max_model_tokens=loaded.shape.max_model_tokens,
@@ -225,9 +228,10 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
-        attention_backend=attention_backend(config, loaded),
+        attention_backend=backend,
         dense_attention=config.dense_attention,
         kv_dtype=config.kv_dtype,
+        skip_unseen=config.skip_unseen,
         max_queued_ms=config.max_queued_ms,
         max_swapped_bytes=config.swap_memory_mib << 20,
         policy=config.scheduling_policy,
