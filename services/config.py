@@ -39,6 +39,9 @@ class ServeConfig(BaseSettings):
         None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="what the model runs on")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs of one host that compute the model together, or processes on a cpu; see README"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
     )
@@ -56,7 +59,7 @@ class ServeConfig(BaseSettings):
     dense_attention: DenseAttentionName = Field(
         "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
     )
-    kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool")
+    kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool, on all GPUs together")
     block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
     max_running: int = Field(64, ge=1, description="requests that hold KV memory at a time")

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,6 +40,9 @@ from swaa_runtime.model.adapters import CONFIG_FILE
 from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner
+from swaa_runtime.tensor_parallel.ranks import Ranks, rank_devices
+from swaa_runtime.tensor_parallel.runner import SharedRunner
+from swaa_runtime.tensor_parallel.worker import Load
 
 DEFAULT_MODEL = "smollm2"
 
@@ -117,12 +121,13 @@ async def running_parts(
     """Store, model and engine, running; everything is stopped on leaving.
 
     Args:
-        runner: what runs the model; benchmarks put their own in its place.
+        runner: what runs the model on one device; benchmarks put their own in its place.
         telemetry: told what store, engine and replica do; None: nobody is.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
-        ModelNotSupported: if the model cannot be served.
+        ModelNotSupported: if the model cannot be served, or not by so many GPUs.
+        EngineFailed: if the processes of the other GPUs do not come up.
     """
     telemetry = telemetry or Telemetry()
     async with contextlib.AsyncExitStack() as stack:
@@ -130,11 +135,20 @@ async def running_parts(
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
         dtype, device = served_dtype(config), torch.device(config.device)
-        loaded = await asyncio.to_thread(
-            load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
+        load = partial(
+            load_model, folder, dtype, adapters=adapter_folders(config), allow_pickle=config.allow_pickle_weights
         )
-        engine_config = _engine_config(config, loaded)
-        model_runner = runner(loaded, engine_config)
+        if config.tensor_parallel == 1:
+            loaded = await asyncio.to_thread(load, device)
+            engine_config = _engine_config(config, loaded)
+            model_runner = runner(loaded, engine_config)
+        else:
+            devices = rank_devices(config.device, config.tensor_parallel)
+            ranks = await asyncio.to_thread(Ranks, partial(_load_on_host, load), devices)
+            stack.callback(ranks.close)
+            loaded = ranks.loaded
+            engine_config = _engine_config(config, loaded)
+            model_runner = SharedRunner(ranks, engine_config)
         await asyncio.to_thread(model_runner.warm_up)
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
@@ -162,6 +176,11 @@ async def running_parts(
             replica,
             engine_metrics,
         )
+
+
+def _load_on_host(load: Load, device: torch.device) -> LoadedModel:
+    """The whole model where each rank takes its part from: a GPU may be too small for it."""
+    return load(torch.device("cpu"))
 
 
 @contextlib.asynccontextmanager
@@ -206,7 +225,7 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
 
     With an `effort`, it is measured in any case. Kept in the cache folder.
     """
-    hardware = describe_hardware(parts.loaded.model.device)
+    hardware = describe_hardware(parts.loaded.model.device, parts.loaded.group)
     at = f"{hardware} {config.max_step_tokens} {parts.attention_name} {config.session_kv_format}"
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
@@ -228,9 +247,9 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
             effort or QUICK,
             progress,
         )
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
-        partial.replace(path)
+        unfinished = path.with_suffix(f".{os.getpid()}.partial")
+        unfinished.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
+        unfinished.replace(path)
         return profile
 
 
@@ -252,7 +271,7 @@ def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
     loaded = parts.loaded
     return ModelFacts(
         fingerprint=loaded.fingerprint,
-        device=describe_hardware(loaded.model.device),
+        device=describe_hardware(loaded.model.device, loaded.group),
         attention_backend=parts.attention_name,
         shape=loaded.shape,
         max_session_tokens=parts.engine_config.max_model_tokens,
