@@ -25,7 +25,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import workload
 from benchmarks.gpu_checks import check_attention, check_tokens
-from swaa_runtime.config import EngineConfig
+from swaa_runtime.config import EngineConfig, KVDtypeName
 from swaa_runtime.engine import Engine
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.loader import LoadedModel, wrap_model
@@ -81,7 +81,7 @@ class Bench:
         self.device = torch.device(args.device)
         self.loaded = make_model(self.device)
         self.rates = measure_rates(self.device)
-        self.parameters = sum(p.numel() for p in self.loaded.model.parameters())
+        self.parameters: int = sum(p.numel() for p in self.loaded.model.parameters())
 
     @property
     def shape(self) -> ModelShape:
@@ -95,6 +95,7 @@ class Bench:
         max_running: int = 1,
         step_tokens: int | None = None,
         skip_unseen: bool = False,
+        kv_dtype: KVDtypeName = "model",
     ) -> Engine:
         """An engine with room for so many sequences of so many tokens under a recipe."""
         step_tokens = step_tokens or self.args.step_tokens
@@ -112,6 +113,7 @@ class Bench:
             max_running=max_running,
             attention_backend="triton",
             skip_unseen=skip_unseen,
+            kv_dtype=kv_dtype,
         )
         return Engine(self.runner(config), config, NoText(), ())
 
@@ -121,7 +123,7 @@ class Bench:
 
     def linear_flops(self, num_tokens: int) -> float:
         """Operations of all matmuls of the layers for so many tokens."""
-        embedding = VOCAB_SIZE * self.loaded.model.config.hidden_size
+        embedding: int = VOCAB_SIZE * self.loaded.model.config.hidden_size
         return 2.0 * num_tokens * (self.parameters - embedding)
 
     def prefill_floor_s(self, recipe: Recipe, num_tokens: int) -> float:
@@ -132,13 +134,13 @@ class Bench:
         attention = 4.0 * pairs * shape.num_heads * shape.head_dim
         return (self.linear_flops(num_tokens) + attention) / self.rates.matmul_flops
 
-    def decode_floor_s(self, recipe: Recipe, num_tokens: int, batch: int = 1) -> float:
+    def decode_floor_s(self, recipe: Recipe, num_tokens: int, batch: int = 1, kv_dtype: KVDtypeName = "model") -> float:
         """Weights once and visible KV of each sequence, at the copy rate."""
         keys = 0
         for rule in recipe.resolve(self.shape.num_layers):
             sees_all = rule.window is None or rule.full_decode
             keys += num_tokens if sees_all else min(num_tokens, rule.sink_tokens + (rule.window or 0))
-        kv_bytes = keys * self.shape.bytes_per_token_layer
+        kv_bytes = keys * self.shape.pool_bytes_per_token_layer(kv_dtype)
         return (2.0 * self.parameters + batch * kv_bytes) / self.rates.copy_bytes
 
 
@@ -178,8 +180,8 @@ def make_model(device: torch.device) -> LoadedModel:
     config._attn_implementation = ATTENTION_NAME
     torch.manual_seed(0)
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).bfloat16()
-    return wrap_model(model.eval().requires_grad_(False), "random")
+        model: Any = Qwen3ForCausalLM(config)
+    return wrap_model(model.bfloat16().eval().requires_grad_(False), "random")
 
 
 def measure_rates(device: torch.device) -> Rates:
@@ -255,10 +257,12 @@ def row(
     return Row(name, unit, statistics.median(values), (min(values), max(values)), floor, peer, reach)
 
 
-def tpot(bench: Bench, name: str, recipe: Recipe, reach: float, peer: float | None) -> Row:
+def tpot(
+    bench: Bench, name: str, recipe: Recipe, reach: float, peer: float | None, kv_dtype: KVDtypeName = "model"
+) -> Row:
     """Time per token after a prompt of 131,072."""
     count = 64
-    engine = bench.engine(recipe, LONG + count + 8)
+    engine = bench.engine(recipe, LONG + count + 8, kv_dtype=kv_dtype)
     request = prompt_request("r", LONG, recipe, bench.shape.num_layers, max_tokens=count + 4)
     engine.add(request)
     while request.num_generated_tokens < 4:  # the graph is captured
@@ -268,7 +272,7 @@ def tpot(bench: Bench, name: str, recipe: Recipe, reach: float, peer: float | No
         start = time.perf_counter()
         engine.step()
         times.append((time.perf_counter() - start) * 1e3)
-    return row(name, "ms", times, bench.decode_floor_s(recipe, LONG) * 1e3, peer, reach)
+    return row(name, "ms", times, bench.decode_floor_s(recipe, LONG, kv_dtype=kv_dtype) * 1e3, peer, reach)
 
 
 def decode_batch(bench: Bench, name: str, recipes: Sequence[Recipe], reach: float | None) -> Row:
@@ -333,6 +337,21 @@ def transformers_ttft(bench: Bench, num_tokens: int) -> float:
         model.config._attn_implementation = ATTENTION_NAME
 
 
+def in_8_bits(bench: Bench, kv_dtype: KVDtypeName) -> list[Row]:
+    """Next tokens after 131,072 that all layers look back at, KV kept in 8 bits; its error and its bytes a token."""
+    args = bench.args
+    recipes = {name: RECIPES[name] for name in ("full", "sliding")}
+    errors = check_attention(bench.shape, recipes, LONG, args.step_tokens, args.block_tokens, bench.device, kv_dtype)
+    name = f"TPOT after 131k, full decode, {kv_dtype} KV"
+    kib = bench.shape.num_layers * bench.shape.pool_bytes_per_token_layer(kv_dtype) / 1024
+    in_16_bits = bench.shape.num_layers * bench.shape.bytes_per_token_layer / 1024
+    return [
+        tpot(bench, name, RECIPES["full-decode"], 10.5, None, kv_dtype),
+        Row(f"KV of a token, {kv_dtype}", "KiB", kib, (kib, kib), None, in_16_bits),
+        *(Row(f"error of {what}", "%", 100 * error, (0.0, 100 * error)) for what, error in errors.items()),
+    ]
+
+
 Measure = Callable[[Bench], Sequence[Row]]
 
 
@@ -363,6 +382,8 @@ ROWS: dict[str, Measure] = {
     "ttft-full": lambda b: [ttft(b, "TTFT 131k, full", RECIPES["full"], LONG, 9.2, transformers_ttft(b, LONG))],
     "tpot-sliding": lambda b: [tpot(b, "TPOT after 131k, all sliding", SLIDING, 3.6, None)],
     "tpot-full": lambda b: [tpot(b, "TPOT after 131k, full decode", RECIPES["full-decode"], 10.5, None)],
+    "tpot-full-int8": lambda b: in_8_bits(b, "int8"),
+    "tpot-full-fp8": lambda b: in_8_bits(b, "fp8"),
     "decode-batch": lambda b: [decode_batch(b, "16 x 8k, decode, all sliding", [SLIDING], 3000)],
     "decode-mixed": lambda b: [decode_batch(b, "16 x 8k, decode, four recipes", list(RECIPES.values())[:4], None)],
     "behind": behind_a_long_prompt,
@@ -395,7 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--step-tokens", type=int, default=8192, help="the engine's tokens a step")
+    parser.add_argument("--step-tokens", type=int, default=16384, help="the engine's tokens a step")
     parser.add_argument("--block-tokens", type=int, default=64, help="tokens of a KV block")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()

@@ -1,67 +1,33 @@
 """A certificate as it is now, for servers and channels: read again when its files change, without a restart.
 
-Connections keep the certificate that they were opened with; new ones get the new one. A file that is wrong, or not yet
-whole, changes nothing but `error`.
+Connections keep the certificate that they were opened with; new ones get the new one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 import grpc
 
-from services.file_stamp import WATCH_INTERVAL_S, keep_refreshing, stamp_of
+from services.reloaded import Reloaded
 from services.tls import Certificate, TlsFiles, read_certificate, server_context
-from swaa_runtime.errors import InvalidRequest
-
-logger = logging.getLogger(__name__)
 
 
-class CertificateSource:
-    """The last good certificate. `refresh` belongs to one event loop; the attributes may be read from any thread.
+class CertificateSource(Reloaded[Certificate]):
+    """The last good certificate: what new connections get.
 
     Attributes:
         files: where it is.
-        current: what new connections get.
-        error: why what is in the files now is not used; empty if it is.
-        num_failures: how many times files were not used.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises InvalidRequest: a service does not start with a bad certificate."""
         self.files = files
-        self.error = ""
-        self.num_failures = 0
-        self._stamp = stamp_of(files.paths)
-        self.current = read_certificate(files)
-
-    async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
-        """Look whether the files changed, for ever. Cancel it to end it."""
-        await keep_refreshing(self.refresh, interval_s)
-
-    async def refresh(self) -> None:
-        """Read the files again if they changed, or were bad: time alone makes some good, and bad."""
-        stamp = stamp_of(self.files.paths)
-        if stamp == self._stamp and not self.error:
-            return
-        changed, self._stamp = stamp != self._stamp, stamp  # before reading: what comes meanwhile is seen next time
-        try:
-            certificate = await asyncio.to_thread(read_certificate, self.files)
-        except InvalidRequest as exc:
-            if changed or str(exc) != self.error:
-                self.error = str(exc)
-                self.num_failures += 1
-                logger.error("the new certificate is not used, the old one stays: %s", exc)
-            return
-        self.error = ""
-        if certificate != self.current:
-            self.current = certificate
-            logger.info("certificate of %s read again", self.files.cert)
+        super().__init__("certificate", files.paths, lambda: (read_certificate(files), files.paths))
 
 
 @contextlib.asynccontextmanager

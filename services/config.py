@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.sessions.policy import SessionPolicy
 from services.sessions.store import KVFormat
 from services.telemetry.logs import LogFormat
-from swaa_runtime.config import AttentionBackendName, DenseAttentionName, SchedulingPolicy
+from swaa_runtime.config import DenseAttentionName, KVDtypeName, SchedulingPolicy
 from swaa_runtime.errors import InvalidRequest
 
 PREFIX = "SWAA_"
@@ -29,6 +29,10 @@ CLIENT_VARIABLES = frozenset(
 """Not settings of a service: the `swaa` commands that connect to one read them."""
 
 
+def _none_if_auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
 class ServeConfig(BaseSettings):
     """Settings of a service, or of a gateway or replica. Unknown names and values that do not parse are errors."""
 
@@ -40,7 +44,7 @@ class ServeConfig(BaseSettings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="what the model runs on")
     tensor_parallel: int = Field(
-        1, ge=1, description="GPUs of one host that compute the model together, or processes on a cpu; see README"
+        1, ge=1, description="GPUs of one host that compute the model together; on cpu: processes, to try it"
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
@@ -53,14 +57,27 @@ class ServeConfig(BaseSettings):
         False,
         description="load a model's .bin or .pt files, which run code of whoever made them",
     )
-    attention_backend: AttentionBackendName = Field(
-        "windowed", description="windowed: torch alone; triton: our kernels, for GPUs; reference: slow, to compare"
+    attention_backend: Literal["auto", "windowed", "triton", "reference"] = Field(
+        "auto",
+        description="triton (our kernels) is for cuda, windowed for any device, reference its slow twin, to compare; "
+        "auto: triton on cuda where it takes the model, else windowed",
     )
     dense_attention: DenseAttentionName = Field(
         "auto", description="of a triton backend's layers that see everything: cudnn, flash (flash-attn), or the faster"
     )
-    kv_memory_mib: int = Field(2048, ge=1, description="size of the KV pool, on all GPUs together")
-    block_size_tokens: int = Field(32, ge=1, description="tokens of one layer that a block of the KV pool holds")
+    kv_dtype: KVDtypeName = Field(
+        "model", description="what a triton backend keeps K and V in: the model's dtype, or int8 or fp8 (half, lossy)"
+    )
+    kv_memory_mib: Annotated[int | None, BeforeValidator(_none_if_auto)] = Field(
+        None,
+        ge=1,
+        description="size of the KV pool, all GPUs'; auto or absent: on cuda what weights and steps leave; on cpu 2048",
+    )
+    block_size_tokens: int = Field(
+        32,
+        ge=1,
+        description="tokens of one layer that a block of the KV pool holds; triton's: a power of two, at least 16",
+    )
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
     max_running: int = Field(64, ge=1, description="requests that hold KV memory at a time")
     max_waiting: int = Field(256, ge=0, description="requests beyond them that may wait; more are refused")

@@ -6,6 +6,7 @@ SwaaError
 ├── SessionBusy             another request is using it
 ├── StaleSession            it moved on since it was read: somebody else saved a turn
 ├── SessionCorrupt          what is stored does not check out
+│   └── SegmentsMissing     what is to be saved builds on segments that are not stored (any more)
 ├── StoreUnavailable        the session store does not answer
 ├── ReplicaLost             the replica that ran a turn is gone, and so is every other that was tried
 ├── GatewayStopping         the gateway that had the request is being stopped
@@ -19,7 +20,7 @@ SwaaError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from swaa_runtime.errors import DeadlineExceeded, SwaaError
@@ -55,6 +56,19 @@ class SessionCorrupt(SwaaError):
     """Stored bytes are missing, or fail their checksum or their bounds."""
 
 
+class SegmentsMissing(SessionCorrupt):
+    """A session or prefix to be saved names segments that are neither stored nor given; nothing was changed.
+
+    Attributes:
+        segment_ids: all of them. Whoever still has their bytes gives them, and saves again.
+    """
+
+    def __init__(self, name: str, segment_ids: Sequence[str]) -> None:
+        others = f", nor are {len(segment_ids) - 1} others" if len(segment_ids) > 1 else ""
+        super().__init__(f"{name}: segment {segment_ids[0]} is neither stored nor given{others}")
+        self.segment_ids = frozenset(segment_ids)
+
+
 class StoreUnavailable(SwaaError):
     """The session store cannot be reached or refuses to work."""
 
@@ -72,7 +86,7 @@ class QuotaExceeded(SwaaError):
 
 
 class RateExceeded(SwaaError):
-    """The tenant asks for more at a time, or in a minute, than its quota allows; nothing was taken from the quota.
+    """The tenant asks for more at a time, or in a minute, than its quota allows.
 
     Attributes:
         quota: which one: a field of `services.quota.Quota`.

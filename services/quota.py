@@ -10,7 +10,7 @@ class Quota:
     """Bounds of one tenant, over all gateways and replicas of a deployment. None: no bound.
 
     Attributes:
-        requests_per_minute: turns and plans; as many may come at once after a minute without any.
+        requests_per_minute: turns and plans, wrong ones as well; as many may come at once after a minute without any.
         prompt_tokens_per_minute: new tokens of turns' prompts, in the same way. History is not counted.
         concurrent_requests: turns that run or wait at a time.
         concurrent_prefills: of those, turns without a token yet: what is costly of long prompts.

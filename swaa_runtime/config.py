@@ -9,6 +9,7 @@ from swaa_runtime.errors import InvalidRequest
 
 AttentionBackendName = Literal["windowed", "reference", "triton"]
 DenseAttentionName = Literal["auto", "cudnn", "flash"]
+KVDtypeName = Literal["model", "int8", "fp8"]
 SchedulingPolicy = Literal["slack", "fcfs"]
 
 
@@ -45,6 +46,8 @@ class EngineConfig:
         skip_unseen: run only layers of which later tokens see something (`visibility.layers_needed`).
         dense_attention: what computes a prompt's queries that see everything under the "triton" backend: "flash"
             (flash-attn), "cudnn", or "auto", the faster. What cannot be had is an error.
+        kv_dtype: what K and V are kept in: as the "model" computes them, or "int8" or "fp8" with scales (lossy: see
+            `kv_cache.quantise`), under the "triton" backend alone.
     """
 
     num_blocks: int
@@ -61,6 +64,7 @@ class EngineConfig:
     attention_backend: AttentionBackendName = "windowed"
     skip_unseen: bool = False
     dense_attention: DenseAttentionName = "auto"
+    kv_dtype: KVDtypeName = "model"
 
     def __post_init__(self) -> None:
         for field in ("block_size_tokens", "max_step_tokens", "max_running", "max_model_tokens", "export_step_bytes"):
@@ -80,9 +84,11 @@ class EngineConfig:
             ("policy", SchedulingPolicy),
             ("attention_backend", AttentionBackendName),
             ("dense_attention", DenseAttentionName),
+            ("kv_dtype", KVDtypeName),
         ):
             if getattr(self, field) not in get_args(choices):
                 allowed = " or ".join(repr(name) for name in get_args(choices))
                 raise InvalidRequest(field, getattr(self, field), f"must be {allowed}")
-        if self.dense_attention != "auto" and self.attention_backend != "triton":
-            raise InvalidRequest("dense_attention", self.dense_attention, "needs attention_backend 'triton'")
+        for field, default in (("dense_attention", "auto"), ("kv_dtype", "model")):
+            if getattr(self, field) != default and self.attention_backend != "triton":
+                raise InvalidRequest(field, getattr(self, field), "needs attention_backend 'triton'")

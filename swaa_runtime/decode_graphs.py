@@ -65,7 +65,7 @@ class _GraphContext:
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         work = Tiles(self.tiles, self.rules[layer], self.offsets[layer], self.table, 1, self.splits, self.rows)
-        paged_attention(query, self.storage.keys, self.storage.values, work, scale, out)
+        paged_attention(query, self.storage.keys, self.storage.values, work, scale, out, self.storage.scales)
         return out
 
 

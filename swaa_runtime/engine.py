@@ -26,6 +26,7 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, state_bytes
+from swaa_runtime.kv_cache.snapshot import export_slices
 from swaa_runtime.kv_cache.swap import SwappedStates
 from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
@@ -187,12 +188,21 @@ class Engine:
             live.restore = live.request.restoring = None
             live.saved_keys.clear()
 
-    def confirm_saved(self, request_id: str, keys: Iterable[SliceKey]) -> None:
-        """The store has these slices of the request's last checkpoint (none if that failed); another may follow."""
+    def confirm_saved(self, request_id: str, keys: Iterable[SliceKey], lost: Iterable[SliceKey] = ()) -> None:
+        """The store has these slices of the request's last checkpoint (none if that failed); another may follow.
+
+        `lost`: slices that it had, and has no more; they are exported again.
+        """
         live = self._live.get(request_id)
         if live is not None:
             live.saved_keys.update(keys)
+            live.saved_keys.difference_update(lost)
             live.checkpoint_open = False
+
+    def export_parked(self, request_id: str, keys: Iterable[SliceKey]) -> list[KVSlice] | None:
+        """Copy slices of the state that a finished request left in the pool, all at once; None if it is gone."""
+        parked = self.parked.find(request_id)
+        return None if parked is None else export_slices(parked, self.runner.storage, keys)
 
     def drop_parked(self, request_id: str) -> None:
         """Free the state that a finished request left in the pool. Nothing happens if it is gone."""

@@ -64,7 +64,9 @@ class Group:
         """Add up the tensors of all ranks, in place, and in the stream's order: a CUDA graph may record it."""
         options = distributed.AllreduceOptions()
         options.asyncOp = False
-        self._group.allreduce([x], options).wait()
+        work = self._group.allreduce([x], options)
+        if work is not None:  # NCCL has queued it in the stream, and there is nothing to wait for
+            work.wait()
         return x
 
     def start_sum(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -19,10 +18,9 @@ from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage, StateMemory
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
+from swaa_runtime.shape import ModelShape
 from swaa_runtime.step_timer import CudaTimer, HostTimer, StepTimer
 from swaa_runtime.upload import upload
-
-logger = logging.getLogger(__name__)
 
 ContextFactory = Callable[[Sequence[ChunkView], torch.Tensor], StepContext]
 
@@ -60,6 +58,7 @@ class ModelRunner:
             shape.head_dim,
             torch_dtype(shape.dtype),
             self.device,
+            config.kv_dtype,
         )
         self.storage: StateMemory = self.part
         self.adapters = loaded.adapters
@@ -74,7 +73,6 @@ class ModelRunner:
         else:
             self._decoder = TransformersDecoder(loaded.model)
             self._contexts = partial(PagedContext, self.part, make_backend(config.attention_backend))
-        logger.info("attention: %s, decoder: %s", self.attention_name, self._decoder.name)
 
     @property
     def decoder_name(self) -> str:
@@ -131,6 +129,19 @@ def make_backend(name: AttentionBackendName) -> AttentionBackend:
     return ReferenceBackend() if name == "reference" else WindowedBackend()
 
 
+def fastest_backend(shape: ModelShape, device: torch.device, block_size_tokens: int) -> AttentionBackendName:
+    """ "triton" on a GPU where its kernels take the model's shape, else "windowed"."""
+    if device.type != "cuda":
+        return "windowed"
+    try:
+        from swaa_runtime.attention.paged_triton import check_shape
+
+        check_shape(shape, block_size_tokens)
+    except (ModuleNotFoundError, ModelNotSupported):
+        return "windowed"
+    return "triton"
+
+
 TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]
 
 
@@ -141,12 +152,13 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
         ModelNotSupported: if triton is not installed, or the kernels do not take the model's shape.
     """
     try:
-        from swaa_runtime.attention.paged_triton import TritonContext, check_shape
+        from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape
         from swaa_runtime.decode_graphs import DecodeGraphs
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     shape = loaded.part_shape
     check_shape(shape, config.block_size_tokens)
+    check_kv_dtype(config.kv_dtype, loaded.model.device)
     contexts = partial(TritonContext, storage, shape, prefix)
     decoder = gpu_decoder(loaded.model, loaded.group)
     if decoder.name != "fused":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from swaa_runtime.config import KVDtypeName
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -23,6 +25,12 @@ class ModelShape:
     def bytes_per_token_layer(self) -> int:
         """Bytes of K and V together of one token in one layer."""
         return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    def pool_bytes_per_token_layer(self, kv_dtype: KVDtypeName) -> int:
+        """The same as a pool keeps them: in 8 bits each head has a scale of 4 bytes beside its K, and beside its V."""
+        if kv_dtype == "model":
+            return self.bytes_per_token_layer
+        return 2 * self.num_kv_heads * (self.head_dim + 4)
 
     def part(self, size: int) -> ModelShape:
         """What one of `size` ranks computes of it, that share out its heads."""

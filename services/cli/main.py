@@ -69,7 +69,7 @@ def serve_command(
     model: Annotated[str | None, typer.Option(help="'smollm2' or a Hugging Face model folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="Session store; a private Redis if absent.")] = None,
-    kv_memory_mib: Annotated[int | None, typer.Option(help="Size of the KV pool.")] = None,
+    kv_memory_mib: Annotated[str | None, typer.Option(help="Size of the KV pool, or auto.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private Redis keeps sessions.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write host:port here once serving; one line each.")] = None,
     http_ready_file: HttpReadyFile = None,

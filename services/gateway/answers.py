@@ -1,4 +1,4 @@
-"""Turns as the gateway runs them, whatever wire they came by: understand, lease, plan, run, judge.
+"""Turns as the gateway runs them, whatever wire they came by: count, understand, lease, plan, run, judge.
 
     prompt, headers ──▶ Accepted ──▶ PrefillProgress … ──▶ TokenOutput … ──▶ Answered
 
@@ -153,19 +153,18 @@ class Answers:
         deadline_s: float | None,
         watch: AnswerWatch,
     ) -> AsyncGenerator[AnswerEvent, None]:
-        clock = _Clock()
-        with watch.step("understand"):
-            request = await self.turns.understand(identity, prompt, params.max_tokens, headers, new_session_id())
-        watch.understood(request)
-        if request.saved is not None:
-            await self._quotas.request(request.asked.catalog, identity.tenant)
-            for again in self._replay(request, request.saved, params, clock):
-                yield again
-            return
-        async with (
-            self._quotas.turn(request.asked.catalog, identity.tenant, len(request.token_ids)) as prefilled,
-            self._replicas.lease(request.session) as replica,
-        ):
+        clock, catalog, tenant = _Clock(), self.turns.catalog, identity.tenant
+        async with contextlib.AsyncExitStack() as stack:
+            prefilled = await stack.enter_async_context(self._quotas.turn(catalog, tenant))
+            with watch.step("understand"):
+                request = await self.turns.understand(identity, prompt, params.max_tokens, headers, new_session_id())
+            watch.understood(request)
+            if request.saved is not None:
+                for again in self._replay(request, request.saved, params, clock):
+                    yield again
+                return
+            await self._quotas.prompt(catalog, tenant, len(request.token_ids))
+            replica = await stack.enter_async_context(self._replicas.lease(request.session))
             with watch.step("plan"):
                 planned = await self.turns.plan(request, replica)
             job = replace(self.turns.job(planned, uuid.uuid4().hex, params, deadline_s), trace_headers=watch.headers)

@@ -1,4 +1,7 @@
-"""Holds tenants to their quotas: before a request is planned, and for as long as it runs.
+"""Holds tenants to their quotas: before anything is done for a request, and for as long as it runs.
+
+    request, turn    one request more, and a place     before its session is read, before its prompt is tokenized
+    prompt           its prompt's tokens               when they are known, before anything is planned
 
 A store that does not answer stops no requests: they are taken unchecked, and counted as such. Quotas share a service
 fairly; what protects its memory and its queue does not need Redis, and what reads sessions fails by itself.
@@ -10,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 from services.errors import RateExceeded, StoreUnavailable
@@ -30,8 +33,12 @@ OTHER = "other"
 class QuotaCounter(Protocol):
     """What tenants use, counted for all gateways. All raise StoreUnavailable."""
 
-    async def take(self, tenant: str, quota: Quota, prompt_tokens: int, lease_id: str) -> None:
-        """Take a request, its prompt's tokens and, by this id, a lease; all or nothing. Raises RateExceeded."""
+    async def take(self, tenant: str, quota: Quota, lease_id: str) -> None:
+        """Take a request and, by this id, a lease; all or nothing. Raises RateExceeded."""
+        ...
+
+    async def take_prompt(self, tenant: str, quota: Quota, num_tokens: int) -> None:
+        """Take the tokens of a prompt. Raises RateExceeded; then none are taken."""
         ...
 
     async def renew(self, tenant: str, lease_id: str) -> None:
@@ -50,7 +57,10 @@ class QuotaCounter(Protocol):
 class Unlimited:
     """A `QuotaCounter` that counts nothing: for tests."""
 
-    async def take(self, tenant: str, quota: Quota, prompt_tokens: int, lease_id: str) -> None:
+    async def take(self, tenant: str, quota: Quota, lease_id: str) -> None:
+        """See `QuotaCounter`."""
+
+    async def take_prompt(self, tenant: str, quota: Quota, num_tokens: int) -> None:
         """See `QuotaCounter`."""
 
     async def renew(self, tenant: str, lease_id: str) -> None:
@@ -71,8 +81,8 @@ class Quotas:
         self._metrics = metrics
 
     @contextlib.asynccontextmanager
-    async def turn(self, catalog: Catalog, tenant: str, prompt_tokens: int) -> AsyncIterator[Callable[[], None]]:
-        """The body is a turn that counts: what it took of minutes is spent, its place is given back however it ends.
+    async def turn(self, catalog: Catalog, tenant: str) -> AsyncIterator[Callable[[], None]]:
+        """The body is a turn that counts: its request is spent, its place is given back however it ends.
 
         Gives what to call when the turn has its first token: then its place among prefills is free.
         Raises RateExceeded; then nothing was taken.
@@ -85,7 +95,7 @@ class Quotas:
         holding: list[asyncio.Task[None]] = []
         try:
             # In the try: a call that is cancelled here may have taken its lease.
-            await self._take(catalog, tenant, prompt_tokens, lease_id)
+            await self._take(catalog, tenant, lease_id)
             if lease_id:
                 holding.append(asyncio.create_task(self._renew(tenant, lease_id)))
             if quota.concurrent_prefills is not None:
@@ -102,12 +112,25 @@ class Quotas:
     async def request(self, catalog: Catalog, tenant: str) -> None:
         """A request that runs nothing counts. Raises RateExceeded."""
         if catalog.tenant(tenant).quota.bounds_requests:
-            await self._take(catalog, tenant, 0, "")
+            await self._take(catalog, tenant, "")
 
-    async def _take(self, catalog: Catalog, tenant: str, prompt_tokens: int, lease_id: str) -> None:
+    async def prompt(self, catalog: Catalog, tenant: str, num_tokens: int) -> None:
+        """The new tokens of a turn's prompt count. Raises RateExceeded; then none were taken."""
+        quota = catalog.tenant(tenant).quota
+        if quota.prompt_tokens_per_minute is not None:
+            with self._counting(catalog, tenant):
+                await self._counter.take_prompt(tenant, quota, num_tokens)
+
+    async def _take(self, catalog: Catalog, tenant: str, lease_id: str) -> None:
+        with self._counting(catalog, tenant):
+            await self._counter.take(tenant, catalog.tenant(tenant).quota, lease_id)
+
+    @contextlib.contextmanager
+    def _counting(self, catalog: Catalog, tenant: str) -> Iterator[None]:
+        """Tells of refusals; a counter that is away refuses nothing."""
         named = tenant if tenant in catalog.tenants else OTHER
         try:
-            await self._counter.take(tenant, catalog.tenant(tenant).quota, prompt_tokens, lease_id)
+            yield
         except RateExceeded as exc:
             self._metrics.refused.labels(named, exc.quota).inc()
             raise

@@ -171,9 +171,13 @@ class EngineLoop:
         """See `Engine.abandon_restore`."""
         await self.call(lambda engine: engine.abandon_restore(request_id))
 
-    def confirm_saved(self, request_id: str, keys: Collection[SliceKey]) -> None:
+    def confirm_saved(self, request_id: str, keys: Collection[SliceKey], lost: Collection[SliceKey] = ()) -> None:
         """See `Engine.confirm_saved`."""
-        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys)))
+        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys, lost)))
+
+    async def export_parked(self, request_id: str, keys: Collection[SliceKey]) -> list[KVSlice] | None:
+        """See `Engine.export_parked`. Others' tokens wait meanwhile."""
+        return await self.call(lambda engine: engine.export_parked(request_id, keys))
 
     def drop_parked(self, request_id: str) -> None:
         """See `Engine.drop_parked`."""

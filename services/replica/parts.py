@@ -8,9 +8,10 @@ import fcntl
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ from services.cost import CostProfile
 from services.replica.calibrate import QUICK, Effort, Progress, calibrate, describe_hardware
 from services.replica.engine_loop import EngineLoop
 from services.replica.facts import ModelFacts
+from services.replica.kv_memory import CPU_KV_MIB, kv_pool_bytes, step_bytes
 from services.replica.online_cost import OnlineCost
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
@@ -33,23 +35,28 @@ from services.telemetry.engine_metrics import EngineMetrics
 from services.telemetry.metrics import StoreMetrics
 from services.telemetry.observed_store import ObservedStore
 from services.telemetry.process import Telemetry
-from swaa_runtime.config import EngineConfig
+from swaa_runtime.config import AttentionBackendName, EngineConfig
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import InvalidRequest, ModelNotSupported
 from swaa_runtime.model.adapters import CONFIG_FILE
 from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
-from swaa_runtime.runner import ModelRunner
+from swaa_runtime.runner import ModelRunner, fastest_backend
 from swaa_runtime.tensor_parallel.ranks import Ranks, rank_devices
 from swaa_runtime.tensor_parallel.runner import SharedRunner
 from swaa_runtime.tensor_parallel.worker import Load
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "smollm2"
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A running engine with its model, store and replica: all but the gateway."""
+    """A running engine with its model, store and replica: all but the gateway.
+
+    `attention`: the attention backend, and whose code runs the rest of a layer, in words.
+    """
 
     model_folder: Path
     loaded: LoadedModel
@@ -134,31 +141,18 @@ async def running_parts(
         redis = await stack.enter_async_context(_store(config))
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
-        dtype, device = served_dtype(config), torch.device(config.device)
-        load = partial(
-            load_model, folder, dtype, adapters=adapter_folders(config), allow_pickle=config.allow_pickle_weights
-        )
-        if config.tensor_parallel == 1:
-            loaded = await asyncio.to_thread(load, device)
-            engine_config = _engine_config(config, loaded)
-            model_runner = runner(loaded, engine_config)
-        else:
-            devices = rank_devices(config.device, config.tensor_parallel)
-            ranks = await asyncio.to_thread(Ranks, partial(_load_on_host, load), devices)
-            stack.callback(ranks.close)
-            loaded = ranks.loaded
-            engine_config = _engine_config(config, loaded)
-            model_runner = SharedRunner(ranks, engine_config)
+        loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack)
         await asyncio.to_thread(model_runner.warm_up)
+        attention_name = f"{model_runner.attention_name}, {model_runner.decoder_name} decoder"
+        logger.info("attention by %s; %d KV blocks", attention_name, engine_config.num_blocks)
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
-        bytes_per_token_layer = loaded.shape.bytes_per_token_layer
         replica = Replica(
             loaded,
             engine,
-            bytes_per_token_layer * config.block_size_tokens,
-            bytes_per_token_layer,
+            model_runner.storage.bytes_per_block,
+            loaded.shape.bytes_per_token_layer,
             store,
             config.session_policy,
             telemetry.tracing,
@@ -170,12 +164,29 @@ async def running_parts(
             loaded,
             engine,
             engine_config,
-            model_runner.attention_name,
+            attention_name,
             store,
             redis.quotas(),
             replica,
             engine_metrics,
         )
+
+
+def _model(
+    folder: Path, config: ServeConfig, runner: type[ModelRunner], stack: contextlib.AsyncExitStack
+) -> tuple[LoadedModel, EngineConfig, ModelRunner]:
+    """The model on one device or several, and what runs it there; the stack ends the processes of the others."""
+    adapters, dtype = adapter_folders(config), served_dtype(config)
+    load = partial(load_model, folder, dtype, adapters=adapters, allow_pickle=config.allow_pickle_weights)
+    if config.tensor_parallel == 1:
+        loaded = load(torch.device(config.device)).keeping_kv_in(config.kv_dtype)
+        engine_config = _engine_config(config, loaded)
+        return loaded, engine_config, runner(loaded, engine_config)
+    ranks = Ranks(partial(_load_on_host, load), rank_devices(config.device, config.tensor_parallel))
+    stack.callback(ranks.close)
+    loaded = ranks.loaded.keeping_kv_in(config.kv_dtype)
+    engine_config = _engine_config(config, loaded)
+    return loaded, engine_config, SharedRunner(ranks, engine_config)
 
 
 def _load_on_host(load: Load, device: torch.device) -> LoadedModel:
@@ -198,22 +209,51 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
         yield store
 
 
+def attention_backend(config: ServeConfig, loaded: LoadedModel) -> AttentionBackendName:
+    """The configured backend; "auto": the fastest that there is.
+
+    Raises:
+        ModelNotSupported: if triton is asked for, but not cuda. (What else it lacks, the runner finds.)
+    """
+    if config.attention_backend == "auto":
+        return fastest_backend(loaded.part_shape, torch.device(config.device), config.block_size_tokens)
+    if config.attention_backend == "triton" and config.device != "cuda":
+        raise ModelNotSupported(f"attention_backend 'triton' needs device 'cuda', not {config.device!r}")
+    return config.attention_backend
+
+
+def _kv_bytes(config: ServeConfig, loaded: LoadedModel, engine_config: EngineConfig) -> int:
+    if config.kv_memory_mib is not None:
+        return config.kv_memory_mib << 20
+    if config.device != "cuda":
+        return CPU_KV_MIB << 20
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info()
+    sizes, size = loaded.model.config, config.tensor_parallel
+    columns, max_tokens = sizes.intermediate_size // size, engine_config.max_model_tokens
+    needed = step_bytes(loaded.part_shape, sizes.hidden_size, columns, max_tokens, engine_config)
+    return size * kv_pool_bytes(free_bytes, needed)  # all have as much to hold as the first
+
+
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
-    bytes_per_block = loaded.shape.bytes_per_token_layer * config.block_size_tokens
-    return EngineConfig(
-        num_blocks=1 + (config.kv_memory_mib << 20) // bytes_per_block,
+    """With as many blocks as the memory holds that is configured, or that there is."""
+    engine_config = EngineConfig(
+        num_blocks=2,
         max_model_tokens=loaded.shape.max_model_tokens,
         block_size_tokens=config.block_size_tokens,
         max_step_tokens=config.max_step_tokens,
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,
-        attention_backend=config.attention_backend,
+        attention_backend=attention_backend(config, loaded),
         dense_attention=config.dense_attention,
+        kv_dtype=config.kv_dtype,
         max_queued_ms=config.max_queued_ms,
         max_swapped_bytes=config.swap_memory_mib << 20,
         policy=config.scheduling_policy,
     )
+    bytes_per_block = loaded.shape.pool_bytes_per_token_layer(config.kv_dtype) * config.block_size_tokens
+    return replace(engine_config, num_blocks=1 + _kv_bytes(config, loaded, engine_config) // bytes_per_block)
 
 
 def _engine(folder: Path, runner: ModelRunner, engine_config: EngineConfig, eos_token_ids: frozenset[int]) -> Engine:

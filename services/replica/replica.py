@@ -215,11 +215,7 @@ class Replica:
             ids = dict(await asyncio.to_thread(prefix_ids, scope, fingerprint, policy, request.recipe, tokens, turns))
         state = turn.state
         stored = () if state is None or state.kv_format != policy.kv_format else state.segments
-
-        def confirm(keys: Collection[SliceKey]) -> None:
-            self.engine.confirm_saved(request.request_id, keys)
-
-        return TurnSaver(self._store, tenant, quota_bytes, policy, ids, stored, confirm)
+        return TurnSaver(self.engine, request.request_id, self._store, tenant, quota_bytes, policy, ids, stored)
 
     async def _start(self, turn: _Turn, stack: contextlib.AsyncExitStack) -> OutputStream:
         """Hand the request to the engine, its state on its way to it if there is one."""
@@ -308,7 +304,7 @@ class Replica:
         self, turn: _Turn, session: SessionUse, saver: TurnSaver, finished: Finished, fence: int
     ) -> SessionOutcome:
         """Save the turn. What cannot be saved is said, not raised. A state too large to keep leaves only tokens."""
-        old, state, now_s = turn.manifest, finished.state, time.time()
+        old, now_s = turn.manifest, time.time()
         last = replace(turn.request.turns[-1], stop=len(finished.token_ids))
         manifest = Manifest(
             session_id=session.session_id,
@@ -319,14 +315,14 @@ class Replica:
             recipe_name=turn.job.recipe_name,
             model_fingerprint=self.model_fingerprint,
             kv_format=self._policy.kv_format,
-            num_kv_tokens=0 if state is None else state.num_tokens,
-            segments=() if state is None else await saver.segments(state),
+            num_kv_tokens=0,
+            segments=(),
             created_at_s=old.created_at_s if old else now_s,
             updated_at_s=now_s,
             expires_at_s=now_s + self._policy.ttl_s,
             idempotency_key=session.idempotency_key,
         )
-        error = await saver.save(manifest, fence)
+        error = await saver.save(manifest, finished.state, fence)
         if error:
             return SessionOutcome(manifest.version - 1, False, error, turn.history, saver.saved_bytes)
         self._hot.remember(session.tenant, session.session_id, manifest.version, turn.job.request_id)

@@ -50,7 +50,7 @@ class RedisPrefixes:
     ) -> None:
         """Write new segments, then the prefix, to live `ttl_s` seconds after it was last found.
 
-        Raises QuotaExceeded, SessionCorrupt as `RedisSegments.save` does.
+        Raises QuotaExceeded, SegmentsMissing as `RedisSegments.save` does.
         """
         commit = Commit(
             script=Script(redis_scripts.COMMIT_PREFIX),

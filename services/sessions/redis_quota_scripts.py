@@ -11,11 +11,11 @@ TAKE = (
     _NOW
     + """
 -- KEYS: buckets, leases, prefills. ARGV: requests a minute, prompt tokens a minute, requests and prefills at a time
--- (-1: no bound); prompt tokens to take; lease id, or empty for none; ms that it lives. Answers {'ok'}, and then one
--- request, the tokens and both leases are taken; or {quota, what is used or left of it, ms until there is enough or -1
--- for never}, and nothing is.
+-- (-1: no bound); requests and prompt tokens to take; lease id, or empty for none; ms that it lives. Answers {'ok'},
+-- and all of that is taken, and both leases; or {quota, what is used or left of it, ms until there is enough or -1 for
+-- never}, and nothing is.
 local MINUTE_MS = 60000
-local tokens, lease, ttl_ms = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local requests, tokens, lease, ttl_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local places = {
   {'concurrent_requests', KEYS[2], tonumber(ARGV[3])},
   {'concurrent_prefills', KEYS[3], tonumber(ARGV[4])},
@@ -38,7 +38,7 @@ local function level(place, bound)
 end
 
 local buckets = {
-  {'requests_per_minute', 'requests', 1, tonumber(ARGV[1]), 1},
+  {'requests_per_minute', 'requests', 1, tonumber(ARGV[1]), requests},
   {'prompt_tokens_per_minute', 'tokens', 2, tonumber(ARGV[2]), tokens},
 }
 local fields = {'at_ms', now}

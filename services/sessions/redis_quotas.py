@@ -32,11 +32,18 @@ class RedisQuotas:
     prefix: str
     lease_ttl_ms: int = 30_000
 
-    async def take(self, tenant: str, quota: Quota, prompt_tokens: int, lease_id: str) -> None:
-        """Take one request and its prompt's tokens, and hold a lease if `lease_id` is not empty; all or nothing.
+    async def take(self, tenant: str, quota: Quota, lease_id: str) -> None:
+        """Take one request, and hold a lease if `lease_id` is not empty; all or nothing.
 
         Raises RateExceeded, which names the quota, what is used or left of it, and its bound.
         """
+        await self._take(tenant, quota, 1, 0, lease_id)
+
+    async def take_prompt(self, tenant: str, quota: Quota, num_tokens: int) -> None:
+        """Take the tokens of a prompt. Raises RateExceeded as `take` does; then none are taken."""
+        await self._take(tenant, quota, 0, num_tokens, "")
+
+    async def _take(self, tenant: str, quota: Quota, requests: int, prompt_tokens: int, lease_id: str) -> None:
         keys = TenantKeys.of(self.prefix, tenant)
         bounds = (
             quota.requests_per_minute,
@@ -47,7 +54,10 @@ class RedisQuotas:
         answer: list[bytes | int] = await self.connection.run(
             Script(redis_quota_scripts.TAKE),
             [keys.buckets, keys.leases, keys.prefills],
-            [*(-1 if bound is None else bound for bound in bounds), prompt_tokens, lease_id, self.lease_ttl_ms],
+            [
+                *(-1 if bound is None else bound for bound in bounds),
+                *(requests, prompt_tokens, lease_id, self.lease_ttl_ms),
+            ],
         )
         if answer[0] != b"ok":
             name, figure, wait_ms = bytes(answer[0]).decode(), int(answer[1]), int(answer[2])

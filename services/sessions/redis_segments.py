@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.errors import QuotaExceeded, SessionCorrupt, StoreUnavailable
+from services.errors import QuotaExceeded, SegmentsMissing, SessionCorrupt, StoreUnavailable
 from services.sessions import redis_scripts
 from services.sessions.batching import batched_by_bytes
 from services.sessions.codec import segment_id
@@ -116,7 +116,7 @@ class RedisSegments:
 
         Raises:
             QuotaExceeded: see `commit`.
-            SessionCorrupt: a segment is neither stored nor given; nothing was changed.
+            SegmentsMissing: some are neither stored nor given; nothing was changed.
         """
         sizes = {ref.segment_id: ref.num_bytes for ref in commit.refs}
         for digest, data in segments.items():
@@ -127,9 +127,8 @@ class RedisSegments:
             if kind != b"missing":
                 return [kind, *rest]
             missing = [digest.decode() for digest in rest]
-            for digest in missing:
-                if digest not in segments:
-                    raise SessionCorrupt(f"{commit.name}: segment {digest} is neither stored nor given")
+            if gone := [digest for digest in missing if digest not in segments]:
+                raise SegmentsMissing(commit.name, gone)
             await self.upload(keys, {digest: segments[digest] for digest in missing}, commit.use_s)
         raise StoreUnavailable(f"{commit.name}: its segments vanish from the store while it is saved")
 

@@ -163,7 +163,7 @@ class RedisSessionStore:
         Raises:
             StaleSession: the stored version is another, or somebody else has taken the lease since `fence`.
             QuotaExceeded: it does not fit into the tenant's quota.
-            SessionCorrupt: the manifest names a segment that is neither stored nor given.
+            SegmentsMissing: the manifest names segments that are neither stored nor given.
                 Each leaves the stored session as it was.
         """
         if manifest.version != expected_version + 1:
@@ -249,7 +249,7 @@ class RedisSessionStore:
     ) -> None:
         """Write new segments, then the prefix, to live `ttl_s` seconds after it was last found.
 
-        Raises QuotaExceeded, SessionCorrupt as `save` does.
+        Raises QuotaExceeded, SegmentsMissing as `save` does.
         """
         await self._prefixes.save(self._keys(tenant), prefix, segments, ttl_s, quota_bytes)
 

@@ -99,7 +99,8 @@ class SessionStore(Protocol):
             quota_bytes: what this tenant may store, wherever it says so; None: what the store bounds every tenant to.
 
         Raises StaleSession if it is not, or if somebody else has taken the lease since `fence`; QuotaExceeded if the
-        tenant's bytes would come above its quota. Both leave the stored session as it was.
+        tenant's bytes would come above its quota; SegmentsMissing if segments are neither stored nor given: what a turn
+        has built on may be deleted before it is saved. All leave the stored session as it was.
         """
         ...
 
@@ -145,7 +146,7 @@ class PrefixStore(Protocol):
         ttl_s: float,
         quota_bytes: int | None = None,
     ) -> None:
-        """Write new segments, then the prefix. Raises QuotaExceeded, SessionCorrupt as `SessionStore.save` does."""
+        """Write new segments, then the prefix. Raises QuotaExceeded, SegmentsMissing as `SessionStore.save` does."""
         ...
 
     async def delete_prefixes(self, tenant: str, prefix_ids: Sequence[str]) -> None:

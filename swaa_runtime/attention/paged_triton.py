@@ -17,6 +17,7 @@ import torch
 
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.prefix import PrefixAttention
+from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.storage import KVStorage
@@ -35,6 +36,9 @@ PROGRAMS = 512
 """Programs of a launch that keep a GPU's memory busy: about four a multiprocessor."""
 
 MAX_SPLITS = 32
+
+FP8_CAPABILITY = (8, 9)
+"""The first that converts float8."""
 
 MIN_SIZE = 16
 """Of a side of the matrix units' operands."""
@@ -111,7 +115,7 @@ class TritonContext:
                 launch.tiles, launch.rules, self._offsets[layer], self._table, launch.max_queries, launch.splits,
                 launch.partial_rows,
             )  # fmt: skip
-            paged_attention(query, self.storage.keys, self.storage.values, work, scale, out)
+            paged_attention(query, self.storage.keys, self.storage.values, work, scale, out, self.storage.scales)
         for run in plan.dense:
             rows = slice(run.row, run.row + run.stop - run.start)
             out[rows] = self._dense(run, layer, query[rows], scale)
@@ -121,10 +125,8 @@ class TritonContext:
         """Queries [n, num_heads, head_dim] over everything up to themselves."""
         at = int(self._host_offsets[layer, run.chunk, 0])
         blocks = self._table[at : at - (-run.stop // self.storage.block_size_tokens)]
-        key, value = (
-            kv.index_select(0, blocks).flatten(0, 1)[: run.stop] for kv in (self.storage.keys, self.storage.values)
-        )
-        return self._prefix.attend(query, key, value, scale)
+        key, value = self.storage.gather_blocks(blocks)
+        return self._prefix.attend(query, key[: run.stop], value[: run.stop], scale)
 
 
 def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
@@ -132,6 +134,12 @@ def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
     for name, size in (("head_dim", shape.head_dim), ("block_size_tokens", block_size_tokens)):
         if size < MIN_SIZE or size & (size - 1):
             raise ModelNotSupported(f"{name} is {size}: Triton's kernels need a power of two of at least {MIN_SIZE}")
+
+
+def check_kv_dtype(kv_dtype: KVDtypeName, device: torch.device) -> None:
+    """Raise ModelNotSupported unless the kernels can read it there."""
+    if kv_dtype == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise ModelNotSupported(f"kv_dtype 'fp8' needs a GPU of compute capability {FP8_CAPABILITY}; 'int8' does not")
 
 
 def plan_layer(

@@ -14,6 +14,7 @@ import triton
 from triton import language as tl
 
 from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
+from swaa_runtime.kv_cache.quantise import LARGEST
 
 SILU_BLOCK = 1024
 FEW_TOKENS = 64
@@ -60,6 +61,7 @@ def norm_rope_and_store(
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Norm (if there is one) and rotate the heads of a step's queries and keys, and store its keys and values.
 
@@ -69,6 +71,7 @@ def norm_rope_and_store(
         q_norm, k_norm: weights [D] of the norms per head, both or none.
         slots: int64 [T], flat token slots (block id * block size + offset); of a negative one nothing is stored.
         keys, values: the memory behind them, [num_blocks, block size, Hk, D].
+        scales: if that is of 8 bits, the memory of its scales (see `KVStorage`).
 
     Returns:
         The queries, [T, H, D]: a view of `qkv`, so not contiguous.
@@ -81,6 +84,7 @@ def norm_rope_and_store(
     tile_heads = 1 if few else math.gcd(num_heads, num_kv_heads, MAX_TILE_HEADS)
     tile_tokens = 1 if few else TILE_TOKENS
     grid = (triton.cdiv(num_tokens, tile_tokens), (num_heads + 2 * num_kv_heads) // tile_heads)
+    key_scales, value_scales = (None, None) if scales is None else scales
     _norm_rope_store_kernel[grid](
         qkv,
         cos,
@@ -90,10 +94,14 @@ def norm_rope_and_store(
         slots,
         keys,
         values,
+        key_scales,
+        value_scales,
         num_tokens,
         eps,
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
+        BLOCK_SIZE=keys.shape[1],
+        LARGEST=LARGEST.get(keys.dtype),
         HALF=head_dim // 2,
         NORM=q_norm is not None,
         TOKENS=tile_tokens,
@@ -177,17 +185,24 @@ def _norm_rope_store_kernel(
     slots_ptr,
     keys_ptr,
     values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
     num_tokens,
     eps,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    LARGEST: tl.constexpr,
     HALF: tl.constexpr,
     NORM: tl.constexpr,
     TOKENS: tl.constexpr,
     TILE_HEADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a tile of TOKENS tokens by TILE_HEADS heads, a head at a time, in halves [TOKENS, HALF]."""
+    """One program a tile of TOKENS tokens by TILE_HEADS heads, a head at a time, in halves [TOKENS, HALF].
+
+    LARGEST: of the dtype of keys and values, if that has scales; None: it has none.
+    """
     if PDL:
         wait_for_previous()
     head_dim: tl.constexpr = 2 * HALF
@@ -197,13 +212,20 @@ def _norm_rope_store_kernel(
     lane = tl.arange(0, HALF)[None, :]
     slot = tl.load(slots_ptr + token, mask=token < num_tokens, other=-1)[:, None]
     kept = slot >= 0
+    first_scale = slot // BLOCK_SIZE * (KV_HEADS * BLOCK_SIZE) + slot % BLOCK_SIZE
     source = qkv_ptr + token[:, None] * ((HEADS + 2 * KV_HEADS) * head_dim) + first_head * head_dim + lane
     if first_head >= HEADS + KV_HEADS:
-        target = values_ptr + slot * (KV_HEADS * head_dim) + (first_head - HEADS - KV_HEADS) * head_dim + lane
+        kv_head = first_head - HEADS - KV_HEADS
+        target = values_ptr + slot * (KV_HEADS * head_dim) + kv_head * head_dim + lane
         for head in range(TILE_HEADS):
             at = head * head_dim
-            tl.store(target + at, tl.load(source + at, mask=inside), mask=kept)
-            tl.store(target + at + HALF, tl.load(source + at + HALF, mask=inside), mask=kept)
+            low, high = tl.load(source + at, mask=inside), tl.load(source + at + HALF, mask=inside)
+            if LARGEST is None:
+                tl.store(target + at, low, mask=kept)
+                tl.store(target + at + HALF, high, mask=kept)
+            else:
+                scale_ptr = value_scales_ptr + first_scale + (kv_head + head) * BLOCK_SIZE
+                _store_quantised(target + at, scale_ptr, low, high, kept, HALF, LARGEST)
     else:
         angle = token[:, None] * head_dim + lane
         cos_low = tl.load(cos_ptr + angle, mask=inside, other=0.0).to(tl.float32)
@@ -211,7 +233,8 @@ def _norm_rope_store_kernel(
         sin_low = tl.load(sin_ptr + angle, mask=inside, other=0.0).to(tl.float32)
         sin_high = tl.load(sin_ptr + angle + HALF, mask=inside, other=0.0).to(tl.float32)
         is_query = first_head < HEADS
-        target = keys_ptr + slot * (KV_HEADS * head_dim) + (first_head - HEADS) * head_dim + lane
+        kv_head = first_head - HEADS
+        target = keys_ptr + slot * (KV_HEADS * head_dim) + kv_head * head_dim + lane
         if NORM:
             weight_ptr = q_norm_ptr if is_query else k_norm_ptr
             weight_low = tl.load(weight_ptr + lane).to(tl.float32)
@@ -232,6 +255,25 @@ def _norm_rope_store_kernel(
             if is_query:
                 tl.store(source + at, rotated_low.to(qkv_ptr.dtype.element_ty), mask=inside)
                 tl.store(source + at + HALF, rotated_high.to(qkv_ptr.dtype.element_ty), mask=inside)
-            else:
+            elif LARGEST is None:
                 tl.store(target + at, rotated_low.to(keys_ptr.dtype.element_ty), mask=kept)
                 tl.store(target + at + HALF, rotated_high.to(keys_ptr.dtype.element_ty), mask=kept)
+            else:
+                scale_ptr = key_scales_ptr + first_scale + (kv_head + head) * BLOCK_SIZE
+                rounded_low = rotated_low.to(qkv_ptr.dtype.element_ty)
+                rounded_high = rotated_high.to(qkv_ptr.dtype.element_ty)
+                _store_quantised(target + at, scale_ptr, rounded_low, rounded_high, kept, HALF, LARGEST)
+
+
+@triton.jit
+def _store_quantised(target, scale_ptr, low, high, kept, HALF: tl.constexpr, LARGEST: tl.constexpr):
+    """Both halves of a head's row in 8 bits, and its scale: see `kv_cache.quantise`."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(low), axis=1), tl.max(tl.abs(high), axis=1))[:, None]
+    steps = tl.where(largest > 0, LARGEST / tl.where(largest > 0, largest, 1.0), 0.0)
+    low, high = low * steps, high * steps
+    if target.dtype.element_ty == tl.int8:
+        low, high = tl.floor(low + 0.5), tl.floor(high + 0.5)
+    tl.store(target, low.to(target.dtype.element_ty), mask=kept)
+    tl.store(target + HALF, high.to(target.dtype.element_ty), mask=kept)
+    tl.store(scale_ptr, largest * (1.0 / LARGEST), mask=kept)

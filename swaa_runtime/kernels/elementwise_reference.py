@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from swaa_runtime.kv_cache.quantise import quantise
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None) -> torch.Tensor:
     """See elementwise.rms_norm."""
@@ -37,6 +39,7 @@ def norm_rope_and_store(
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """See elementwise.norm_rope_and_store."""
     num_kv_heads, head_dim = keys.shape[-2:]
@@ -51,8 +54,11 @@ def norm_rope_and_store(
         key.copy_(rms_norm(key, k_norm, eps))
     query.copy_(_rotated(query, cos, sin))
     kept = slots >= 0
-    keys.view(-1, num_kv_heads, head_dim)[slots[kept]] = _rotated(key, cos, sin)[kept]
-    values.view(-1, num_kv_heads, head_dim)[slots[kept]] = value[kept]
+    blocks, offsets = slots[kept] // keys.shape[1], slots[kept] % keys.shape[1]
+    for index, (rows, stored) in enumerate(((_rotated(key, cos, sin)[kept], keys), (value[kept], values))):
+        if scales is not None:
+            rows, scales[index][blocks, :, offsets] = quantise(rows, stored.dtype)
+        stored[blocks, offsets] = rows
     return query
 
 

@@ -66,12 +66,14 @@ def paged_attention(
     work: Tiles,
     scale: float,
     out: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Attend the rows that the tiles name, writing them to `out`; other rows are left as they are.
 
     Args:
         query, out: [T, num_heads, head_dim], the last dimension contiguous.
         keys, values: [num_blocks, block_size_tokens, num_kv_heads, head_dim]; head_dim is a power of two.
+        scales: of keys and values of 8 bits, float32 [num_blocks, num_kv_heads, block_size_tokens].
     """
     num_tiles = work.tiles.shape[0]
     if num_tiles == 0:
@@ -94,8 +96,10 @@ def paged_attention(
     key_rows, value_rows = (
         TensorDescriptor.from_tensor(kv.view(-1, num_kv_heads * head_dim), shape) for kv in (keys, values)
     )
+    key_scales, value_scales = (None, None) if scales is None else scales
     _attend_kernel[(num_tiles, num_kv_heads, splits)](
-        query, key_rows, value_rows, out, partial, lse, work.tiles, work.rules, work.offsets, work.table,
+        query, key_rows, value_rows, key_scales, value_scales, out, partial, lse,
+        work.tiles, work.rules, work.offsets, work.table,
         scale * math.log2(math.e), 0 if splits == 1 else count,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         HEADS=num_heads, GROUP=group, PACKED=packed, HEAD_DIM=head_dim, ROWS=rows, TILE_KEYS=tile_keys,
@@ -111,7 +115,8 @@ def paged_attention(
 
 @triton.jit
 def _attend_kernel(
-    query_ptr, key_rows, value_rows, out_ptr, partial_ptr, lse_ptr, tiles_ptr, rules_ptr, offsets_ptr, table_ptr,
+    query_ptr, key_rows, value_rows, key_scales, value_scales, out_ptr, partial_ptr, lse_ptr,
+    tiles_ptr, rules_ptr, offsets_ptr, table_ptr,
     scale_log2, num_partial, query_row, query_head, out_row, out_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
     TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr, FIELDS: tl.constexpr,
@@ -145,8 +150,9 @@ def _attend_kernel(
     num_sinks = tl.minimum(tl.cdiv(sinks, TILE_KEYS), first)
     total = num_sinks + tl.cdiv(stop, TILE_KEYS) - first
     total = tl.where(count > 0, total, 0)
-    edge = num_sinks + tl.maximum(tl.cdiv(tl.maximum(stop - window, 0), TILE_KEYS) - first, 0)
-    diagonal = tl.maximum(num_sinks + (position0 + 1) // TILE_KEYS - first, edge)
+    last = tl.maximum(total - 1, 0)  # may be the lower edge's as well, and reach beyond what is written
+    edge = tl.minimum(num_sinks + tl.maximum(tl.cdiv(tl.maximum(stop - window, 0), TILE_KEYS) - first, 0), last)
+    diagonal = tl.minimum(tl.maximum(num_sinks + (position0 + 1) // TILE_KEYS - first, edge), last)
     share = tl.cdiv(total, SPLITS)
     begin = split * share
     end = tl.minimum(begin + share, total)
@@ -155,20 +161,27 @@ def _attend_kernel(
     weight = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, HEAD_DIM], dtype=tl.float32)
     column = kv_head * HEAD_DIM
+    # Of a block's scales, those of one head are adjacent.
+    scale_rows: tl.constexpr = HEADS // GROUP * BLOCK_SIZE
+    if key_scales is not None:
+        key_scales += kv_head * BLOCK_SIZE
+        value_scales += kv_head * BLOCK_SIZE
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin,
+        acc, weight, best, query, key_rows, value_rows, key_scales, value_scales, column,
+        blocks_ptr, sink_blocks_ptr, begin,
         tl.minimum(edge, end), num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, True, False,
+        TILE_KEYS, BLOCK_SIZE, scale_rows, True, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, tl.maximum(begin, edge),
+        acc, weight, best, query, key_rows, value_rows, key_scales, value_scales, column,
+        blocks_ptr, sink_blocks_ptr, tl.maximum(begin, edge),
         tl.minimum(diagonal, end), num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, False, False,
+        TILE_KEYS, BLOCK_SIZE, scale_rows, False, False,
     )  # fmt: skip
     acc, weight, best = _read_keys(
-        acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr,
+        acc, weight, best, query, key_rows, value_rows, key_scales, value_scales, column, blocks_ptr, sink_blocks_ptr,
         tl.maximum(begin, diagonal), end, num_sinks, first, position, stop, window, sinks, scale_log2,
-        TILE_KEYS, BLOCK_SIZE, True, True,
+        TILE_KEYS, BLOCK_SIZE, scale_rows, True, True,
     )  # fmt: skip
 
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
@@ -186,9 +199,11 @@ def _attend_kernel(
 
 @triton.jit
 def _read_keys(
-    acc, weight, best, query, key_rows, value_rows, column, blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first,
+    acc, weight, best, query, key_rows, value_rows, key_scales, value_scales, column,
+    blocks_ptr, sink_blocks_ptr, begin, end, num_sinks, first,
     position, stop, window, sinks, scale_log2,
-    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
+    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SCALE_ROWS: tl.constexpr,
+    MASKED: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over key tiles [begin, end) in a tile's own order. LAST: they may reach beyond the sequence."""
     lane = tl.arange(0, TILE_KEYS)
@@ -201,8 +216,11 @@ def _read_keys(
             key_tile = first + index - num_sinks
             block = tl.load(blocks_ptr + key_tile * TILE_KEYS // BLOCK_SIZE)
         row = block * BLOCK_SIZE + key_tile * TILE_KEYS % BLOCK_SIZE
-        key = key_rows.load([row, column])
+        key = key_rows.load([row, column]).to(query.dtype)
         scores = tl.dot(query, key.T, input_precision="ieee")
+        if key_scales is not None:
+            scale_at = block * SCALE_ROWS + key_tile * TILE_KEYS % BLOCK_SIZE + lane
+            scores *= tl.load(key_scales + scale_at)[None, :]
         if MASKED:
             key_position = key_tile * TILE_KEYS + lane
             distance = position[:, None] - key_position[None, :]
@@ -213,9 +231,15 @@ def _read_keys(
         probability = tl.exp2(scores * scale_log2 - highest[:, None])
         weight = weight * decay + tl.sum(probability, 1)
         acc = acc * decay[:, None]
-        value = value_rows.load([row, column])
+        value = value_rows.load([row, column]).to(query.dtype)
+        if value_scales is not None:
+            value_scale = tl.load(value_scales + scale_at)
         if LAST:  # what was not written yet may be NaN, which no probability of 0 takes away
             value = tl.where((key_position < stop)[:, None], value, 0.0)
+            if value_scales is not None:
+                value_scale = tl.where(key_position < stop, value_scale, 0.0)
+        if value_scales is not None:
+            probability *= value_scale[None, :]
         acc = tl.dot(probability.to(value.dtype), value, acc, input_precision="ieee")
         best = highest
     return acc, weight, best

@@ -31,6 +31,10 @@ class ParkedStates:
         """Blocks that all of them hold."""
         return sum(request.num_reserved_blocks for request in self._requests.values())
 
+    def find(self, request_id: str) -> Request | None:
+        """The parked request, if it is there still."""
+        return self._requests.get(request_id)
+
     def park(self, request: Request) -> None:
         """Keep what an ended request holds."""
         self._manager.park(request)

@@ -60,6 +60,7 @@ class DecoderOps(Protocol):
         slots: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor: ...
 
 
@@ -215,6 +216,7 @@ class FusedDecoder:
             context.slots[index],
             context.storage.keys,
             context.storage.values,
+            context.storage.scales,
         )
 
     def _mix(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -10,13 +10,14 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import Adapters, install_adapters
@@ -38,10 +39,11 @@ BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run under the SWAA attention. `fingerprint` names weights and dtype in saved sessions.
+    """A model ready to run under the SWAA attention.
 
     Attributes:
         shape: of the whole model.
+        fingerprint: names weights and dtype in saved sessions, and what KV was kept in if that is another dtype.
         group: whose members compute it together; `model` has this rank's part. None: `model` is all of it.
     """
 
@@ -56,6 +58,13 @@ class LoadedModel:
     def part_shape(self) -> ModelShape:
         """Of what `model` has."""
         return self.shape if self.group is None else self.shape.part(self.group.size)
+
+    def keeping_kv_in(self, kv_dtype: KVDtypeName) -> LoadedModel:
+        """The same under another fingerprint, unless KV is kept in the model's dtype: its sessions are not those."""
+        if kv_dtype == "model":
+            return self
+        digest = hashlib.blake2b(f"{self.fingerprint} {kv_dtype}".encode(), digest_size=16)
+        return replace(self, fingerprint=digest.hexdigest())
 
 
 def check_supported(config: Any) -> None:

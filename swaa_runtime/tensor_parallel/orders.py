@@ -100,9 +100,9 @@ class Place:
 
     def obey(self, rank: Rank) -> None:
         """Take this rank's heads."""
-        keys = rank.runner.part.keys
-        shape = (len(self.slots), 2, self.slots.shape[1], self.num_kv_heads, keys.shape[-1])
-        place_part(rank.group, rank.runner.part, self.slots, torch.empty(shape, dtype=keys.dtype, device=keys.device))
+        part = rank.runner.part
+        shape = (len(self.slots), 2, self.slots.shape[1], self.num_kv_heads, part.keys.shape[-1])
+        place_part(rank.group, part, self.slots, torch.empty(shape, dtype=part.dtype, device=part.keys.device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ SCENARIOS: Mapping[crowd.Scenario, int] = {
 }
 TOLERATED = (Unavailable, DeadlineExceeded)
 TOLERATED_HTTP = frozenset({503, 504})
+TOLERATED_UNSAVED = {"session store: ": "store"}
 """What operating.md says of a store, a replica or a gateway that is away; beside what may happen to anybody."""
 
 ORDER_TIMEOUT_S = 240.0
@@ -84,6 +85,7 @@ async def chaos(watched: Watched, plan: Plan, text: Sequence[int], say: Callable
                 world.ledger, world.faults = ledger, wrong
                 world.tolerated += TOLERATED
                 world.tolerated_http |= TOLERATED_HTTP
+                world.tolerated_unsaved = {**world.tolerated_unsaved, **TOLERATED_UNSAVED}
                 saved = ledger.num_acknowledged
                 await under_load(world, watched.victims, fault, plan)
                 wrong += await look(watched, world, client, plan.checked)

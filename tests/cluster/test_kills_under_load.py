@@ -1,8 +1,12 @@
-"""Replicas killed under load, on a cluster as `swaa serve --ray` starts it: nobody notices."""
+"""Replicas killed under load, on a cluster as `swaa serve --ray` starts it: nobody notices.
+
+Between its gateways and replicas is mutual TLS.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -12,13 +16,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 
 from benchmarks.workload import make_tiny_model
+from services.certificate_source import channel_credentials
 from services.client import NO_RETRY, AsyncClient, Busy, SessionResult, TurnOptions, Unavailable
+from services.replica.wire import REPLICA_NAME
 from services.sessions.embedded_redis import EmbeddedRedis
+from services.tls import read_certificate
+from tests.services.certificates import CertificateFolder, issued_in, replace
 
-from .harness import is_running, processes_with, until
+from .harness import held, is_running, processes_with, until
 from .running import REPLACED_TIMEOUT_S, Running, running_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
@@ -27,14 +36,26 @@ NUM_KILLS = 6
 NUM_CLIENTS = 8
 NUM_REPLICAS = 3
 MAX_TOKENS = 120
+CONNECT_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def running(default_model_folder: Path) -> Iterator[Running]:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateFolder:
+    """Of replicas, and of gateways as well."""
+    return issued_in(tmp_path_factory.mktemp("tls"), REPLICA_NAME)
+
+
+@pytest.fixture(scope="module")
+def running(default_model_folder: Path, certificates: CertificateFolder) -> Iterator[Running]:
+    files = {"cert_file": certificates.cert, "key_file": certificates.key, "ca_file": certificates.ca}
+    settings = {f"replica_tls_{name}": str(path) for name, path in files.items()}
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model = make_tiny_model(folder, default_model_folder)
-        with EmbeddedRedis(folder / "redis") as redis, running_process(folder, model, redis, NUM_REPLICAS, 2, {}) as it:
+        with (
+            EmbeddedRedis(folder / "redis") as redis,
+            running_process(folder, model, redis, NUM_REPLICAS, 2, settings) as it,
+        ):
             yield it
 
 
@@ -58,6 +79,37 @@ async def answer(client: AsyncClient, prompt: list[int], session: str = "new") -
     assert progress == sorted(set(progress)), "progress went back"
     assert turn.session is not None
     return list(turn.token_ids), turn.session
+
+
+def test_replicas_answer_gateways_with_a_certificate_and_nobody_else(
+    running: Running, certificates: CertificateFolder, tmp_path: Path
+) -> None:
+    async def turn() -> None:
+        async with connect(running.gateways[0]) as client:
+            tokens, finish = await answer(client, prompt_of(0))
+            assert (len(tokens), finish.saved) == (MAX_TOKENS, True)
+
+    asyncio.run(turn())
+    stranger = issued_in(tmp_path / "stranger", REPLICA_NAME)
+    replace(stranger.ca, certificates.ca.read_bytes())  # it trusts replicas, and they do not trust it
+    with grpc.insecure_channel(running.replicas_at) as proxy, held(proxy) as grant:
+        assert is_reachable(grant.address, certificates)
+        assert not is_reachable(grant.address, stranger)
+        assert not is_reachable(grant.address, None)
+
+
+def is_reachable(address: str, own: CertificateFolder | None) -> bool:
+    """Whether somebody with this certificate, or with none, gets a connection."""
+    options = [("grpc.ssl_target_name_override", REPLICA_NAME)]
+    if own is None:
+        channel = grpc.insecure_channel(address)
+    else:
+        credentials = channel_credentials(read_certificate(own.files(asks_clients=True)))
+        channel = grpc.secure_channel(address, credentials, options)
+    with channel, contextlib.suppress(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(CONNECT_S)
+        return True
+    return False
 
 
 def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:

@@ -63,6 +63,7 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DTYPE", "int4"),
         ("ATTENTION_BACKEND", "magic"),
         ("DENSE_ATTENTION", "magic"),
+        ("KV_DTYPE", "int4"),
         ("LOG_LEVEL", "loud"),
         ("DRAIN_S", "-1"),
         ("REPLICA_PORT", "65536"),
@@ -79,3 +80,9 @@ def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: s
 def test_an_unknown_flag_is_refused() -> None:
     with pytest.raises(ValidationError):
         load_config(window=4)
+
+
+def test_a_kv_pool_of_auto_is_one_of_no_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config().kv_memory_mib is None
+    monkeypatch.setenv("SWAA_KV_MEMORY_MIB", "auto")
+    assert load_config().kv_memory_mib is None

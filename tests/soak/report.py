@@ -18,16 +18,13 @@ FLAT_SHARE = 0.03
 MIN_MINUTES = 5
 """After the warm-up; with fewer, memory is shown and not judged."""
 
-EDGE_MINUTES = 3
-"""Start and end are medians of so many minutes: one pause may fall on a collection of garbage."""
-
 MORE_HANDLES = 8
 """Files and threads that may be open at the end beyond those after the warm-up: connections that happen to be kept."""
 
 REDIS_FACTOR, REDIS_BASE_MIB = 1.3, 64
 """Redis's resident memory beside what it may store: structures, what its allocator keeps; and its program."""
 
-COLUMNS = ("minute", "done", "turns saved", "refused", "preempted", "RSS MiB", "Redis MiB", "stored MiB")
+COLUMNS = ("minute", "done", "turns saved", "refused", "preempted", "RSS MiB", "Redis MiB", "stored MiB", "used/stored")
 MORE_COLUMNS = ("sessions", "prefixes", "parked", "free", "files", "threads", "oracle", "faults")
 
 
@@ -45,12 +42,18 @@ class Minute:
     worst_gap: float
     num_faults: int
 
+    @property
+    def redis_per_stored_byte(self) -> float:
+        """Bytes that Redis has allocated for each byte that tenants store. What they store may grow; this may not."""
+        return self.reading.redis_used_mib * 2**20 / max(1, self.audit.stored_bytes)
+
     def row(self) -> str:
         """A line of the table."""
         read, audit = self.reading, self.audit
         cells = (
             *(self.number, self.num_done, self.num_saved, self.num_refused, read.preemptions),
             *(f"{read.rss_mib:.1f}", f"{read.redis_rss_mib:.1f}", f"{audit.stored_bytes / 2**20:.1f}"),
+            f"{self.redis_per_stored_byte:.3f}",
             *(len(audit.sessions), audit.num_prefixes, read.parked_blocks, read.free_blocks),
             *(read.num_files, read.num_threads, self.num_checked, self.num_faults),
         )
@@ -58,18 +61,20 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """How a process's resident memory went, in MiB: medians at start and end, and the line through all of it."""
+class Trend:
+    """How a figure went, minute by minute: the ends of the line through all of it.
 
-    start_mib: float
-    end_mib: float
-    slope_mib_per_minute: float
+    Single minutes swing by some per cent with what happens to be held and freed: few of them cannot tell 3 % of change.
+    """
+
+    start: float
+    end: float
     judged: bool
 
     @property
     def change(self) -> float:
         """Relative to the start."""
-        return self.end_mib / self.start_mib - 1
+        return self.end / self.start - 1
 
     @property
     def flat(self) -> bool:
@@ -92,12 +97,12 @@ def after_warm_up(minutes: Sequence[Minute]) -> Sequence[Minute]:
     return minutes[int(len(minutes) * WARM_UP_SHARE) :]
 
 
-def memory(rss_mib: Sequence[float]) -> Memory:
+def trend(figures: Sequence[float]) -> Trend:
     """Of minutes after the warm-up."""
-    edge = min(EDGE_MINUTES, len(rss_mib))
-    slope = statistics.linear_regression(range(len(rss_mib)), rss_mib).slope if len(rss_mib) > 1 else 0.0
-    start, end = statistics.median(rss_mib[:edge]), statistics.median(rss_mib[-edge:])
-    return Memory(start, end, slope, len(rss_mib) >= MIN_MINUTES)
+    if len(figures) < MIN_MINUTES:
+        return Trend(figures[0], figures[-1], judged=False)
+    slope, start = statistics.linear_regression(range(len(figures)), figures)
+    return Trend(start, start + slope * (len(figures) - 1), judged=True)
 
 
 def verdict(
@@ -105,16 +110,17 @@ def verdict(
 ) -> tuple[str, list[str]]:
     """The JSON line, and all that is wrong. `quota_mib`: what may be stored, of one tenant."""
     counted = after_warm_up(minutes)
-    service = memory([minute.reading.rss_mib for minute in counted])
-    redis = memory([minute.reading.redis_rss_mib for minute in counted])
+    service = trend([minute.reading.rss_mib for minute in counted])
+    redis = trend([minute.reading.redis_rss_mib for minute in counted])
+    per_byte = trend([minute.redis_per_stored_byte for minute in counted])
     wrong = list(faults)
     if not service.flat:
-        wrong.append(f"the service's memory went from {service.start_mib:.0f} to {service.end_mib:.0f} MiB")
+        wrong.append(f"the service's memory went from {service.start:.0f} to {service.end:.0f} MiB")
+    if not per_byte.flat:
+        wrong.append(f"what Redis allocates per stored byte went from {per_byte.start:.3f} to {per_byte.end:.3f} bytes")
     most_mib = REDIS_FACTOR * quota_mib + REDIS_BASE_MIB
-    if redis.end_mib > most_mib:
-        wrong.append(
-            f"Redis has {redis.end_mib:.0f} MiB, more than the {most_mib:.0f} that {quota_mib:.0f} MiB may take"
-        )
+    if redis.end > most_mib:
+        wrong.append(f"Redis has {redis.end:.0f} MiB, more than the {most_mib:.0f} that {quota_mib:.0f} MiB may take")
     first, last = counted[0].reading, counted[-1].reading
     for what, before, after in (
         ("files", first.num_files, last.num_files),
@@ -130,8 +136,14 @@ def verdict(
         "oracle_checked": minutes[-1].num_checked,
         "oracle_worst_gap": round(minutes[-1].worst_gap, 3),
         "preemptions": last.preemptions,
-        "service_memory": {**asdict(service), "change": round(service.change, 4)},
-        "redis_memory": {**asdict(redis), "change": round(redis.change, 4)},
+        **{
+            name: {**asdict(found), "change": round(found.change, 4)}
+            for name, found in (
+                ("service_mib", service),
+                ("redis_mib", redis),
+                ("redis_bytes_per_stored_byte", per_byte),
+            )
+        },
         "ended": {f"{name}: {how}": count for (name, how), count in sorted(counts.items())},
         "faults": wrong[:20],
     }

@@ -190,7 +190,7 @@ def _note_http(world: World, text: str, accepted: dict[str, Any], finish: dict[s
     if not session.get("session_id"):
         return "answered"
     if not session["saved"]:
-        return "unsaved"
+        return world.unsaved(session.get("error", ""))
     known = world.ledger.sessions[session["session_id"]]
     known.version = int(session["version"])
     known.turns[known.offset + known.version - 1] = Told(accepted["recipe"]["name"], None, text, greedy=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,7 @@ class World:
         stub: for what the client does not do: raw calls over one channel.
         text: token ids that prompts are cut from.
         tolerated: errors that may happen to anybody; `tolerated_http`: statuses of the same.
+        tolerated_unsaved: what may be said of a turn that is not saved, and that in a word.
         counts: (what was done, how it ended).
         faults: what must not happen, a line each.
     """
@@ -79,6 +80,7 @@ class World:
     ledger: Ledger = field(default_factory=Ledger)
     tolerated: tuple[type[ClientError], ...] = (Busy, Overloaded)
     tolerated_http: frozenset[int] = frozenset({409, 429})
+    tolerated_unsaved: Mapping[str, str] = field(default_factory=lambda: {"the quota is": "quota"})
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     in_use: set[str] = field(default_factory=set)
@@ -128,11 +130,17 @@ class World:
         if result is None:
             raise AssertionError("a turn of a session says nothing of the session")
         if not result.saved:
-            reason = "quota" if "quota" in result.error else "stale" if "lease" in result.error else result.error
-            return f"unsaved ({reason})"
+            return self.unsaved(result.error)
         told = Told(answer.recipe.name, answer.token_ids, answer.text, greedy=True)
         self.ledger.acknowledge(result, told)
         return result.history.partition(":")[0]
+
+    def unsaved(self, error: str) -> str:
+        """How a turn ended that was not saved, in a word. Raises AssertionError if that may not happen here."""
+        for said, reason in self.tolerated_unsaved.items():
+            if said in error:
+                return f"unsaved ({reason})"
+        raise AssertionError(f"a turn was not saved: {error}")
 
 
 @contextlib.asynccontextmanager

@@ -93,9 +93,9 @@ class GraphRunner(RecordingRunner):
         super().__init__(loaded, config)
         decoder = FusedDecoder(loaded.model, elementwise_reference)
         self._decoder = decoder
-        self._contexts = partial(TritonContext, self.storage, loaded.shape)
+        self._contexts = partial(TritonContext, self.part, loaded.shape)
         self.graphs = RecordingGraphs(
-            decoder, loaded.model.lm_head, self.storage, loaded.shape, config.max_running, config.max_model_tokens
+            decoder, loaded.model.lm_head, self.part, loaded.shape, config.max_running, config.max_model_tokens
         )
         self.graphs.runner = self
         self._decode_steps = self.graphs
@@ -206,7 +206,12 @@ def test_rows_that_stay_move_down_when_fewer_run(loaded: LoadedModel) -> None:
         rig.rig.step()
     sizes: list[int] = []
     forward = rig.graphs._forward
-    rig.graphs._forward = lambda num_rows: (sizes.append(num_rows), forward(num_rows))[1]  # type: ignore[method-assign]
+
+    def sized(num_rows: int) -> torch.Tensor:
+        sizes.append(num_rows)
+        return forward(num_rows)
+
+    rig.graphs._forward = sized  # type: ignore[method-assign]
     rig.check()
     assert set(sizes) == {1}
 
@@ -256,7 +261,7 @@ class SkippingRunner(LogitsRunner):
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
         self._decoder = FusedDecoder(loaded.model, elementwise_reference)
-        self._contexts = partial(TritonContext, self.storage, loaded.shape)
+        self._contexts = partial(TritonContext, self.part, loaded.shape)
 
 
 @settings(max_examples=60)
@@ -314,7 +319,7 @@ def test_it_computes_what_a_forward_does_and_stores_the_same(loaded: LoadedModel
     requests = [pool.request(f"r{at}", 14 + 9 * at, recipe) for at, recipe in enumerate(RECIPES[:3])]
     for step in range(5):
         batch = pool.batch(requests if step != 2 else requests[::-2])
-        storage = pool.runner.storage
+        storage = pool.runner.part
         before = storage.keys.clone(), storage.values.clone()
         rows = torch.arange(len(batch.chunks), device=DEVICE)
         want = pool.runner.logits(ModelRunner.forward(pool.runner, batch, rows))

@@ -644,6 +644,32 @@ def test_a_dropped_state_frees_its_blocks() -> None:
     rig.engine.check_integrity()
 
 
+def test_slices_of_a_parked_state_can_be_had_again() -> None:
+    rig = build_rig()
+    rig.add(build_request("r", 2 * SLICE_TOKENS + 20, continues=True))
+    rig.run()
+    slices = rig.state("r").slices
+    again = rig.engine.export_parked("r", [part.key for part in slices])
+    assert again is not None
+    assert [part.key for part in again] == [part.key for part in slices]
+    assert all(torch.equal(part.data, first.data) for part, first in zip(again, slices, strict=True))
+    rig.engine.drop_parked("r")
+    assert rig.engine.export_parked("r", [slices[0].key]) is None
+
+
+def test_what_a_store_has_lost_is_exported_again() -> None:
+    rig = build_rig(config=engine_config(max_step_tokens=2 * SLICE_TOKENS))
+    request = rig.add(build_request("r", 3 * SLICE_TOKENS, continues=True, checkpoint_tokens=2 * SLICE_TOKENS))
+    run_to(rig, request, 2 * SLICE_TOKENS)
+    [checkpoint] = rig.checkpoints("r")
+    lost, kept = (part.key for part in checkpoint.slices)
+    rig.engine.confirm_saved("r", [lost, kept])
+    rig.engine.confirm_saved("r", (), [lost])
+    rig.run()
+    exported = [part.key for part in rig.exported("r")]
+    assert (exported.count(lost), exported.count(kept)) == (2, 1)
+
+
 def test_a_checkpoint_on_its_way_holds_up_no_further_one() -> None:
     rig = build_rig(config=engine_config(max_step_tokens=16))
     request = rig.add(build_request("r", 100, continues=True, checkpoint_tokens=16))

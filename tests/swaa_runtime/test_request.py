@@ -98,6 +98,8 @@ def test_a_recipe_that_the_model_cannot_follow_is_refused() -> None:
         ({"attention_backend": "flash"}, "attention_backend"),
         ({"attention_backend": "triton", "dense_attention": "fast"}, "dense_attention"),
         ({"dense_attention": "flash"}, "dense_attention"),
+        ({"attention_backend": "triton", "kv_dtype": "int4"}, "kv_dtype"),
+        ({"kv_dtype": "int8"}, "kv_dtype"),
     ],
 )
 def test_an_engine_configuration_out_of_bounds_is_refused_by_name(change: dict[str, Any], field: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swaa_runtime.request import SamplingParams
-from swaa_runtime.sampler import filter_logits, sample, token_logprob
+from swaa_runtime.sampler import filter_logits, sample, sample_rows, token_logprob
 
 PROBABILITIES = (0.4, 0.3, 0.15, 0.1, 0.05)
 ORDER = (3, 0, 4, 1, 2)
@@ -126,3 +126,30 @@ def test_logprobs_are_the_models_own(values: list[float], data: st.DataObject) -
     rest = set(range(len(values))) - set(got.top_token_ids)
     if num_top and rest:
         assert got.top_logprobs[-1] >= max(float(want[other]) for other in rest) - 1e-5
+
+
+WARM = SamplingParams(temperature=1.0, top_k=4)
+
+
+def test_rows_are_sampled_as_each_would_be_alone() -> None:
+    """Greedy and warm ones side by side, each from its own generator."""
+    logits = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) * 3
+    params = [SamplingParams(), WARM, SamplingParams(temperature=0.7, top_p=0.9), SamplingParams(), WARM, WARM]
+
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(6)]
+
+    want = [int(sample(*each)) for each in zip(logits, params, generators(), strict=True)]
+    assert sample_rows(logits, list(zip(params, generators(), strict=True))) == want
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_no_numbers_has_no_token_and_leaves_the_others_theirs(wrong: float) -> None:
+    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    sane = sample_rows(logits, [(SamplingParams(), None)] * 4)
+    logits[1, 3] = logits[2, 0] = wrong
+    rows = [(params, torch.Generator().manual_seed(0)) for params in (SamplingParams(), WARM, SamplingParams(), WARM)]
+    got = sample_rows(logits, rows)
+    assert got[1] is got[2] is None
+    assert got[0] == sane[0]
+    assert got[3] == int(sample(logits[3], WARM, torch.Generator().manual_seed(0)))

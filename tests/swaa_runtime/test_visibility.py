@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa_runtime.attention.oracle import visibility_mask
@@ -14,6 +15,7 @@ from swaa_runtime.visibility import (
     attended_keys,
     first_needed,
     keeps_everything,
+    layers_needed,
     looks_back,
     query_runs,
     turn_of,
@@ -160,3 +162,36 @@ def test_turns_still_to_come_do_not_move_an_adapters_start(turns: tuple[Turn, ..
     stop = last.generated_start + more + 1
     later = adapter_start(window, (*closed, Turn(last.start, last.generated_start, stop), Turn(stop, stop + 5)))
     assert later == start or (start is None and later in (None, stop))
+
+
+def needed_by_brute_force(rules: Sequence[LayerRule], prompt_stop: int) -> list[set[int]]:
+    """Positions whose K and V each layer must have, for the token after the prompt and some more."""
+    turns, queries = (Turn(0, prompt_stop),), set(range(prompt_stop - 1, prompt_stop + 3))
+    needed: list[set[int]] = []
+    for rule in reversed(rules):
+        queries = {key for query in queries for key in range(query + 1) if visible(rule, turns, query, key)}
+        needed.append(queries)
+    return needed[::-1]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(layer_rules(max_window=12), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.integers(0, 59),
+    st.integers(1, 30),
+    st.sampled_from([1, 4, 16]),
+)
+def test_a_chunk_runs_all_layers_in_which_somebody_needs_it(
+    rules: list[LayerRule], prompt_stop: int, start: int, count: int, size: int
+) -> None:
+    """And whole blocks of them; where layers only slide, no layer more."""
+    start = min(start, prompt_stop - 1)
+    stop = min(start + count, prompt_stop)
+    own = set(range(start // size, -(-stop // size)))
+    needed = needed_by_brute_force(rules, prompt_stop)
+    want = max((at + 1 for at, keys in enumerate(needed) if own & {key // size for key in keys}), default=0)
+    got = layers_needed(rules, prompt_stop, start, stop, size)
+    assert got >= want
+    if size == 1 and not any(rule.window is None or rule.looks_back or rule.sink_tokens for rule in rules):
+        assert got == want

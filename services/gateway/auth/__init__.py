@@ -3,6 +3,5 @@
 api_keys        keys as clients have them and as they are kept: by their digest
 key_file        the file they are kept in
 tokens          JSON Web Tokens that another service has signed
-reloaded        what a file says, read again when it changes
 authenticator   a request's `authorization` to an identity, or one answer to all that is wrong
 """

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from services.config import ServeConfig
 from services.errors import Unauthenticated
 from services.gateway.auth.api_keys import PREFIX, KeyRing
 from services.gateway.auth.key_file import read_key_ring
-from services.gateway.auth.reloaded import Reloaded
 from services.gateway.auth.tokens import TokenRules, TokenVerifier, read_verifier
 from services.gateway.identity import ANONYMOUS, Identity
+from services.reloaded import Reloaded
 from services.telemetry.metrics import AuthenticationMetrics
+
+T = TypeVar("T")
 
 AUTHORIZATION_HEADER = "authorization"
 SCHEME = "bearer"
@@ -118,7 +121,11 @@ def authenticator_of(config: ServeConfig, metrics: AuthenticationMetrics) -> Aut
         return Everybody()
     keys = tokens = None
     if config.api_keys_file is not None:
-        keys = Reloaded(config.api_keys_file, read_key_ring)
+        keys = _kept(config.api_keys_file, read_key_ring)
     if config.jwt_keys_file is not None:
-        tokens = Reloaded(config.jwt_keys_file, functools.partial(read_verifier, rules=TokenRules.of(config)))
+        tokens = _kept(config.jwt_keys_file, functools.partial(read_verifier, rules=TokenRules.of(config)))
     return Credentials(keys, tokens, metrics)
+
+
+def _kept(file: Path, read: Callable[[Path], T]) -> Reloaded[T]:
+    return Reloaded("file", [file], lambda: (read(file), [file]))

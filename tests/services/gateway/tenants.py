@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,13 +14,13 @@ from prometheus_client import CollectorRegistry
 
 from services.gateway.auth.api_keys import ApiKey, KeyRing, new_key
 from services.gateway.auth.authenticator import Credentials
-from services.gateway.auth.reloaded import Reloaded
 from services.gateway.http.app import build_app
 from services.gateway.http.probes import Health
 from services.gateway.http.running import Running
 from services.gateway.receiving import Intake
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from services.reloaded import Reloaded
 from services.telemetry.metrics import AuthenticationMetrics
 from services.telemetry.process import Telemetry
 from tests.services.telemetry.scrape import page_of
@@ -33,7 +32,7 @@ RAW = "d" * 120
 
 def keys_of(*keys: ApiKey) -> Credentials:
     """An authenticator that knows these, from no file."""
-    known = Reloaded(Path("none"), lambda path: KeyRing(keys))
+    known = Reloaded("file", [], lambda: (KeyRing(keys), []))
     return Credentials(known, None, AuthenticationMetrics(CollectorRegistry()))
 
 

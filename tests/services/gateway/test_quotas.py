@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from services.gateway import quotas as quotas_module
 from services.gateway.catalog import Catalog
 from services.gateway.quotas import Quotas
 from services.gateway.sla import TenantPolicy
+from services.gateway.turns import TurnPlanner
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.quota import Quota
 from services.telemetry.metrics import QuotaMetrics
@@ -34,20 +36,28 @@ class Counter:
     """Counts in memory; says what it is told to say."""
 
     error: Exception | None = None
-    taken: list[tuple[str, int, bool]] = field(default_factory=list)
+    taken: list[tuple[str, bool]] = field(default_factory=list)
+    prompts: list[tuple[str, int]] = field(default_factory=list)
     leases: set[str] = field(default_factory=set)
     prefills: set[str] = field(default_factory=set)
     renewed: int = 0
 
-    async def take(self, tenant: str, quota: Quota, prompt_tokens: int, lease_id: str) -> None:
+    async def take(self, tenant: str, quota: Quota, lease_id: str) -> None:
         if self.error is not None:
             raise self.error
         if lease_id and len(self.leases) >= (quota.concurrent_requests or 0):
             raise RateExceeded("full", "concurrent_requests", 1000.0)
-        self.taken.append((tenant, prompt_tokens, bool(lease_id)))
+        self.taken.append((tenant, bool(lease_id)))
         if lease_id:
             self.leases.add(lease_id)
             self.prefills.add(lease_id)
+
+    async def take_prompt(self, tenant: str, quota: Quota, num_tokens: int) -> None:
+        if self.error is not None:
+            raise self.error
+        if num_tokens > (quota.prompt_tokens_per_minute or 0):
+            raise RateExceeded("too long", "prompt_tokens_per_minute")
+        self.prompts.append((tenant, num_tokens))
 
     async def renew(self, tenant: str, lease_id: str) -> None:
         self.renewed += 1
@@ -83,11 +93,13 @@ def held(**changes: Any) -> Held:
 @asynchronous
 async def test_tenants_without_a_quota_are_not_counted() -> None:
     made = held(error=AssertionError("asked"))
-    async with made.quotas.turn(catalog(acme=BOUND), "rival", 10):
+    async with made.quotas.turn(catalog(acme=BOUND), "rival"):
         pass
-    async with made.quotas.turn(catalog(acme=Quota(stored_bytes=5)), "acme", 10):
+    async with made.quotas.turn(catalog(acme=Quota(stored_bytes=5)), "acme"):
         pass
     await made.quotas.request(catalog(acme=BOUND), "rival")
+    await made.quotas.prompt(catalog(acme=BOUND), "rival", 10)
+    await made.quotas.prompt(catalog(acme=Quota(concurrent_requests=1)), "acme", 10)
 
 
 @asynchronous
@@ -95,7 +107,7 @@ async def test_the_default_holds_for_tenants_that_are_not_named() -> None:
     made = held()
     await made.quotas.request(catalog(default=BOUND, acme=Quota()), "rival")
     await made.quotas.request(catalog(default=BOUND, acme=Quota()), "acme")
-    assert made.counter.taken == [("rival", 0, False)]
+    assert made.counter.taken == [("rival", False)]
 
 
 @pytest.mark.parametrize("end", [None, ValueError, asyncio.CancelledError, GeneratorExit])
@@ -104,7 +116,7 @@ async def test_a_place_is_given_back_however_a_turn_ends(end: type[BaseException
     made = held()
 
     async def turn() -> None:
-        async with made.quotas.turn(catalog(acme=BOUND), "acme", 10):
+        async with made.quotas.turn(catalog(acme=BOUND), "acme"):
             assert len(made.counter.leases) == 1
             if end is not None:
                 raise end
@@ -112,14 +124,14 @@ async def test_a_place_is_given_back_however_a_turn_ends(end: type[BaseException
     with contextlib.nullcontext() if end is None else pytest.raises(end):
         await turn()
     assert made.counter.leases == set()
-    assert made.counter.taken == [("acme", 10, True)]
+    assert made.counter.taken == [("acme", True)]
 
 
 @asynchronous
 async def test_the_first_token_gives_the_place_among_prefills_back_and_the_turn_keeps_the_other() -> None:
     made = held()
     bound = Quota(concurrent_requests=1, concurrent_prefills=1)
-    async with made.quotas.turn(catalog(acme=bound), "acme", 10) as first_token:
+    async with made.quotas.turn(catalog(acme=bound), "acme") as first_token:
         assert len(made.counter.prefills) == 1
         for _ in range(2):
             first_token()
@@ -143,16 +155,16 @@ async def test_refusals_are_counted_by_names_of_the_catalogue() -> None:
 @asynchronous
 async def test_a_store_that_is_away_stops_nobody_and_is_counted() -> None:
     made = held(error=StoreUnavailable("away"))
-    async with made.quotas.turn(catalog(acme=BOUND), "acme", 10):
-        pass
-    assert made.count("swaa_quota_unchecked_total", tenant="acme") == 1
+    async with made.quotas.turn(catalog(acme=BOUND), "acme"):
+        await made.quotas.prompt(catalog(acme=BOUND), "acme", 10)
+    assert made.count("swaa_quota_unchecked_total", tenant="acme") == 2
 
 
 @asynchronous
 async def test_leases_are_renewed_while_the_turn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotas_module, "RENEW_INTERVAL_S", 0.001)
     made = held()
-    async with made.quotas.turn(catalog(acme=BOUND), "acme", 10):
+    async with made.quotas.turn(catalog(acme=BOUND), "acme"):
         await until(lambda: made.counter.renewed > 2)
     await asyncio.sleep(0)
     renewed = made.counter.renewed
@@ -176,8 +188,9 @@ async def test_turns_and_plans_count_and_replays_cost_no_tokens() -> None:
         plan = pb.PlanRequest(prompt=pb.Prompt(text=RAW))
         await all_.acme.stub.Plan(plan, metadata=all_.acme.metadata())
         await all_.acme.stub.Plan(pb.PlanRequest(prompt_tokens=50), metadata=all_.acme.metadata())
-        turn, nothing = ("acme", len(RAW), True), ("acme", 0, False)
-        assert counter.taken == [turn, nothing, nothing, nothing]
+        turn, plan_ = ("acme", True), ("acme", False)
+        assert counter.taken == [turn, turn, plan_, plan_]
+        assert counter.prompts == [("acme", len(RAW))]
         assert counter.leases == set()
         await all_.rival.turn()
         assert len(counter.taken) == 4
@@ -202,13 +215,14 @@ async def test_a_stream_that_has_its_first_token_is_no_prefill_any_more() -> Non
 
 
 @asynchronous
-async def test_a_request_that_is_wrong_costs_nothing() -> None:
+async def test_a_request_that_is_wrong_costs_a_request_and_no_tokens() -> None:
     async with bounded() as (all_, counter):
         wrong: list[dict[str, Any]] = [{"x_swaa_sla": "gold"}, {"x_swaa_session": "0" * 32}]
         for headers in wrong:
             with pytest.raises(grpc.aio.AioRpcError):
                 await all_.acme.turn(**headers)
-        assert counter.taken == []
+        assert (counter.taken, counter.prompts) == ([("acme", True)] * 2, [])
+        assert counter.leases == set()
 
 
 @asynchronous
@@ -227,6 +241,31 @@ async def test_a_refusal_is_told_by_both_wires_before_anything_is_planned() -> N
             assert answer.headers["retry-after"] == "2"
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
         assert "x-swaa-recipe" not in answer.headers
+        assert not await all_.service.rig.used_blocks()
+
+
+@asynchronous
+async def test_who_has_no_request_left_has_nothing_read_and_nothing_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bounded() as (all_, counter):
+        session_id = await all_.acme.new_session()
+        counter.error = RateExceeded("requests_per_minute: used up", "requests_per_minute", 1500.2)
+        understand = AsyncMock()
+        monkeypatch.setattr(TurnPlanner, "understand", understand)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await all_.acme.turn(x_swaa_session=session_id)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        understand.assert_not_called()
+
+
+@asynchronous
+async def test_a_prompt_that_is_too_much_gives_its_place_back() -> None:
+    known = catalog(acme=Quota(prompt_tokens_per_minute=len(RAW) - 1, concurrent_requests=1))
+    counter = Counter()
+    async with tenants(catalog=known, counter=counter) as all_:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await all_.acme.turn()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (counter.taken, counter.prompts, counter.leases) == ([("acme", True)], [], set())
         assert not await all_.service.rig.used_blocks()
 
 

@@ -7,16 +7,19 @@ import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from services.gateway.catalog import NamedRecipe
+from services.gateway.history import saved_states
 from services.replica.engine_loop import EngineLoop, OutputStream
 from services.replica.job import Done, Event, Job, SessionUse
 from services.replica.replica import Replica
 from services.restore_plan import RestorePlan
 from services.sessions.policy import SessionPolicy
+from services.sessions.redis_store import RedisSessionStore
 from services.sessions.store import Manifest, SessionStore, Store
 from services.telemetry.tracing import Tracing
 from swaa_runtime.batch import Batch
@@ -27,6 +30,7 @@ from swaa_runtime.outputs import Finished, Output, PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
+from swaa_runtime.visibility import Turn
 from tests.swaa_runtime.builders import (
     LetterDecoder,
     engine_config,
@@ -185,6 +189,41 @@ class Ran:
 
 async def run_turn(replica: Replica, job: Job) -> Ran:
     return Ran(tuple([event async for event in replica.generate(job)]))
+
+
+def history_of(ran: Ran) -> str:
+    """How the state of a turn that was saved came back."""
+    assert ran.done.session is not None
+    assert ran.done.session.saved, ran.done.session.error
+    return ran.done.session.history
+
+
+async def planned(store: RedisSessionStore, job: Job, **policy: Any) -> Job:
+    """The job as a gateway makes it that looks for saved states and loads what it finds."""
+    assert job.session is not None
+    manifest = job.session.manifest if isinstance(job.session, KnownUse) else None
+    tokens = [*(manifest.token_ids if manifest else ()), *job.prompt_token_ids]
+    turns = (*(manifest.turns if manifest else ()), Turn(len(tokens) - len(job.prompt_token_ids), len(tokens)))
+    loaded = tiny_model()
+    named = NamedRecipe(job.recipe_name, "", job.recipe, job.recipe.resolve(loaded.shape.num_layers))
+    states = await saved_states(
+        store,
+        TENANT,
+        job.session.session_id,
+        SessionPolicy(ttl_s=3600.0, **policy),
+        loaded.fingerprint,
+        [named],
+        manifest,
+        tokens,
+        turns,
+    )
+    state = states.get(job.recipe_name)
+    plan = (
+        None
+        if state is None
+        else RestorePlan("load", state.source, state.prefix_id, 0, state.num_tokens, 0.0, "it is a test")
+    )
+    return replace(job, restore=plan)
 
 
 async def read_all(stream: OutputStream) -> list[Output]:

@@ -15,7 +15,7 @@ import redis
 from services.errors import QuotaExceeded, StoreUnavailable
 from services.gateway.catalog import NamedRecipe
 from services.gateway.history import saved_states
-from services.replica.job import Event, Job, SessionUse
+from services.replica.job import Event, SessionUse
 from services.restore_plan import RestorePlan
 from services.sessions.policy import SessionPolicy
 from services.sessions.prefix_codec import decode_prefix
@@ -32,13 +32,14 @@ from .builders import (
     SESSION,
     TENANT,
     KnownUse,
-    Ran,
     Rig,
     assert_greedy,
     asynchronous,
+    history_of,
     make_job,
     make_replica,
     next_use,
+    planned,
     run_turn,
     running_engine,
 )
@@ -48,40 +49,6 @@ pytestmark = pytest.mark.redis
 
 SHARING = {"checkpoint_tokens": 32, "prefix_ttl_s": 60.0}
 PREFIXES = f"swaa:{{{TENANT}}}:prefix:*"
-
-
-def history_of(ran: Ran) -> str:
-    assert ran.done.session is not None
-    assert ran.done.session.saved, ran.done.session.error
-    return ran.done.session.history
-
-
-async def planned(store: RedisSessionStore, job: Job, **policy: Any) -> Job:
-    """The job as a gateway makes it that looks for saved states and loads what it finds."""
-    assert job.session is not None
-    manifest = job.session.manifest if isinstance(job.session, KnownUse) else None
-    tokens = [*(manifest.token_ids if manifest else ()), *job.prompt_token_ids]
-    turns = (*(manifest.turns if manifest else ()), Turn(len(tokens) - len(job.prompt_token_ids), len(tokens)))
-    loaded = tiny_model()
-    named = NamedRecipe(job.recipe_name, "", job.recipe, job.recipe.resolve(loaded.shape.num_layers))
-    states = await saved_states(
-        store,
-        TENANT,
-        job.session.session_id,
-        SessionPolicy(ttl_s=3600.0, **policy),
-        loaded.fingerprint,
-        [named],
-        manifest,
-        tokens,
-        turns,
-    )
-    state = states.get(job.recipe_name)
-    plan = (
-        None
-        if state is None
-        else RestorePlan("load", state.source, state.prefix_id, 0, state.num_tokens, 0.0, "it is a test")
-    )
-    return replace(job, restore=plan)
 
 
 async def read_until(events: AsyncGenerator[Event, None], num_tokens: int) -> None:

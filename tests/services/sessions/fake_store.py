@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from services.errors import (
     QuotaExceeded,
+    SegmentsMissing,
     SessionBusy,
     SessionCorrupt,
     SessionExpired,
@@ -183,11 +184,10 @@ class FakeSessionStore:
             self.prefixes[tenant, new.prefix.prefix_id] = new
             refs, kept = new.prefix.segments, new.prefix.prefix_id
         try:
-            for ref in refs:
-                if (tenant, ref.segment_id) not in self.segments:
-                    raise SessionCorrupt(f"segment {ref.segment_id} is neither stored nor given")
+            if gone := [ref.segment_id for ref in refs if (tenant, ref.segment_id) not in self.segments]:
+                raise SegmentsMissing("what is saved", gone)
             self._make_room(tenant, kept, quota_bytes)
-        except (SessionCorrupt, QuotaExceeded):
+        except (SegmentsMissing, QuotaExceeded):
             self.manifests, self.prefixes, self.segments = before
             raise
 

@@ -57,7 +57,8 @@ async def use_everything(store: RedisSessionStore, tenant: str = "acme") -> None
     await store.delete_prefixes(tenant, [prefix.prefix.prefix_id])
     await store.delete(tenant, "copy")
     quotas = store.quotas()
-    await quotas.take(tenant, Quota(10, 10, 10), 1, "lease")
+    await quotas.take(tenant, Quota(10, 10, 10), "lease")
+    await quotas.take_prompt(tenant, Quota(10, 10, 10), 1)
     await quotas.renew(tenant, "lease")
     await quotas.release(tenant, "lease")
     assert await store.usage(tenant) == 0

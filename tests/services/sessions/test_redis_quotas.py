@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 import redis
@@ -24,9 +23,15 @@ BUCKETS, LEASES, PREFILLS = "swaa:{acme}:buckets", "swaa:{acme}:leases", "swaa:{
 MINUTE_MS = 60_000
 
 
-async def refused(quotas: RedisQuotas, quota: Quota, tokens: int = 0, lease_id: str = "") -> RateExceeded:
+async def refused(quotas: RedisQuotas, quota: Quota, lease_id: str = "") -> RateExceeded:
     with pytest.raises(RateExceeded) as caught:
-        await quotas.take("acme", quota, tokens, lease_id)
+        await quotas.take("acme", quota, lease_id)
+    return caught.value
+
+
+async def prompt_refused(quotas: RedisQuotas, quota: Quota, num_tokens: int) -> RateExceeded:
+    with pytest.raises(RateExceeded) as caught:
+        await quotas.take_prompt("acme", quota, num_tokens)
     return caught.value
 
 
@@ -46,16 +51,16 @@ async def test_requests_of_a_minute(open_store: OpenStore, raw: redis.Redis) -> 
     async with open_store() as store:
         quotas = store.quotas()
         for _ in range(3):
-            await quotas.take("acme", quota, 10, "")
+            await quotas.take("acme", quota, "")
         error = await refused(quotas, quota)
         assert error.quota == "requests_per_minute"
         assert "this tenant's quota of 3" in str(error)
         assert error.retry_after_ms is not None
         assert 0 < error.retry_after_ms <= MINUTE_MS / 3
         pass_by(raw, MINUTE_MS // 3)
-        await quotas.take("acme", quota, 10, "")
+        await quotas.take("acme", quota, "")
         assert (await refused(quotas, quota)).quota == "requests_per_minute"
-        await quotas.take("rival", quota, 10, "")
+        await quotas.take("rival", quota, "")
 
 
 @asynchronous
@@ -63,22 +68,22 @@ async def test_a_refused_request_costs_nothing(open_store: OpenStore, raw: redis
     quota = Quota(requests_per_minute=5, prompt_tokens_per_minute=100, concurrent_requests=1)
     async with open_store() as store:
         quotas = store.quotas()
-        await quotas.take("acme", quota, 60, "one")
+        await quotas.take("acme", quota, "one")
+        await quotas.take_prompt("acme", quota, 60)
         before = raw.hgetall(BUCKETS), raw.zrange(LEASES, 0, -1)
-        assert (await refused(quotas, quota, 1, "two")).quota == "concurrent_requests"
-        tokens = await refused(quotas, replace(quota, concurrent_requests=9), 90, "three")
+        assert (await refused(quotas, quota, "two")).quota == "concurrent_requests"
+        tokens = await prompt_refused(quotas, quota, 90)
         assert "the prompt has 90 new tokens, and of this tenant's quota of 100 " in str(tokens)
         assert (raw.hgetall(BUCKETS), raw.zrange(LEASES, 0, -1)) == before
-        await quotas.release("acme", "one")
-        await quotas.take("acme", quota, 40, "four")
+        await quotas.take_prompt("acme", quota, 40)
 
 
 @asynchronous
 async def test_what_is_larger_than_a_minutes_worth_is_never_taken(open_store: OpenStore) -> None:
     async with open_store() as store:
-        error = await refused(store.quotas(), Quota(prompt_tokens_per_minute=100), 101)
-        assert error.retry_after_ms is None
-        await store.quotas().take("acme", Quota(prompt_tokens_per_minute=100), 100, "")
+        quota = Quota(prompt_tokens_per_minute=100)
+        assert (await prompt_refused(store.quotas(), quota, 101)).retry_after_ms is None
+        await store.quotas().take_prompt("acme", quota, 100)
 
 
 @asynchronous
@@ -87,16 +92,16 @@ async def test_places_are_given_back_or_end_by_themselves(open_store: OpenStore,
     async with open_store() as store:
         quotas = store.quotas()
         for lease_id in ("one", "two"):
-            await quotas.take("acme", quota, 0, lease_id)
-        error = await refused(quotas, quota, 0, "three")
+            await quotas.take("acme", quota, lease_id)
+        error = await refused(quotas, quota, "three")
         assert (error.quota, str(error)) == (
             "concurrent_requests",
             "concurrent_requests is 2: this tenant's quota is 2",
         )
         await quotas.release("acme", "one")
-        await quotas.take("acme", quota, 0, "three")
+        await quotas.take("acme", quota, "three")
         raw.zadd(LEASES, {"two": 1})  # its gateway has died: nobody renews it
-        await quotas.take("acme", quota, 0, "four")
+        await quotas.take("acme", quota, "four")
         assert raw.zrange(LEASES, 0, -1) == [b"three", b"four"]
         assert 0 < raw.pttl(LEASES) <= quotas.lease_ttl_ms
 
@@ -106,19 +111,19 @@ async def test_a_turn_that_has_its_first_token_is_no_prefill_any_more(open_store
     quota = Quota(concurrent_requests=3, concurrent_prefills=1)
     async with open_store() as store:
         quotas = store.quotas()
-        await quotas.take("acme", quota, 0, "one")
-        error = await refused(quotas, quota, 0, "two")
+        await quotas.take("acme", quota, "one")
+        error = await refused(quotas, quota, "two")
         assert str(error) == "concurrent_prefills is 1: this tenant's quota is 1"
         assert error.retry_after_ms == 1000.0
         await quotas.prefilled("acme", "one")
         await quotas.renew("acme", "one")
-        await quotas.take("acme", quota, 0, "two")
+        await quotas.take("acme", quota, "two")
         assert (raw.zrange(LEASES, 0, -1), raw.zrange(PREFILLS, 0, -1)) == ([b"one", b"two"], [b"two"])
         await quotas.release("acme", "two")
         assert raw.zrange(PREFILLS, 0, -1) == [], "one that ends without a token gives both places back"
-        await quotas.take("acme", quota, 0, "three")
+        await quotas.take("acme", quota, "three")
         raw.zadd(PREFILLS, {"three": 1})  # its gateway has died
-        await quotas.take("acme", quota, 0, "four")
+        await quotas.take("acme", quota, "four")
 
 
 @asynchronous
@@ -128,14 +133,14 @@ async def test_a_renewed_lease_lives_on_and_one_that_was_lost_is_taken_again(
     quota = Quota(concurrent_requests=1)
     async with open_store() as store:
         quotas = store.quotas()
-        await quotas.take("acme", quota, 0, "one")
+        await quotas.take("acme", quota, "one")
         raw.zadd(LEASES, {"one": now_ms(raw) + 1})
         before = now_ms(raw)
         await quotas.renew("acme", "one")
         assert raw.zcount(LEASES, before + quotas.lease_ttl_ms - 1, "+inf") == 1
         raw.flushall()
         await quotas.renew("acme", "one")
-        assert (await refused(quotas, quota, 0, "two")).quota == "concurrent_requests"
+        assert (await refused(quotas, quota, "two")).quota == "concurrent_requests"
 
 
 @asynchronous
@@ -143,8 +148,8 @@ async def test_the_same_call_sent_again_is_one(open_store: OpenStore) -> None:
     quota = Quota(requests_per_minute=1, concurrent_requests=1)
     async with open_store() as store:
         for _ in range(3):
-            await store.quotas().take("acme", quota, 0, "one")
-        assert (await refused(store.quotas(), quota, 0, "two")).quota == "concurrent_requests"
+            await store.quotas().take("acme", quota, "one")
+        assert (await refused(store.quotas(), quota, "two")).quota == "concurrent_requests"
 
 
 @asynchronous
@@ -152,7 +157,7 @@ async def test_gateways_share_what_there_is(open_store: OpenStore) -> None:
     quota = Quota(requests_per_minute=2)
     async with open_store() as one, open_store() as other:
         took = await asyncio.gather(
-            *(store.quotas().take("acme", quota, 0, "") for store in (one, other) for _ in range(10)),
+            *(store.quotas().take("acme", quota, "") for store in (one, other) for _ in range(10)),
             return_exceptions=True,
         )
         assert sum(answer is None for answer in took) == 2
@@ -163,26 +168,27 @@ async def test_gateways_share_what_there_is(open_store: OpenStore) -> None:
 async def test_a_quota_that_changes_holds_at_once(open_store: OpenStore) -> None:
     async with open_store() as store:
         quotas = store.quotas()
-        await quotas.take("acme", Quota(requests_per_minute=1000), 0, "")
-        await quotas.take("acme", Quota(requests_per_minute=1), 0, "")
+        await quotas.take("acme", Quota(requests_per_minute=1000), "")
+        await quotas.take("acme", Quota(requests_per_minute=1), "")
         await refused(quotas, Quota(requests_per_minute=1))
-        await quotas.take("acme", NO_QUOTA, 10**12, "")
+        await quotas.take("acme", NO_QUOTA, "")
+        await quotas.take_prompt("acme", NO_QUOTA, 10**12)
 
 
 @asynchronous
 async def test_a_clock_that_goes_back_does_no_harm(open_store: OpenStore, raw: redis.Redis) -> None:
     quota = Quota(requests_per_minute=2)
     async with open_store() as store:
-        await store.quotas().take("acme", quota, 0, "")
+        await store.quotas().take("acme", quota, "")
         pass_by(raw, -10 * MINUTE_MS)
-        await store.quotas().take("acme", quota, 0, "")
+        await store.quotas().take("acme", quota, "")
         await refused(store.quotas(), quota)
 
 
 @asynchronous
 async def test_nothing_stays_of_a_tenant_that_is_silent(open_store: OpenStore, raw: redis.Redis) -> None:
     async with open_store() as store:
-        await store.quotas().take("acme", Quota(5, 5, 5), 5, "one")
+        await store.quotas().take("acme", Quota(5, 5, 5), "one")
         assert all(0 < raw.pttl(key) <= 2 * MINUTE_MS for key in raw.keys("*"))
         assert set(raw.keys("*")) == {BUCKETS.encode(), LEASES.encode(), PREFILLS.encode()}
 
@@ -192,7 +198,7 @@ async def test_an_outage_is_told(private_server: EmbeddedRedis) -> None:
     async with store_opener(private_server)() as store:
         private_server.stop()
         with pytest.raises(StoreUnavailable):
-            await store.quotas().take("acme", Quota(5, 5, 5), 5, "one")
+            await store.quotas().take("acme", Quota(5, 5, 5), "one")
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 30_000)), max_size=25)
@@ -215,7 +221,7 @@ def test_no_more_is_taken_than_a_minutes_worth_and_what_time_adds(
                     passed_ms += pause_ms
                 with_room = taken + tokens <= passed_ms * bound / MINUTE_MS and tokens <= bound
                 try:
-                    await store.quotas().take("acme", quota, tokens, "")
+                    await store.quotas().take_prompt("acme", quota, tokens)
                     taken += tokens
                 except RateExceeded:
                     assert not with_room

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from services.errors import (
     QuotaExceeded,
+    SegmentsMissing,
     SessionBusy,
     SessionCorrupt,
     SessionExpired,
@@ -113,10 +114,15 @@ async def test_a_stale_writer_changes_nothing(open_any: Open) -> None:
 
 @asynchronous
 async def test_a_manifest_is_not_saved_without_its_segments(open_any: Open) -> None:
-    saved = make_session()
+    saved = make_session(version=2)
+    manifest, one = replace(saved.manifest, version=1), next(iter(saved.segments))
     async with open_any() as store:
-        with pytest.raises(SessionCorrupt, match=next(iter(saved.segments))):
-            await store.save("acme", saved.manifest, {}, 0)
+        with pytest.raises(SegmentsMissing, match=one) as caught:
+            await store.save("acme", manifest, {}, 0)
+        assert caught.value.segment_ids == set(saved.segments)
+        with pytest.raises(SegmentsMissing) as caught:
+            await store.save("acme", manifest, {one: saved.segments[one]}, 0)
+        assert caught.value.segment_ids == set(saved.segments) - {one}
         with pytest.raises(SessionNotFound):
             await store.get("acme", "chat")
 
@@ -331,7 +337,7 @@ async def test_sessions_and_prefixes_share_segments(open_any: Open) -> None:
 async def test_a_prefix_is_not_saved_without_its_segments(open_any: Open) -> None:
     cached = make_prefix()
     async with open_any() as store:
-        with pytest.raises(SessionCorrupt, match=next(iter(cached.segments))):
+        with pytest.raises(SegmentsMissing, match=next(iter(cached.segments))):
             await store.save_prefix("acme", cached.prefix, {}, 60.0)
         assert await store.find_prefix("acme", [cached.prefix.prefix_id]) is None
 

@@ -172,7 +172,7 @@ def test_float32_and_cpus_have_torchs_own(installed: Callable[..., None], device
     assert make_prefix_attention("auto", model_shape(dtype=dtype), device).name == "torch"
     for choice in ("flash", "cudnn"):
         with pytest.raises(ModelNotSupported, match="needs a CUDA device and bfloat16 or float16"):
-            make_prefix_attention(choice, model_shape(dtype=dtype), device)  # type: ignore[arg-type]
+            make_prefix_attention(choice, model_shape(dtype=dtype), device)
 
 
 def test_cudnn_is_taken_where_it_is_asked_for(installed: Callable[..., None]) -> None:

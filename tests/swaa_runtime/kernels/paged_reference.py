@@ -5,12 +5,24 @@ from __future__ import annotations
 import torch
 
 from swaa_runtime.kernels.paged_attention import TILE_FIELDS, Tiles
+from swaa_runtime.kv_cache.quantise import dequantise
 
 
 def paged_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, work: Tiles, scale: float, out: torch.Tensor
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    work: Tiles,
+    scale: float,
+    out: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """As the kernel of that name, float32 inside. Reads the blocks that it reads; rows of no tile stay as they are."""
+    if scales is not None:
+        keys, values = (
+            dequantise(kept, of_rows.transpose(1, 2), query.dtype)
+            for kept, of_rows in zip((keys, values), scales, strict=True)
+        )
     group = query.shape[1] // keys.shape[2]
     size = keys.shape[1]
     assert work.tiles.shape[1] == TILE_FIELDS

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from swaa_runtime.attention.oracle import oracle_attention, visibility_mask
 from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kv_cache.quantise import dequantise, quantise
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import Turn
 from tests.swaa_runtime.builders import NAN
@@ -55,7 +56,9 @@ class Paged:
         head_dim: int = 16,
         block_size: int = 16,
         dtype: torch.dtype = torch.float32,
+        kept_in: torch.dtype | None = None,
     ) -> None:
+        """`kept_in`: K and V have 8 bits and scales; the sequences are what is read of that."""
         self.runs, self.block_size, self.dtype = runs, block_size, dtype
         self._generator = torch.Generator().manual_seed(0)
         self.starts = list(accumulate((run.count + 1 for run in runs), initial=1))
@@ -67,6 +70,12 @@ class Paged:
         self._free = (torch.randperm(num_blocks, generator=self._generator) + 1).tolist()
         shape = (num_blocks + 1, block_size, num_kv_heads, head_dim)
         self.keys, self.values = (torch.full(shape, NAN, dtype=dtype, device=DEVICE) for _ in range(2))
+        self.scales: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept_in = kept_in
+        if kept_in is not None:
+            nothing = torch.full((num_blocks + 1, num_kv_heads, block_size), NAN, device=DEVICE)
+            self.scales = nothing, nothing.clone()
+            self.keys, self.values = (torch.ones(shape, device=DEVICE).to(kept_in) for _ in range(2))
         self.table: list[int] = []
         self.offsets: list[int] = []
         self.sequences = [self._write(run) for run in runs]
@@ -76,7 +85,11 @@ class Paged:
 
     def _write(self, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """One sequence's K and V [num_kv_heads, stop, head_dim]; what is not seen has block 0, which is NaN."""
-        key, value = self._random(2, run.stop, *self.keys.shape[2:])
+        sequence = self._random(2, run.stop, *self.keys.shape[2:])
+        kept, scales = sequence, None
+        if self._kept_in is not None:
+            kept, scales = quantise(sequence, self._kept_in)
+            sequence = dequantise(kept, scales, self.dtype)
         seen = visibility_mask(run.rule, TURNS, run.start, run.stop).any(dim=0)
         self.offsets.append(len(self.table))
         for low in range(0, run.stop, self.block_size):
@@ -84,8 +97,11 @@ class Paged:
             block = self._free.pop() if bool(seen[low:high].any()) else 0
             self.table.append(block)
             if block:
-                self.keys[block, : high - low], self.values[block, : high - low] = key[low:high], value[low:high]
-        return key.transpose(0, 1), value.transpose(0, 1)
+                self.keys[block, : high - low], self.values[block, : high - low] = kept[:, low:high]
+            if block and scales is not None and self.scales is not None:
+                for memory, of_rows in zip(self.scales, scales, strict=True):
+                    memory[block, :, : high - low] = of_rows[low:high].T
+        return sequence[0].transpose(0, 1), sequence[1].transpose(0, 1)
 
     def attend(self, splits: int = 1, max_queries: int = 8) -> torch.Tensor:
         """What the kernel makes of rows that were NaN before: [rows, num_heads, head_dim]."""
@@ -107,7 +123,7 @@ class Paged:
             partial_rows=torch.tensor(rows, device=DEVICE) if splits > 1 else None,
         )
         out = torch.full(self.query.shape, NAN, dtype=self.dtype, device=DEVICE)
-        paged_attention(self.query, self.keys, self.values, work, SCALE, out)
+        paged_attention(self.query, self.keys, self.values, work, SCALE, out, self.scales)
         return out
 
     def oracle(self) -> torch.Tensor:
@@ -210,6 +226,14 @@ def test_half_precision_is_within_a_hundredth(splits: int) -> None:
     Paged([Run(50, 53, LayerRule(20, 3)), Run(40, 41)], dtype=torch.float16).check_roughly(splits)
 
 
+@pytest.mark.parametrize("kept_in", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_keys_and_values_of_8_bits_are_read_with_their_scales(splits: int, kept_in: torch.dtype) -> None:
+    """Scales that nobody wrote are NaN, also those beyond a sequence's last token."""
+    runs = [Run(30, 33, LayerRule(9, 2)), Run(17, 20), Run(60, 61, LayerRule(20, 3))]
+    Paged(runs, 6, 2, 16, 32, kept_in=kept_in).check(splits)
+
+
 @pytest.mark.parametrize(("heads", "queries"), [((32, 8), 32), ((9, 3), 32), ((8, 8), 128), ((256, 1), 1)])
 def test_a_prefill_tile_fills_its_rows(heads: tuple[int, int], queries: int) -> None:
     assert queries_per_tile(*heads) == queries
@@ -239,4 +263,5 @@ def test_any_mix_of_runs(mix: list[Run], splits: int, max_queries: int) -> None:
 )
 def test_the_shapes_of_a_real_model(rule: LayerRule, block_size: int, splits: int) -> None:
     chunks = [Run(4000, 4001, rule), Run(6000, 6100, rule), Run(0, 33, rule)]
-    Paged(chunks, 32, 8, 128, block_size, torch.bfloat16).check_roughly(splits, queries_per_tile(32, 8))
+    for kept_in in (None, torch.int8, torch.float8_e4m3fn):
+        Paged(chunks, 32, 8, 128, block_size, torch.bfloat16, kept_in).check_roughly(splits, queries_per_tile(32, 8))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swaa_runtime.config import KVDtypeName
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.restore import Restore
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey, needed_slices
@@ -20,9 +21,9 @@ from tests.swaa_runtime.strategies import layer_rules
 class Side:
     """One engine's memory: a pool with its tensors, all NaN but the null block."""
 
-    def __init__(self, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, block_size: int, dtype: torch.dtype, kv_dtype: KVDtypeName = "model") -> None:
         self.manager = KVCacheManager(1000, block_size, 16)
-        self.storage = KVStorage(1000, block_size, 2, 3, dtype, torch.device("cpu"))
+        self.storage = KVStorage(1000, block_size, 2, 3, dtype, torch.device("cpu"), kv_dtype)
         self.storage.fill(range(1, 1000), NAN)
 
     def admit(self, rules: list[LayerRule], num_tokens: int) -> Request:
@@ -72,6 +73,26 @@ def test_a_state_survives_export_and_import_bit_for_bit(
     assert again.num_computed_tokens == again.num_restored_tokens == num_tokens
     for before, after in zip(slices, export_slices(again, target.storage, keys), strict=True):
         assert after.data.dtype == dtype
+        assert torch.equal(before.data, after.data)
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_state_of_8_bits_comes_back_as_it_left(kv_dtype: KVDtypeName, dtype: torch.dtype) -> None:
+    """It leaves in the model's dtype, and is read as that on the other side."""
+    rules = [LayerRule(), LayerRule(9, 3)]
+    data = torch.randn(2, 2, 50, 2, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    source, target = Side(8, dtype, kv_dtype), Side(16, dtype, kv_dtype)
+    request, again = source.admit(rules, 50), target.admit(rules, 50)
+    source.write_all(request, data)
+    source.manager.release_unseen(request)
+    keys = needed_slices(rules, 50, source.storage.bytes_per_token_layer)
+    slices = export_slices(request, source.storage, keys)
+    restore_all(target, again, slices, 50)
+    for before, after in zip(slices, export_slices(again, target.storage, keys), strict=True):
+        want = data[list(before.key.layers), :, before.key.start : before.key.stop].float()
+        assert before.data.dtype == dtype
+        assert float((before.data.float() - want).norm() / want.norm()) < 0.05
         assert torch.equal(before.data, after.data)
 
 

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swaa_runtime.config import KVDtypeName
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
+from swaa_runtime.shape import ModelShape
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -79,3 +81,47 @@ def test_sizes_in_bytes(dtype: torch.dtype, size: int) -> None:
     assert storage.bytes_per_token_layer == 2 * 2 * 3 * size
     assert storage.bytes_per_block == BLOCK * storage.bytes_per_token_layer
     assert storage.keys.nbytes + storage.values.nbytes == 12 * storage.bytes_per_block
+
+
+QUANTISED: list[KVDtypeName] = ["int8", "fp8"]
+
+
+def quantised_storage(kv_dtype: KVDtypeName) -> KVStorage:
+    return KVStorage(12, BLOCK, 2, 3, torch.bfloat16, CPU, kv_dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", QUANTISED)
+@given(table=st.permutations(range(1, 8)), start=st.integers(0, 27), count=st.integers(1, 28))
+def test_8_bits_are_read_as_the_models_dtype(kv_dtype: KVDtypeName, table: list[int], start: int, count: int) -> None:
+    """Within what 8 bits cost; and what is read, written again, reads the same."""
+    stop = min(start + count, 28)
+    storage, second = quantised_storage(kv_dtype), quantised_storage(kv_dtype)
+    keys, values = rows(28).bfloat16(), rows(28, seed=1).bfloat16()
+    write(storage, table, 0, keys, values)
+    read = storage.gather(table, start, stop)
+    for got, want in zip(read, (keys[start:stop], values[start:stop]), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert bool(((got - want).abs() <= 0.07 * want.abs().amax(-1, keepdim=True)).all())
+    write(second, table, start, *read)
+    for got, want in zip(second.gather(table, start, stop), read, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kv_dtype", QUANTISED)
+def test_8_bits_are_filled_with_anything(kv_dtype: KVDtypeName) -> None:
+    storage = quantised_storage(kv_dtype)
+    for value in (float("nan"), 7.0, 0.0):
+        storage.fill([2, 5], value)
+        for got in storage.gather([2, 5], 0, 2 * BLOCK):
+            assert torch.equal(got, torch.full_like(got, value)) or (value != value and got.isnan().all())
+    keys, values = storage.gather([3, 1], 0, 2 * BLOCK)
+    assert not keys.any()
+    assert not values.any()
+
+
+@pytest.mark.parametrize("kv_dtype", QUANTISED)
+def test_8_bits_take_half_the_memory_but_for_their_scales(kv_dtype: KVDtypeName) -> None:
+    storage = quantised_storage(kv_dtype)
+    shape = ModelShape(1, 4, 2, 3, 64, 100, "bfloat16")
+    assert storage.bytes_per_block == BLOCK * 2 * 2 * (3 + 4) == BLOCK * shape.pool_bytes_per_token_layer(kv_dtype)
+    assert storage.bytes_per_token_layer == 2 * 2 * 3 * 2 == shape.pool_bytes_per_token_layer("model")

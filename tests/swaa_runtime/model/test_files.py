@@ -74,17 +74,28 @@ def test_pickled_adapters_are_refused(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_in_a_models_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
-    """The folder names classes of its own, for the model and for the tokenizer; neither is asked for nor run."""
+def add_code(folder: Path, mark: Path, **changes: str) -> None:
+    """Let the folder name classes of its own, for the model and for the tokenizer, in a file that leaves a mark."""
     build_transformer(tiny_config("llama", num_layers=2), "eager").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}})
     )
-    (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+
+
+def test_code_in_a_models_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
+    add_code(folder, tmp_path / "ran")
     assert load_model(folder, torch.float32, CPU).shape.num_layers == 2
     with pytest.raises((ValueError, OSError, AttributeError, TypeError)):
         AutoTokenizer.from_pretrained(folder, **DATA_ONLY)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_cannot_do_without_its_own_code_is_refused(folder: Path, tmp_path: Path) -> None:
+    add_code(folder, tmp_path / "ran", model_type="own")
+    with pytest.raises(ModelNotSupported, match="code of its own"):
+        load_model(folder, torch.float32, CPU)
     assert not (tmp_path / "ran").exists()

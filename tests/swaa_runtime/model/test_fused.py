@@ -57,7 +57,7 @@ class FusedRunner(ModelRunner):
     @torch.inference_mode()
     def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
         slots = torch.from_numpy(batch.slots(self.storage.block_size_tokens))
-        context = PagedContext(self.storage, WindowedBackend(), batch.chunks, slots)
+        context = PagedContext(self.part, WindowedBackend(), batch.chunks, slots)
         token_ids, positions = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.positions)
         with self.adapters.active.during(batch.adapter_rows(self.device)):
             return self._fused.forward(token_ids, positions, context, rows)

@@ -240,7 +240,7 @@ class SamplingRecorder(ModelRunner):
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
         self.comparing = ComparingBackend()
-        self._contexts = partial(PagedContext, self.storage, self.comparing)
+        self._contexts = partial(PagedContext, self.part, self.comparing)
         self.picked_from: list[torch.Tensor] = []
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

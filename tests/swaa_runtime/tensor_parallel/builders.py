@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from swaa_runtime.config import EngineConfig
+from swaa_runtime.group import Group
 from swaa_runtime.kernels import elementwise_reference
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import FusedDecoder
@@ -70,8 +72,8 @@ class CutInto:
     def obey(self, rank: Rank) -> None:
         self.apply(rank.group)
 
-    def apply(self, group: object) -> None:
-        vars(group).update(num_pieces=self.num_pieces, piece_rows=self.piece_rows)
+    def apply(self, group: Group) -> None:
+        group.num_pieces, group.piece_rows = self.num_pieces, self.piece_rows
 
 
 class FusedRunner(RecordingRunner):
@@ -91,13 +93,16 @@ class FusedSharedRunner(SharedRunner, FusedRunner):
 
 
 def shared_rig(
-    ranks: Ranks, config: EngineConfig | None = None, fused: bool = False, **options: Callable[[], float]
+    ranks: Ranks,
+    config: EngineConfig | None = None,
+    fused: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Rig:
     make = FusedSharedRunner if fused else RecordingSharedRunner
     theirs = FusedRunner if fused else RecordingRunner
     return build_rig(
         ranks.loaded,
         config or engine_config(max_step_tokens=21),
+        clock=clock,
         make_runner=lambda loaded, config: make(ranks, config, theirs),
-        **options,
     )

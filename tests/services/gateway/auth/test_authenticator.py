@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from datetime import UTC, datetime, timedelta
@@ -151,17 +150,6 @@ def test_a_bad_file_keeps_the_old_keys_and_says_so(
     assert sum("the new file is not used" in line for line in caplog.messages) == 1, "once"
     assert "secret" not in caplog.text
     assert made.good[-64:] not in caplog.text
-
-
-def test_the_watch_survives_a_bug(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(made.authenticator, Credentials)
-    file = made.authenticator._keys
-    assert file is not None
-    monkeypatch.setattr(file, "_read", lambda path: json.loads("not json"))
-    made.path.write_text("{}")
-    asyncio.run(file.refresh())
-    assert file.error == "unexpected JSONDecodeError"
-    assert made.authenticator.identify([("authorization", f"Bearer {made.good}")]).tenant == "acme"
 
 
 def test_a_service_does_not_start_with_a_bad_file(tmp_path: Path) -> None:
