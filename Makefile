@@ -15,7 +15,7 @@ export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
@@ -170,6 +170,18 @@ bench-prediction: $(STAMP) ## Predicted against measured TTFT, idle and loaded
 .PHONY: bench-sla
 bench-sla: $(STAMP) ## SLAs met and quality kept under load: fixed recipes, first come first served, the planner
 	$(BIN)/python -m benchmarks.bench_sla
+
+.PHONY: bench-gpu
+bench-gpu: $(STAMP) ## On an H100: first and next tokens of Qwen3-4B's shape, beside transformers and the card's rates
+	$(BIN)/python -m benchmarks.bench_gpu
+
+.PHONY: bench-dense
+bench-dense: $(STAMP) ## On an H100: dense attention of prompts, flash-attn beside cuDNN and the matmul rate
+	$(BIN)/python -m benchmarks.bench_dense
+
+.PHONY: bench-tensor-parallel
+bench-tensor-parallel: $(STAMP) ## On two GPUs of a host: first and next tokens beside one GPU
+	$(BIN)/python -m benchmarks.bench_tensor_parallel
 
 .PHONY: eval
 eval: $(STAMP) ## Measure what recipes cost in quality: tables and a plot (days on a CPU; benchmarks/device_eval.sh on a GPU)

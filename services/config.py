@@ -43,6 +43,9 @@ class ServeConfig(BaseSettings):
         None, description="YAML of recipes, SLA classes and quality; the one shipped for the model's name if absent"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="what the model runs on")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs of one host that compute the model together; on cpu: processes, to try it"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, float32 where it would emulate it"
     )
@@ -71,7 +74,7 @@ class ServeConfig(BaseSettings):
     kv_memory_mib: Annotated[int | None, BeforeValidator(_none_if_auto)] = Field(
         None,
         ge=1,
-        description="size of the KV pool; auto or absent: on cuda what weights and a step's work leave, on cpu 2048",
+        description="size of the KV pool, all GPUs'; auto or absent: on cuda what weights and steps leave; on cpu 2048",
     )
     block_size_tokens: int = Field(
         32,

@@ -25,7 +25,7 @@ TIMEOUT_S = 300.0
 """An operation that takes longer is one that another rank does not take part in."""
 
 PIECE_ROWS = 1024
-"""Rows of a piece are no fewer: smaller matmuls would lose more than hiding a sum behind them gains."""
+"""Rows of a piece are no fewer (but in tests): smaller matmuls would lose more than hiding a sum behind them gains."""
 
 
 class Group:
@@ -53,6 +53,7 @@ class Group:
         self.size = size
         self.device = device
         self.num_pieces = num_pieces
+        self.piece_rows = PIECE_ROWS
         store = FileStore(str(folder / "ranks"), size)
         store.set_timeout(timedelta(seconds=timeout_s))
         make = _nccl if device.type == "cuda" else _gloo
@@ -80,7 +81,7 @@ class Group:
 
     def pieces(self, num_rows: int) -> list[slice]:
         """Cut so many rows, so that the sum of one piece is under way while the next is computed."""
-        count = max(1, min(self.num_pieces, num_rows // PIECE_ROWS))
+        count = max(1, min(self.num_pieces, num_rows // self.piece_rows))
         edges = [num_rows * at // count for at in range(count + 1)]
         return [slice(low, high) for low, high in pairwise(edges)]
 

@@ -114,7 +114,10 @@ class ModelRunner:
             self._decode_steps.capture_all()
 
     def check(self) -> None:
-        """Raise EngineFailed if what was computed last cannot be trusted, as somebody who took part has ended."""
+        """Raise EngineFailed if what was computed last cannot be trusted, as somebody who took part has ended.
+
+        Any thread may call it.
+        """
 
     def timer(self) -> StepTimer:
         """Started now."""

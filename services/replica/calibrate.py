@@ -36,6 +36,7 @@ from services.sessions.slice_codec import decode_slice, encode_slice
 from services.sessions.store import KVFormat, Manifest, SegmentRef, SessionStore
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.errors import OutOfCapacity
+from swaa_runtime.group import Group
 from swaa_runtime.kv_cache.slices import KVSlice, SliceKey
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.outputs import Finished
@@ -161,7 +162,7 @@ async def calibrate(
         await _set_cost(engine, UnknownCost())
     profile = CostProfile(
         model_fingerprint=loaded.fingerprint,
-        hardware=describe_hardware(loaded.model.device),
+        hardware=describe_hardware(loaded.model.device, loaded.group),
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         max_step_tokens=max_step_tokens,
         restore_ms_per_mib=await _measure_restore(loaded.shape, store, kv_format),
@@ -279,8 +280,10 @@ async def _measure_restore(shape: ModelShape, store: SessionStore, kv_format: KV
     return took_ms / (sum(ref.num_bytes for ref in refs) / MIB)
 
 
-def describe_hardware(device: torch.device) -> str:
-    """The device in words: what a profile or a figure was measured on."""
+def describe_hardware(device: torch.device, group: Group | None = None) -> str:
+    """A model's device in words, or those of all its ranks: what a profile or a figure was measured on."""
+    if group is not None:
+        return f"{group.size} x {describe_hardware(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names: Sequence[str] = ()

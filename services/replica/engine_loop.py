@@ -118,9 +118,10 @@ class EngineLoop:
         return 0.0 if since is None else time.monotonic() - since
 
     def check_alive(self, stuck_s: float = STUCK_S) -> None:
-        """Raise EngineFailed if the engine has stopped, or if its step has been running for `stuck_s` seconds."""
+        """Raise EngineFailed if the engine has stopped, cannot go on, or has been in a step for `stuck_s` seconds."""
         if self._failure is not None:
             raise self._failure
+        self._engine.runner.check()
         if (running_s := self.stuck_s()) >= stuck_s:
             raise EngineFailed(f"the engine is stuck: its step has been running for {running_s:.0f} s")
 

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,6 +42,9 @@ from swaa_runtime.model.adapters import CONFIG_FILE
 from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner, fastest_backend
+from swaa_runtime.tensor_parallel.ranks import Ranks, rank_devices
+from swaa_runtime.tensor_parallel.runner import SharedRunner
+from swaa_runtime.tensor_parallel.worker import Load
 
 logger = logging.getLogger(__name__)
 
@@ -124,25 +128,20 @@ async def running_parts(
     """Store, model and engine, running; everything is stopped on leaving.
 
     Args:
-        runner: what runs the model; benchmarks put their own in its place.
+        runner: what runs the model on one device; benchmarks put their own in its place.
         telemetry: told what store, engine and replica do; None: nobody is.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
-        ModelNotSupported: if the model cannot be served.
+        ModelNotSupported: if the model cannot be served, or not by so many GPUs.
+        EngineFailed: if the processes of the other GPUs do not come up.
     """
     telemetry = telemetry or Telemetry()
     async with contextlib.AsyncExitStack() as stack:
         redis = await stack.enter_async_context(_store(config))
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
-        dtype, device = served_dtype(config), torch.device(config.device)
-        loaded = await asyncio.to_thread(
-            load_model, folder, dtype, device, adapter_folders(config), config.allow_pickle_weights
-        )
-        loaded = loaded.keeping_kv_in(config.kv_dtype)
-        engine_config = _engine_config(config, loaded)
-        model_runner = runner(loaded, engine_config)
+        loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack)
         await asyncio.to_thread(model_runner.warm_up)
         attention_name = f"{model_runner.attention_name}, {model_runner.decoder_name} decoder"
         logger.info("attention by %s; %d KV blocks", attention_name, engine_config.num_blocks)
@@ -173,6 +172,28 @@ async def running_parts(
         )
 
 
+def _model(
+    folder: Path, config: ServeConfig, runner: type[ModelRunner], stack: contextlib.AsyncExitStack
+) -> tuple[LoadedModel, EngineConfig, ModelRunner]:
+    """The model on one device or several, and what runs it there; the stack ends the processes of the others."""
+    adapters, dtype = adapter_folders(config), served_dtype(config)
+    load = partial(load_model, folder, dtype, adapters=adapters, allow_pickle=config.allow_pickle_weights)
+    if config.tensor_parallel == 1:
+        loaded = load(torch.device(config.device)).keeping_kv_in(config.kv_dtype)
+        engine_config = _engine_config(config, loaded)
+        return loaded, engine_config, runner(loaded, engine_config)
+    ranks = Ranks(partial(_load_on_host, load), rank_devices(config.device, config.tensor_parallel))
+    stack.callback(ranks.close)
+    loaded = ranks.loaded.keeping_kv_in(config.kv_dtype)
+    engine_config = _engine_config(config, loaded)
+    return loaded, engine_config, SharedRunner(ranks, engine_config)
+
+
+def _load_on_host(load: Load, device: torch.device) -> LoadedModel:
+    """The whole model where each rank takes its part from: a GPU may be too small for it."""
+    return load(torch.device("cpu"))
+
+
 @contextlib.asynccontextmanager
 async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
     async with contextlib.AsyncExitStack() as stack:
@@ -195,7 +216,7 @@ def attention_backend(config: ServeConfig, loaded: LoadedModel) -> AttentionBack
         ModelNotSupported: if triton is asked for, but not cuda. (What else it lacks, the runner finds.)
     """
     if config.attention_backend == "auto":
-        return fastest_backend(loaded.shape, torch.device(config.device), config.block_size_tokens)
+        return fastest_backend(loaded.part_shape, torch.device(config.device), config.block_size_tokens)
     if config.attention_backend == "triton" and config.device != "cuda":
         raise ModelNotSupported(f"attention_backend 'triton' needs device 'cuda', not {config.device!r}")
     return config.attention_backend
@@ -208,11 +229,10 @@ def _kv_bytes(config: ServeConfig, loaded: LoadedModel, engine_config: EngineCon
         return CPU_KV_MIB << 20
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info()
-    sizes, shape = loaded.model.config, loaded.shape
-    needed = step_bytes(
-        shape, sizes.hidden_size, sizes.intermediate_size, engine_config.max_model_tokens, engine_config
-    )
-    return kv_pool_bytes(free_bytes, needed)
+    sizes, size = loaded.model.config, config.tensor_parallel
+    columns, max_tokens = sizes.intermediate_size // size, engine_config.max_model_tokens
+    needed = step_bytes(loaded.part_shape, sizes.hidden_size, columns, max_tokens, engine_config)
+    return size * kv_pool_bytes(free_bytes, needed)  # all have as much to hold as the first
 
 
 def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
@@ -249,7 +269,7 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
 
     With an `effort`, it is measured in any case. Kept in the cache folder.
     """
-    hardware = describe_hardware(parts.loaded.model.device)
+    hardware = describe_hardware(parts.loaded.model.device, parts.loaded.group)
     at = f"{hardware} {config.max_step_tokens} {parts.attention_name} {config.session_kv_format}"
     name = f"cost-{parts.loaded.fingerprint[:12]}-{hashlib.blake2b(at.encode(), digest_size=6).hexdigest()}.json"
     path = config.cache_dir.expanduser() / name
@@ -271,9 +291,9 @@ async def cost_profile(config: ServeConfig, parts: Parts, effort: Effort | None,
             effort or QUICK,
             progress,
         )
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
-        partial.replace(path)
+        unfinished = path.with_suffix(f".{os.getpid()}.partial")
+        unfinished.write_text(json.dumps(profile.to_mapping(), indent=2), encoding="utf-8")
+        unfinished.replace(path)
         return profile
 
 
@@ -295,7 +315,7 @@ def model_facts(parts: Parts, cost: CostProfile) -> ModelFacts:
     loaded = parts.loaded
     return ModelFacts(
         fingerprint=loaded.fingerprint,
-        device=describe_hardware(loaded.model.device),
+        device=describe_hardware(loaded.model.device, loaded.group),
         attention_backend=parts.attention_name,
         shape=loaded.shape,
         max_session_tokens=parts.engine_config.max_model_tokens,

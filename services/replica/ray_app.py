@@ -57,7 +57,7 @@ class DeploymentOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("swaa", description="the deployment's name, as in metrics and in Serve's configuration")
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: float | None = Field(None, ge=0, description="of a replica; as many as compute its model if absent")
     num_cpus: float = Field(1.0, ge=0)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1, description="as many as min_replicas if absent: no autoscaling")
@@ -76,16 +76,17 @@ def build(args: Mapping[str, str], replica: type[RayReplica] | None = None) -> s
     `replica` is another class of replicas, for benchmarks.
 
     Raises:
-        InvalidRequest: for an SWAA_ variable that does not exist.
+        InvalidRequest: for an SWAA_ variable that does not exist, or fewer GPUs than are to compute the model together.
         pydantic.ValidationError: for a name that does not exist, or a value out of bounds.
     """
     settings = {name: value for name, value in args.items() if name in ServeConfig.model_fields}
     options = DeploymentOptions.model_validate({name: args[name] for name in args.keys() - settings.keys()})
     config = load_config(**settings)
     max_leases = options.max_leases or config.max_running
+    num_gpus = _num_gpus(options, config)
     deployment = serve.deployment(
         name=options.name,
-        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": num_gpus},
         max_ongoing_requests=max_leases,
         max_queued_requests=options.max_waiting_leases,
         graceful_shutdown_timeout_s=config.drain_s + CLOSE_S,
@@ -95,6 +96,16 @@ def build(args: Mapping[str, str], replica: type[RayReplica] | None = None) -> s
         **_size(options, max_leases),
     )(replica or RayReplica)
     return deployment.bind(settings)
+
+
+def _num_gpus(options: DeploymentOptions, config: ServeConfig) -> float:
+    """Ray shows a replica, and the processes that it starts, so many GPUs."""
+    needed = config.tensor_parallel if config.device == "cuda" else 0
+    if options.num_gpus is None:
+        return needed
+    if needed > 1 and options.num_gpus != needed:
+        raise InvalidRequest("num_gpus", options.num_gpus, f"must be {needed}, as tensor_parallel is")
+    return options.num_gpus
 
 
 def _size(options: DeploymentOptions, max_leases: int) -> dict[str, Any]:

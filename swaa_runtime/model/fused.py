@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from swaa_runtime.attention.backend import StoredContext
 from swaa_runtime.errors import ModelNotSupported
-from swaa_runtime.group import PIECE_ROWS, Group
+from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import AdaptedLinear
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -254,7 +254,7 @@ class FusedDecoder:
         """Add x up over the ranks, in place; the sum is that of the returned function."""
         if self._group is None:
             return lambda: x
-        if len(x) < PIECE_ROWS:  # nothing to hide it behind, and a graph may be recorded
+        if len(x) < self._group.piece_rows:  # nothing to hide it behind, and a graph may be recorded
             self._group.sum(x)
             return lambda: x
         return self._group.start_sum(x)

@@ -151,6 +151,8 @@ def check_sizes(manifests: Sequence[Manifest]) -> Iterator[str]:
         gpus = int(worker.container["resources"]["limits"].get("nvidia.com/gpu", 0))
         if int(args["num_gpus"]) != gpus or (args["device"] == "cuda") != (gpus > 0):
             yield f"{deployment['name']}: device, num_gpus and the worker's {gpus} GPUs do not fit"
+        if gpus and int(args.get("tensor_parallel", 1)) != gpus:
+            yield f"{deployment['name']}: tensor_parallel leaves some of the worker's {gpus} GPUs idle, or wants more"
         if deployment["max_replicas_per_node"] != 1:
             yield f"{deployment['name']}: two replicas of one pod would want one port"
 

@@ -156,6 +156,11 @@ CASES: dict[str, Case] = {
         serve(lambda config, deployment: config["applications"][0]["args"].update(num_gpus="0")),
         r"device, num_gpus and the worker's 1 GPUs do not fit",
     ),
+    "two GPUs' model on one": (
+        check_sizes,
+        serve(lambda config, deployment: config["applications"][0]["args"].update(tensor_parallel="2")),
+        r"tensor_parallel leaves some of the worker's 1 GPUs idle, or wants more",
+    ),
     "two replicas of a pod": (
         check_sizes,
         serve(lambda config, deployment: deployment.update(max_replicas_per_node=2)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from services.config import ServeConfig, load_config
 from services.cost import CostProfile
 from services.errors import StoreUnavailable
 from services.replica.calibrate import Effort
+from services.replica.engine_loop import EngineLoop
 from services.replica.parts import adapter_folders, cost_profile, learning_cost, model_folder, running_parts
-from swaa_runtime.errors import InvalidRequest, ModelNotSupported
+from swaa_runtime.errors import EngineFailed, InvalidRequest, ModelNotSupported
+from swaa_runtime.outputs import Finished, TokenOutput
+from swaa_runtime.recipe import Recipe
+from swaa_runtime.request import SamplingParams, new_request
 
 
 @pytest.fixture
@@ -90,6 +95,57 @@ def test_a_service_learns_from_its_engine(tmp_path: Path, tiny_folder: Path) -> 
             assert await parts.engine.call(lambda engine: engine._cost is cost)
 
     asyncio.run(run())
+
+
+async def generated(engine: EngineLoop, request_id: str) -> list[int]:
+    request = new_request(request_id, list(range(100, 150)), Recipe(window=16), 3, SamplingParams(max_tokens=4))
+    stream, tokens = engine.submit(request), list[int]()
+    while not isinstance(output := await stream.get(), Finished):
+        tokens += [output.token_id] if isinstance(output, TokenOutput) else []
+    return tokens
+
+
+async def until_unhealthy(engine: EngineLoop) -> None:
+    """It is idle: no step notices."""
+    while True:
+        engine.check_alive()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_a_model_on_two_ranks_serves_turns_until_one_of_them_ends(tmp_path: Path, tiny_folder: Path) -> None:
+    """In one test, as ranks take seconds to start."""
+
+    async def run() -> None:
+        config = make_config(tmp_path, tiny_folder).model_copy(update={"tensor_parallel": 2})
+        async with running_parts(config) as parts:
+            assert parts.loaded.group is not None
+            tokens = await generated(parts.engine, "alive")
+            parts.engine.check_alive()
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            with pytest.raises(EngineFailed, match="rank 1 of 2 ended"):
+                await until_unhealthy(parts.engine)
+            with pytest.raises(EngineFailed, match="rank 1 of 2 ended"):
+                await generated(parts.engine, "late")
+        async with running_parts(make_config(tmp_path, tiny_folder)) as parts:
+            assert tokens == await generated(parts.engine, "alone")
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_a_model_that_cannot_be_shared_out_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    config = make_config(tmp_path, tiny_folder).model_copy(update={"device": "cuda", "tensor_parallel": 64})
+
+    async def run() -> None:
+        async with running_parts(config):
+            pytest.fail("it started")
+
+    with pytest.raises(ModelNotSupported, match="64 GPUs are asked for, of which this process sees"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize("model", ["", "smollm3", "/nowhere"])

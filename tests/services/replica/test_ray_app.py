@@ -54,6 +54,28 @@ def test_the_environment_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
         build({})
 
 
+@pytest.mark.parametrize(
+    ("args", "num_gpus"),
+    [
+        ({}, 0.0),
+        ({"device": "cuda"}, 1.0),
+        ({"device": "cuda", "num_gpus": "0.5"}, 0.5),
+        ({"device": "cuda", "tensor_parallel": "2"}, 2.0),
+        ({"device": "cuda", "tensor_parallel": "2", "num_gpus": "2"}, 2.0),
+        ({"device": "cpu", "tensor_parallel": "2"}, 0.0),
+    ],
+)
+def test_a_replica_gets_the_gpus_that_compute_its_model(args: dict[str, str], num_gpus: float) -> None:
+    options = deployment_of(**args).ray_actor_options
+    assert options is not None
+    assert options["num_gpus"] == num_gpus
+
+
+def test_fewer_gpus_than_compute_the_model_together_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="must be 2, as tensor_parallel is"):
+        build({"device": "cuda", "tensor_parallel": "2", "num_gpus": "1"})
+
+
 @pytest.mark.parametrize("args", [{"modle": "x"}, {"num_gpus": "-1"}, {"kv_memory_mib": "much"}])
 def test_what_does_not_exist_or_is_out_of_bounds_is_refused(args: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
