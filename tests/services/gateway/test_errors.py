@@ -11,7 +11,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
 import services.sessions.embedded_redis  # noqa: F401 - its errors are part of the tree
-from services.errors import SessionExpired, SlaUnattainable
+from services.errors import SegmentsMissing, SessionExpired, SlaUnattainable
 from services.gateway.errors import STATUS_CODES, aborting, status_code, trailing_metadata
 from swaa_runtime.errors import IntegrityError, InvalidRecipe, InvalidRequest, OutOfCapacity, SwaaError
 from tests.services.replica.builders import asynchronous
@@ -29,6 +29,8 @@ def subclasses(cls: type[SwaaError]) -> Iterator[type[SwaaError]]:
 
 
 def make(cls: type[SwaaError]) -> SwaaError:
+    if issubclass(cls, SegmentsMissing):
+        return cls("session", ["segment"])
     return cls("field", 0, "bound") if issubclass(cls, InvalidRequest) else cls("message")
 
 
