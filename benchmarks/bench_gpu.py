@@ -234,6 +234,12 @@ def ttft(
     skip_unseen: bool = False,
 ) -> Row:
     """Time to first token of one prompt, all of which goes through all layers unless `skip_unseen`."""
+    times = prefill_times_s(bench, recipe, num_tokens, skip_unseen)
+    return row(name, "s", times, bench.prefill_floor_s(recipe, num_tokens), peer, reach)
+
+
+def prefill_times_s(bench: Bench, recipe: Recipe, num_tokens: int, skip_unseen: bool = False) -> list[float]:
+    """Seconds to the first token of one prompt after the other."""
     engine = bench.engine(recipe, num_tokens + 1, skip_unseen=skip_unseen)
     layers = bench.shape.num_layers
     drain_after(engine, prompt_request("warm", min(num_tokens, 4 * bench.args.step_tokens + 700), recipe, layers))
@@ -241,7 +247,7 @@ def ttft(
     for index in range(bench.args.repeats):
         times.append(first_token_s(engine, prompt_request(f"r{index}", num_tokens, recipe, layers)))
         drain(engine)
-    return row(name, "s", times, bench.prefill_floor_s(recipe, num_tokens), peer, reach)
+    return times
 
 
 def drain_after(engine: Engine, request: Request) -> None:
@@ -261,9 +267,16 @@ def tpot(
     bench: Bench, name: str, recipe: Recipe, reach: float, peer: float | None, kv_dtype: KVDtypeName = "model"
 ) -> Row:
     """Time per token after a prompt of 131,072."""
-    count = 64
-    engine = bench.engine(recipe, LONG + count + 8, kv_dtype=kv_dtype)
-    request = prompt_request("r", LONG, recipe, bench.shape.num_layers, max_tokens=count + 4)
+    times = decode_times_ms(bench, recipe, LONG, 64, kv_dtype)
+    return row(name, "ms", times, bench.decode_floor_s(recipe, LONG, kv_dtype=kv_dtype) * 1e3, peer, reach)
+
+
+def decode_times_ms(
+    bench: Bench, recipe: Recipe, num_tokens: int, count: int, kv_dtype: KVDtypeName = "model"
+) -> list[float]:
+    """Milliseconds of each of so many tokens after a prompt."""
+    engine = bench.engine(recipe, num_tokens + count + 8, kv_dtype=kv_dtype)
+    request = prompt_request("r", num_tokens, recipe, bench.shape.num_layers, max_tokens=count + 4)
     engine.add(request)
     while request.num_generated_tokens < 4:  # the graph is captured
         engine.step()
@@ -272,7 +285,7 @@ def tpot(
         start = time.perf_counter()
         engine.step()
         times.append((time.perf_counter() - start) * 1e3)
-    return row(name, "ms", times, bench.decode_floor_s(recipe, LONG, kv_dtype=kv_dtype) * 1e3, peer, reach)
+    return times
 
 
 def decode_batch(bench: Bench, name: str, recipes: Sequence[Recipe], reach: float | None) -> Row:

@@ -27,11 +27,9 @@ from benchmarks.bench_gpu import (
     LONG,
     RECIPES,
     Bench,
-    drain,
-    drain_after,
-    first_token_s,
+    decode_times_ms,
     make_model,
-    prompt_request,
+    prefill_times_s,
     timed,
 )
 from benchmarks.gpu_checks import check_tokens
@@ -118,29 +116,12 @@ class SharedBench(Bench):
 
 def prefill_s(bench: Bench, recipe: Recipe, num_tokens: int) -> float:
     """Median time to first token of one prompt, through all layers."""
-    engine = bench.engine(recipe, num_tokens + 1, skip_unseen=False)
-    layers = bench.shape.num_layers
-    drain_after(engine, prompt_request("warm", min(num_tokens, 4 * bench.args.step_tokens + 700), recipe, layers))
-    times = []
-    for index in range(bench.args.repeats):
-        times.append(first_token_s(engine, prompt_request(f"r{index}", num_tokens, recipe, layers)))
-        drain(engine)
-    return statistics.median(times)
+    return statistics.median(prefill_times_s(bench, recipe, num_tokens))
 
 
 def decode_ms(bench: Bench, recipe: Recipe, num_tokens: int, count: int = 48) -> float:
     """Median time per token after a prompt."""
-    engine = bench.engine(recipe, num_tokens + count + 8)
-    request = prompt_request("r", num_tokens, recipe, bench.shape.num_layers, max_tokens=count + 4)
-    engine.add(request)
-    while request.num_generated_tokens < 4:  # the graph is captured
-        engine.step()
-    times = []
-    while engine.has_work:
-        start = time.perf_counter()
-        engine.step()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+    return statistics.median(decode_times_ms(bench, recipe, num_tokens, count))
 
 
 Measure = Callable[[Bench], float]

@@ -76,8 +76,7 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> 
     sampled: list[Request] = []
     for item in scheduled:
         request = item.request
-        start = request.num_computed_tokens
-        stop = start + item.num_tokens
+        start, stop = item.start, item.start + item.num_tokens
         chunks.append(ChunkView(len(token_ids), start, stop, request.rules, request.turns, request.block_tables))
         token_ids += request.token_ids[start:stop]
         positions.append(range(start, stop))
@@ -120,7 +119,7 @@ def _adapter_ranges(scheduled: Sequence[ScheduledChunk]) -> dict[str, list[range
         request, stop = item.request, row + item.num_tokens
         if request.recipe.adapter is not None:
             begin = adapter_start(request.recipe.window, request.turns)
-            low = stop if begin is None else row + max(0, begin - request.num_computed_tokens)
+            low = stop if begin is None else row + max(0, begin - item.start)
             if low < stop:
                 ranges.setdefault(request.recipe.adapter, []).append(range(low, stop))
         row = stop

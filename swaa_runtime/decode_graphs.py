@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.attention.paged_triton import num_splits
+from swaa_runtime.attention.paged_triton import num_splits, tile_rule
 from swaa_runtime.batch import Batch
 from swaa_runtime.kernels import skinny
-from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention
+from swaa_runtime.kernels.paged_attention import Tiles, paged_attention
 from swaa_runtime.kv_cache.storage import KVStorage
-from swaa_runtime.model.decoder import Decoder
+from swaa_runtime.model.fused import FusedDecoder
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
 
@@ -57,11 +57,6 @@ class _GraphContext:
     splits: int
     rows: torch.Tensor
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        raise NotImplementedError("graphs are made of decoders that store their own K and V")
-
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         work = Tiles(self.tiles, self.rules[layer], self.offsets[layer], self.table, 1, self.splits, self.rows)
@@ -74,7 +69,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: FusedDecoder,
         lm_head: torch.nn.Linear,
         storage: KVStorage,
         shape: ModelShape,
@@ -190,18 +185,13 @@ class DecodeGraphs:
         if row is not None and row.block_tables is chunk.block_tables and row.rules is chunk.rules:
             written = row.num_blocks
         else:
-            rules = [(SEES_ALL, 0) if _sees_all(rule) else (rule.window, rule.sink_tokens) for rule in chunk.rules]
+            rules = [tile_rule(rule, sees_all=rule.full_decode) for rule in chunk.rules]
             self._rules[:, index] = torch.tensor(rules, dtype=torch.int32).to(self._device)
         num_blocks = -(-chunk.stop // self._storage.block_size_tokens)
         if written < num_blocks:
             ids = np.array([table[written:num_blocks] for table in chunk.block_tables], dtype=np.int32)
             self._tables[:, index, written:num_blocks] = torch.from_numpy(ids).to(self._device)
         return _Row(chunk.block_tables, chunk.rules, num_blocks)
-
-
-def _sees_all(rule: LayerRule) -> bool:
-    """Whether a generated token sees everything in such a layer."""
-    return rule.window is None or rule.full_decode
 
 
 def bucket(num_rows: int, max_rows: int) -> int:

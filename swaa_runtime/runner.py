@@ -154,6 +154,7 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
     try:
         from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape
         from swaa_runtime.decode_graphs import DecodeGraphs
+        from swaa_runtime.model.fused import FusedDecoder
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     shape = loaded.part_shape
@@ -161,7 +162,7 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
     check_kv_dtype(config.kv_dtype, loaded.model.device)
     contexts = partial(TritonContext, storage, shape, prefix)
     decoder = gpu_decoder(loaded.model, loaded.group)
-    if decoder.name != "fused":
+    if not isinstance(decoder, FusedDecoder):
         return decoder, contexts, None
     lm_head = loaded.model.get_output_embeddings()
     graphs = DecodeGraphs(decoder, lm_head, storage, shape, config.max_running, config.max_model_tokens)

@@ -55,7 +55,7 @@ DEFAULT_MODEL = "smollm2"
 class Parts:
     """A running engine with its model, store and replica: all but the gateway.
 
-    `attention`: the attention backend, and whose code runs the rest of a layer, in words.
+    `attention_name`: the attention backend, and whose code runs the rest of a layer, in words.
     """
 
     model_folder: Path

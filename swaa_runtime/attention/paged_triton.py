@@ -19,7 +19,7 @@ from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.prefix import PrefixAttention
 from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
-from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kernels.paged_attention import SEES_ALL, TILE_FIELDS, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
@@ -190,18 +190,24 @@ def _launch(
     num_partial = 0
     for index, run in runs:
         rule, chunk = rules[index], chunks[index]
-        window, sinks = (SEES_ALL, 0) if run.sees_all or rule.window is None else (rule.window, rule.sink_tokens)
+        window, sinks = tile_rule(rule, run.sees_all)
         starts = np.arange(run.start, run.stop, most)
         counts = np.minimum(run.stop - starts, most)
         row = chunk.row - chunk.start
-        fields = (row + starts, counts, starts, index, num_partial + starts - run.start, window, sinks)
-        tiles.append(np.stack([np.broadcast_to(field, starts.shape) for field in fields], axis=1))
+        columns = (row + starts, counts, starts, index, num_partial + starts - run.start, window, sinks)
+        tiles.append(np.stack([np.broadcast_to(field, starts.shape) for field in columns], axis=1))
         partial_rows.append(np.arange(row + run.start, row + run.stop))
         num_partial += run.stop - run.start
     table = upload(np.concatenate(tiles).astype(np.int32), device)
     splits = num_splits(len(table) * shape.num_kv_heads, device) if is_shared else 1
     rows = upload(np.concatenate(partial_rows), device) if splits > 1 else None
-    return Launch(table[:, :5].contiguous(), table[:, 5:].contiguous(), most, splits, rows)
+    fields, bounds = table[:, :TILE_FIELDS].contiguous(), table[:, TILE_FIELDS:].contiguous()
+    return Launch(fields, bounds, most, splits, rows)
+
+
+def tile_rule(rule: LayerRule, sees_all: bool) -> tuple[int, int]:
+    """Window and sink tokens of a tile, as the kernel takes them (see `Tiles.rules`)."""
+    return (SEES_ALL, 0) if sees_all or rule.window is None else (rule.window, rule.sink_tokens)
 
 
 def num_splits(num_programs: int, device: torch.device) -> int:
