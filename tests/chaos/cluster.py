@@ -28,7 +28,7 @@ from tests.soak.oracle import Oracle
 from tests.soak.world import Target
 
 NUM_REPLICAS = 2
-START_S = 240.0
+START_S = 600.0
 NAMESPACE = "swaa-chaos"
 
 

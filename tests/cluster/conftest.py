@@ -48,7 +48,7 @@ def cluster(config: ServeConfig, folder: Path) -> Iterator[Cluster]:
         with running_cluster(config, 2, 1, OPTIONS) as cluster:
             assert processes_with(str(folder))
             yield cluster
-    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)
+    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 120)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from services.pb.swaa.v1 import replica_pb2 as pb
 from services.pb.swaa.v1 import replica_pb2_grpc as pb_grpc
 
 T = TypeVar("T")
-LEASE_TIMEOUT_S = 60.0
+LEASE_TIMEOUT_S = 120.0
 SETTLE_S = 0.05
 
 

@@ -17,10 +17,10 @@ from services.sessions.embedded_redis import EmbeddedRedis
 
 from .harness import processes_with, until
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 600
 """A busy machine takes minutes to start Ray; the first start measures it as well."""
 
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
 REPLACED_TIMEOUT_S = 240
 
 
@@ -97,4 +97,4 @@ def running_process(
             process.kill()  # takes all of it along, and is nothing to one that has ended
             process.wait()
         redis.stop()
-    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 60)
+    until("all processes of the cluster are gone", lambda: not processes_with(str(folder)), 120)

@@ -15,7 +15,7 @@ from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 
 from .harness import held, is_running, pid_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
 MAX_TOKENS = 400
 TIMEOUT_S = 240

@@ -30,7 +30,7 @@ from tests.services.certificates import CertificateFolder, issued_in, replace
 from .harness import held, is_running, processes_with, until
 from .running import REPLACED_TIMEOUT_S, Running, running_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
 NUM_KILLS = 6
 NUM_CLIENTS = 8

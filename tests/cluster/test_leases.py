@@ -23,10 +23,10 @@ from services.pb.swaa.v1 import replica_pb2 as pb
 from .conftest import OPTIONS
 from .harness import Lease, held, is_running, pid_of, until
 
-ENDED_S = 40.0
+ENDED_S = 180.0
 """Several checks of a replica's health, and then some."""
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
 
 def two_replicas(channel: grpc.Channel) -> set[str]:
@@ -39,7 +39,7 @@ def two_replicas(channel: grpc.Channel) -> set[str]:
 @contextlib.contextmanager
 def two_held(channel: grpc.Channel) -> Iterator[tuple[pb.LeaseGrant, pb.LeaseGrant]]:
     """Leases on two replicas. Serve learns of a lease that was given back a moment later, so it may take some tries."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + ENDED_S
     while time.monotonic() < deadline_s:
         with held(channel) as first, held(channel) as second:
             if first.replica_id != second.replica_id:
@@ -51,14 +51,14 @@ def two_held(channel: grpc.Channel) -> Iterator[tuple[pb.LeaseGrant, pb.LeaseGra
 def all_places_are_free(channel: grpc.Channel) -> bool:
     """Whether four leases can be had at a time."""
     with contextlib.suppress(grpc.RpcError), contextlib.ExitStack() as stack:
-        return bool([stack.enter_context(held(channel, timeout_s=1.0)) for _ in range(4)])
+        return bool([stack.enter_context(held(channel, timeout_s=5.0)) for _ in range(4)])
     return False
 
 
 def test_a_lease_says_where_the_replica_is_and_what_it_serves(channel: grpc.Channel, config: ServeConfig) -> None:
     with held(channel) as grant:
         with grpc.insecure_channel(grant.address) as direct:
-            grpc.channel_ready_future(direct).result(timeout=5)
+            grpc.channel_ready_future(direct).result(timeout=60)
         assert is_running(pid_of(grant))
     model = grant.model
     assert (model.num_layers, model.head_dim, model.vocab_size, model.dtype) == (TINY_LAYERS, 16, 49152, "float32")
@@ -104,7 +104,7 @@ def test_replicas_take_no_more_leases_than_they_may_and_one_more_waits(channel: 
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
         first.cancel()
-        assert granted.get(timeout=10) == taken[0].replica_id
+        assert granted.get(timeout=120) == taken[0].replica_id
         thread.join()
 
 
@@ -121,13 +121,13 @@ def test_leases_whose_cancellation_serve_loses_do_not_fill_a_replica(channel: gr
 
 
 def test_a_killed_replica_is_avoided_at_once_and_replaced(channel: grpc.Channel) -> None:
-    before = until("there are two replicas", lambda: two_replicas(channel), 30)
+    before = until("there are two replicas", lambda: two_replicas(channel), ENDED_S)
     with held(channel, "some-session") as grant:
         os.kill(pid_of(grant), signal.SIGKILL)
         for _ in range(5):
             with held(channel, "some-session") as other:
                 assert other.replica_id != grant.replica_id
-    after = until("there are two replicas again", lambda: two_replicas(channel), 30)
+    after = until("there are two replicas again", lambda: two_replicas(channel), ENDED_S)
     assert grant.replica_id not in after
     assert len(before & after) == 1, "the other one was left alone"
 
@@ -140,12 +140,12 @@ def test_a_replica_that_is_replaced_by_another_version_waits_for_its_leases(
         args = {**explicit_settings(config), **OPTIONS, "redis_url": cluster.redis_url, "min_replicas": "2"}
         deployment = threading.Thread(target=deploy, args=(args, cluster.replicas))
         deployment.start()  # Serve replaces one after the other
-        until("one of them is to go", lambda: two_replicas(channel) != ids, 20)
+        until("one of them is to go", lambda: two_replicas(channel) != ids, ENDED_S)
         time.sleep(2)
         assert all(map(is_running, pids))
         for grant in (first, second):
             with grpc.insecure_channel(grant.address) as direct:
-                grpc.channel_ready_future(direct).result(timeout=5)
-    deployment.join(timeout=40)
+                grpc.channel_ready_future(direct).result(timeout=60)
+    deployment.join(timeout=180)
     assert not any(map(is_running, pids))
-    assert not ids & until("there are two replicas", lambda: two_replicas(channel), 10)
+    assert not ids & until("there are two replicas", lambda: two_replicas(channel), ENDED_S)

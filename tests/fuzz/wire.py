@@ -120,7 +120,7 @@ class Wire:
     def _archive(self) -> bytes:
         """Of a session that the service has saved."""
         turn = run_turn(self._service, "The ship came in", OPEN_SESSION, max_tokens=2)
-        exported = self._service.stub.ExportSession(pb.ExportSessionRequest(session_id=turn.session_id), timeout=60)
+        exported = self._service.stub.ExportSession(pb.ExportSessionRequest(session_id=turn.session_id), timeout=120)
         return b"".join(part.chunk for part in exported)
 
     def _import(self, given: tuple[bytes, int]) -> None:
@@ -204,10 +204,12 @@ class Wire:
 
         The numbers of leases (`fence`) outlive their sessions for a day, segments the expired ones for minutes.
         """
-        while sessions := self._service.stub.ListSessions(pb.ListSessionsRequest(limit=1000), timeout=60).sessions:
+        while sessions := self._service.stub.ListSessions(pb.ListSessionsRequest(limit=1000), timeout=120).sessions:
             for session in sessions:
                 with contextlib.suppress(grpc.RpcError):
-                    self._service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session.session_id), timeout=60)
+                    self._service.stub.DeleteSession(
+                        pb.DeleteSessionRequest(session_id=session.session_id), timeout=120
+                    )
         with redis.Redis.from_url(self._service.redis_url) as store:
             return {
                 "kv_blocks": self.used_blocks_soon(),
@@ -219,7 +221,7 @@ class Wire:
         return _soon_none(self._used_blocks)
 
     def _used_blocks(self) -> int:
-        page = httpx.get(f"http://{self._service.http_address}/metrics", timeout=60).text
+        page = httpx.get(f"http://{self._service.http_address}/metrics", timeout=120).text
         found = re.findall(r'^swaa_kv_blocks\{use="(\w+)"\} (\S+)$', page, re.MULTILINE)
         return int(sum(float(count) for use, count in found if use not in ("free", "parked")))
 
@@ -250,7 +252,7 @@ def described(service: Service) -> Iterator[Target]:
     from schemathesis import GenerationMode
 
     base_url = f"http://{service.http_address}"
-    schema: Any = schemathesis.openapi.from_dict(httpx.get(f"{base_url}/openapi.json", timeout=60).json())
+    schema: Any = schemathesis.openapi.from_dict(httpx.get(f"{base_url}/openapi.json", timeout=120).json())
 
     def call(case: Any) -> None:
         try:

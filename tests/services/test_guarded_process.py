@@ -22,7 +22,7 @@ time.sleep(60)
 
 
 def until_it_says(path: Path, text: str) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 120
     while not path.exists() or text not in path.read_text(encoding="utf-8"):
         assert time.monotonic() < deadline_s, f"it never said {text!r}"
         time.sleep(0.02)

@@ -156,7 +156,7 @@ def tiny_service_thread() -> AbstractContextManager[TinyService]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what nobody tells. Raises TimeoutError after 20 s."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - the service under test tells nobody
             await asyncio.sleep(0.005)
 

@@ -33,7 +33,7 @@ class Reading:
 
 def scrape(http_address: str) -> Samples:
     """The service's metrics now."""
-    return Samples(httpx.get(f"http://{http_address}/metrics", timeout=30).raise_for_status().text)
+    return Samples(httpx.get(f"http://{http_address}/metrics", timeout=120).raise_for_status().text)
 
 
 def busy(samples: Samples) -> list[str]:

@@ -16,7 +16,7 @@ from tests.soak.turns import completion, open_session, pieces
 from tests.soak.world import CALL_TIMEOUT_S, World
 
 READ_DELAY_S = 0.15
-VICTIM_START_S = 60.0
+VICTIM_START_S = 180.0
 
 
 async def cancel(world: World) -> str:

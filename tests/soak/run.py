@@ -18,7 +18,7 @@ from tests.soak.oracle import Oracle
 from tests.soak.report import Minute, header, verdict
 from tests.soak.world import Sizes, Target, World, opened
 
-IDLE_TIMEOUT_S = 60.0
+IDLE_TIMEOUT_S = 180.0
 REFUSALS = ("Overloaded", "Busy", "HTTP out_of_capacity", "HTTP session_busy", "HTTP sla_unattainable")
 
 

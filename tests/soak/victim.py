@@ -10,7 +10,7 @@ import grpc
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 
-LIFE_S = 120.0
+LIFE_S = 300.0
 
 
 def main(address: str) -> None:

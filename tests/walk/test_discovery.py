@@ -21,7 +21,7 @@ NAME = "swaa.v1.LongContext"
 
 
 def plan(service: Service, request: pb.PlanRequest, headers: dict[str, str]) -> pb.PlanResponse:
-    answer: pb.PlanResponse = service.stub.Plan(request, metadata=metadata(headers), timeout=60)
+    answer: pb.PlanResponse = service.stub.Plan(request, metadata=metadata(headers), timeout=120)
     return answer
 
 
@@ -103,16 +103,16 @@ def test_the_recipes_tell_what_is_served(service: Service) -> None:
 @pytest.mark.parametrize("name", ["", NAME])
 def test_health_says_serving(service: Service, name: str) -> None:
     health = health_pb2_grpc.HealthStub(service.channel)
-    answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=120)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    watched = health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    watched = health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=120)
     assert next(iter(watched)).status == health_pb2.HealthCheckResponse.SERVING
     watched.cancel()
 
 
 def test_the_health_of_others_is_not_found(service: Service) -> None:
     with refused(grpc.StatusCode.NOT_FOUND):
-        health_pb2_grpc.HealthStub(service.channel).Check(health_pb2.HealthCheckRequest(service="other"), timeout=30)
+        health_pb2_grpc.HealthStub(service.channel).Check(health_pb2.HealthCheckRequest(service="other"), timeout=120)
 
 
 def test_a_client_that_knows_only_the_reflected_schema_can_call(service: Service) -> None:
@@ -126,7 +126,7 @@ def test_a_client_that_knows_only_the_reflected_schema_can_call(service: Service
         answered = message_factory.GetMessageClass(methods[method].output_type)
         assert asked is not getattr(pb, methods[method].input_type.name)
         rpc = service.channel.unary_unary(f"/{NAME}/{method}", asked.SerializeToString, answered.FromString)
-        return rpc(asked(**fields), metadata=metadata(headers), timeout=60)
+        return rpc(asked(**fields), metadata=metadata(headers), timeout=120)
 
     recipes = call("ListRecipes", {})
     assert recipes.recipes[0].recipe.name == "full"

@@ -25,7 +25,7 @@ SERVICE = "swaa.v1.LongContext"
 
 def grpcurl(tiny: Service, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = (str(GRPCURL), "-plaintext", *options, tiny.address, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def generate(tiny: Service, *headers: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ CHAT = [{"role": "user", "content": "Name a colour."}]
 def curl(tiny: Service, path: str, body: Any = None, *options: str) -> str:
     data = () if body is None else ("-H", "Content-Type: application/json", "-d", json.dumps(body))
     command = ("curl", "-sS", "-N", "-i", *options, *data, f"http://{tiny.http_address}{path}")
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_curl(tiny: Service) -> None:
@@ -75,7 +75,7 @@ def test_langchain(tiny: Service) -> None:
 
 @pytest.fixture
 def http(tiny: Service) -> Any:
-    with httpx.Client(base_url=f"http://{tiny.http_address}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://{tiny.http_address}", timeout=120) as client:
         yield client
 
 

@@ -28,7 +28,7 @@ LONG = {"model": "smollm2", "prompt": "The ship", "max_tokens": BIG, "ignore_eos
 @contextlib.contextmanager
 def connected(tiny: Service) -> Iterator[socket.socket]:
     host, _, port = tiny.http_address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         yield connection
 
 

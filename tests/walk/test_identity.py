@@ -44,7 +44,7 @@ class Guarded:
         return openai.OpenAI(base_url=f"http://{self.service.http_address}/v1", api_key=api_key, max_retries=0)
 
     def client(self, tenant: str) -> Client:
-        return Client(self.service.address, api_key=self.keys[tenant], timeout_s=60, retry=NO_RETRY)
+        return Client(self.service.address, api_key=self.keys[tenant], timeout_s=120, retry=NO_RETRY)
 
     def swaa(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return swaa(*arguments, **{"SWAA_LISTEN": self.service.address, **variables})
@@ -53,7 +53,7 @@ class Guarded:
 def swaa(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = (*SWAA, *arguments)
     return subprocess.run(
-        command, env=environment(**variables), capture_output=True, text=True, timeout=60, check=False
+        command, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -121,7 +121,7 @@ def test_openai_without_one(guarded: Guarded, credential: str) -> None:
 
 def curl(guarded: Guarded, path: str, *options: str) -> str:
     command = ("curl", "-sS", "-i", *options, f"http://{guarded.service.http_address}{path}")
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_curl(guarded: Guarded) -> None:

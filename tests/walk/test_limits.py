@@ -42,7 +42,7 @@ def start_big(service: Service, text: str = "The ship", **options: Any) -> Any:
 
 def assert_memory_is_free(service: Service) -> None:
     """A big request gets its first token soon, so nothing else holds memory."""
-    call = start_big(service, timeout_s=60)
+    call = start_big(service, timeout_s=120)
     read_until(call, "token")
     call.cancel()
 

@@ -75,7 +75,7 @@ def test_a_changed_catalogue_is_taken_over_and_a_bad_one_is_shown(
     service, path = tiny
 
     def listed() -> pb.ListRecipesResponse:
-        answer: pb.ListRecipesResponse = service.stub.ListRecipes(pb.ListRecipesRequest(), timeout=60)
+        answer: pb.ListRecipesResponse = service.stub.ListRecipes(pb.ListRecipesRequest(), timeout=120)
         return answer
 
     first = listed()

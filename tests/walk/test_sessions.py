@@ -44,17 +44,17 @@ def raw(service: Service) -> Iterator[redis.Redis]:
 
 
 def get(service: Service, session_id: str) -> pb.Session:
-    answer: pb.Session = service.stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=30)
+    answer: pb.Session = service.stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=120)
     return answer
 
 
 def fork(service: Service, session_id: str) -> str:
-    answer: pb.Session = service.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id), timeout=30)
+    answer: pb.Session = service.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id), timeout=120)
     return answer.session_id
 
 
 def listed(service: Service, **options: int) -> list[pb.Session]:
-    return list(service.stub.ListSessions(pb.ListSessionsRequest(**options), timeout=30).sessions)
+    return list(service.stub.ListSessions(pb.ListSessionsRequest(**options), timeout=120).sessions)
 
 
 @pytest.mark.parametrize("kind", ["full", "a tail", "sliding"])
@@ -105,7 +105,7 @@ def test_another_session_does_not_prefill_the_same_document_again(service: Servi
     assert_same_but_for_ties(second, alone)
 
     for session_id in (first.session_id, second.session_id):
-        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     third = run_turn(service, document + MORE, session("new", "full"))
     assert third.finish.session.history == "none", "what a session has saved goes with it"
 
@@ -153,11 +153,11 @@ def test_get_list_fork_and_delete(service: Service) -> None:
     assert get(service, other).version == 2
     assert get(service, session_id).version == 1, "what happens to a fork is nothing to its source"
 
-    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     with refused(grpc.StatusCode.NOT_FOUND, session_id):
         get(service, session_id)
     with refused(grpc.StatusCode.NOT_FOUND, session_id):
-        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     assert session_id not in [item.session_id for item in listed(service)]
     again = run_turn(service, MORE, session(other, "full"))
     assert again.finish.session.history == "hot"
@@ -167,7 +167,7 @@ def test_get_list_fork_and_delete(service: Service) -> None:
 
 def exported(service: Service, session_id: str) -> tuple[pb.Session, list[bytes]]:
     """What an export says, and its chunks."""
-    first, *rest = service.stub.ExportSession(pb.ExportSessionRequest(session_id=session_id), timeout=60)
+    first, *rest = service.stub.ExportSession(pb.ExportSessionRequest(session_id=session_id), timeout=120)
     assert first.WhichOneof("part") == "session"
     assert {message.WhichOneof("part") for message in rest} == {"chunk"}
     return first.session, [message.chunk for message in rest]
@@ -175,7 +175,7 @@ def exported(service: Service, session_id: str) -> tuple[pb.Session, list[bytes]
 
 def imported(service: Service, chunks: Iterable[bytes]) -> pb.Session:
     requests = (pb.ImportSessionRequest(chunk=chunk) for chunk in chunks)
-    answer: pb.Session = service.stub.ImportSession(requests, timeout=60)
+    answer: pb.Session = service.stub.ImportSession(requests, timeout=120)
     return answer
 
 
@@ -188,7 +188,7 @@ def test_an_exported_session_goes_on_after_it_was_deleted(service: Service, reci
     assert said == get(service, session_id)
     assert max(map(len, chunks)) <= 1 << 20
     for gone in (session_id, copy):
-        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=gone), timeout=30)
+        service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=gone), timeout=120)
 
     back = imported(service, chunks)
 
@@ -282,7 +282,7 @@ def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redi
     session_id = run_turn(service, text, session("new")).session_id
     whole = fork(service, session_id)
     expected = run_turn(service, MORE, session(whole), logprobs=3)
-    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=whole), timeout=30)
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=whole), timeout=120)
     damage_one(raw, session_id)
     twin = fork(service, session_id)  # its state is in no replica's memory
     turn = run_turn(service, MORE, session(twin), logprobs=3)
@@ -319,7 +319,7 @@ def test_a_damaged_manifest_is_data_loss(service: Service, raw: redis.Redis) -> 
         with refused(grpc.StatusCode.DATA_LOSS, session_id, "checksum"):
             call()
     assert session_id not in [item.session_id for item in listed(service)]
-    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=30)
+    service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     with refused(grpc.StatusCode.NOT_FOUND):
         get(service, session_id)
 

@@ -328,7 +328,7 @@ async def test_tls_with_an_authority_of_ones_own() -> None:
 
 @asynchronous
 async def test_a_conversation() -> None:
-    async with tiny_service() as service, AsyncClient(service.address, timeout_s=30) as client:
+    async with tiny_service() as service, AsyncClient(service.address, timeout_s=120) as client:
         async with client.session(recipe="tail", max_tokens=5, keep=False) as chat:
             with pytest.raises(InvalidRequest, match="nothing has been saved"):
                 await chat.fork()
@@ -356,7 +356,7 @@ async def test_a_conversation() -> None:
 
 @asynchronous
 async def test_a_conversation_whose_first_turn_was_broken_off_leaves_nothing() -> None:
-    async with tiny_service() as service, AsyncClient(service.address, timeout_s=30) as client:
+    async with tiny_service() as service, AsyncClient(service.address, timeout_s=120) as client:
         async with client.session(max_tokens=900, keep=False) as chat:
             async with chat.stream("a log") as stream:
                 await anext(stream)
@@ -366,7 +366,7 @@ async def test_a_conversation_whose_first_turn_was_broken_off_leaves_nothing() -
 
 @asynchronous
 async def test_sessions_go_to_files_and_back() -> None:
-    async with tiny_service() as service, AsyncClient(service.address, timeout_s=30) as client:
+    async with tiny_service() as service, AsyncClient(service.address, timeout_s=120) as client:
         first = await client.generate("a log", session="new", max_tokens=5)
         assert first.session is not None
         file = io.BytesIO()
@@ -380,7 +380,7 @@ async def test_sessions_go_to_files_and_back() -> None:
 
 @asynchronous
 async def test_plans_and_the_catalogue() -> None:
-    async with tiny_service() as service, AsyncClient(service.address, timeout_s=30) as client:
+    async with tiny_service() as service, AsyncClient(service.address, timeout_s=120) as client:
         catalog = await client.recipes()
         assert (catalog.model, catalog.num_layers) == ("tiny", 3)
         assert {item.recipe.name for item in catalog.recipes} == {"full", "sliding", "tail", "interleaved"}

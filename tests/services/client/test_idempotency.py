@@ -35,9 +35,9 @@ async def through_a_proxy(retry: Retry = RETRY) -> AsyncIterator[tuple[TinyServi
     async with (
         tiny_service() as service,
         running_proxy(service.server.port) as proxy,
-        AsyncClient(f"127.0.0.1:{proxy.port}", timeout_s=30, retry=retry) as client,
+        AsyncClient(f"127.0.0.1:{proxy.port}", timeout_s=120, retry=retry) as client,
     ):
-        await client.wait_until_serving(20)  # a connection whose first answers are held up is none
+        await client.wait_until_serving(120)  # a connection whose first answers are held up is none
         yield service, proxy, client
 
 

@@ -35,7 +35,7 @@ def service() -> Iterator[TinyService]:
 
 @pytest.fixture
 def client(service: TinyService) -> Iterator[Client]:
-    with Client(service.address, timeout_s=30) as client:
+    with Client(service.address, timeout_s=120) as client:
         yield client
 
 

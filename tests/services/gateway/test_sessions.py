@@ -221,7 +221,7 @@ async def test_an_import_that_is_no_message_is_an_invalid_argument() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             call = channel.stream_unary(f"/{SERVICE_NAME}/ImportSession", None, None)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await asyncio.wait_for(call(iter([b"\xff\xff"])), 30)
+                await asyncio.wait_for(call(iter([b"\xff\xff"])), 120)
     finally:
         await server.stop(0)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -96,7 +96,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> CertificateFolder:
 
 
 def generate(doors: Doors, credentials: grpc.ChannelCredentials | None) -> str:
-    with Client(doors.grpc, credentials=credentials, timeout_s=60, retry=NO_RETRY) as client:
+    with Client(doors.grpc, credentials=credentials, timeout_s=120, retry=NO_RETRY) as client:
         return client.generate("a log", recipe="full", max_tokens=4, raw=True).text
 
 
@@ -154,7 +154,7 @@ def test_openai_over_https(locked: Doors, me: CertificateFolder) -> None:
 def test_grpcurl(locked: Doors, me: CertificateFolder) -> None:
     def listed(*options: object) -> subprocess.CompletedProcess[str]:
         command = [str(GRPCURL), "-max-time", "20", *map(str, options), locked.grpc, "list"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     trust = ("-cacert", locked.certificates.ca)
     done = listed(*trust, "-cert", me.cert, "-key", me.key)
@@ -198,9 +198,9 @@ async def test_a_new_certificate_is_for_new_connections_and_no_stream_ends(tmp_p
         first, trust = serial_of(made.cert), tls(made.ca)
         body = {"model": "tiny", "prompt": "a log", "max_tokens": LONG, "stream": True, "ignore_eos": True}
         async with (
-            AsyncClient(doors.grpc, credentials=trust, timeout_s=60) as client,
+            AsyncClient(doors.grpc, credentials=trust, timeout_s=120) as client,
             client.stream("a log", recipe="full", max_tokens=LONG, raw=True) as stream,
-            httpx.AsyncClient(verify=trusting(made.ca), timeout=60) as http,
+            httpx.AsyncClient(verify=trusting(made.ca), timeout=120) as http,
             http.stream("POST", f"{doors.http}/v1/completions", json=body) as events,
         ):
             lines = events.aiter_lines()

@@ -59,7 +59,7 @@ def serve(test: Callable[[Server, Any], Coroutine[Any, Any, None]]) -> None:
         finally:
             await server.stop(0)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 240))
 
 
 def test_an_answer_becomes_figures() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +26,9 @@ from services.telemetry.tracing import Tracing
 from swaa_runtime.batch import Batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.engine import Engine
+from swaa_runtime.kv_cache.slices import SliceKey
 from swaa_runtime.model.loader import LoadedModel
-from swaa_runtime.outputs import Finished, Output, PrefillProgress, TokenOutput
+from swaa_runtime.outputs import Checkpoint, Finished, Output, PrefillProgress, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
@@ -50,11 +52,11 @@ RECIPES = {
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a test of a coroutine function: it runs in an event loop of its own, for a minute at most."""
+    """Make a test of a coroutine function: it runs in an event loop of its own, for minutes at most."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 240))
 
     return run
 
@@ -71,13 +73,52 @@ class HookedRunner(ModelRunner):
         return super().forward(batch, rows)
 
 
+class PacedEngine(Engine):
+    """An engine that counts checkpoints, those it has given out and those whose fate it has been told since."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.num_exported = 0
+        self.num_confirmed = 0
+
+    def step(self) -> list[Output]:
+        outputs = super().step()
+        self.num_exported += sum(isinstance(output, Checkpoint) for output in outputs)
+        return outputs
+
+
+class PacedLoop(EngineLoop):
+    """An engine loop that counts what it is told of checkpoints as soon as it is told."""
+
+    def __init__(self, engine: PacedEngine) -> None:
+        super().__init__(engine)
+        self._paced = engine
+
+    def confirm_saved(self, request_id: str, keys: Collection[SliceKey], lost: Collection[SliceKey] = ()) -> None:
+        super().confirm_saved(request_id, keys, lost)
+        self._paced.num_confirmed += 1
+
+
 @dataclass(frozen=True, slots=True)
 class Rig:
     """A running engine loop, and what is behind it."""
 
     loop: EngineLoop
-    engine: Engine
+    engine: PacedEngine
     runner: HookedRunner
+
+    def let_the_store_keep_up(self) -> None:
+        """From now on no step begins while the store has yet to save a checkpoint.
+
+        Or has forgotten to for seconds, as one does whose turn is cut off.
+        """
+
+        def wait() -> None:
+            until_s = time.monotonic() + 10
+            while self.engine.num_confirmed < self.engine.num_exported and time.monotonic() < until_s:
+                time.sleep(0.001)
+
+        self.runner.before_step = wait
 
     async def used_blocks(self) -> int:
         """Blocks in use and reserved beside those of parked states, after all commands so far."""
@@ -103,8 +144,8 @@ class Rig:
 async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Rig]:
     config = config or engine_config()
     runner = HookedRunner(tiny_model(), config)
-    engine = Engine(runner, config, LetterDecoder(), ())
-    loop = EngineLoop(engine)
+    engine = PacedEngine(runner, config, LetterDecoder(), ())
+    loop = PacedLoop(engine)
     loop.start()
     try:
         yield Rig(loop, engine, runner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -103,6 +102,7 @@ async def test_a_turn_outlives_the_session_whose_prompt_it_started_from(
     document = random_tokens(200, seed=3)
     async with running_engine(engine_config(max_step_tokens=16)) as rig, losing_store(open_store) as store:
         replica = make_replica(rig, store, **SHARING)
+        rig.let_the_store_keep_up()
         other = SessionUse(TENANT, "other", 0)
         await run_turn(replica, make_job([*document, 1, 2, 3], other, recipe))
         store.lose = partial(lose_all, raw)
@@ -119,6 +119,7 @@ async def test_a_turn_outlives_its_own_checkpoints(
     policy = {**SHARING, "kv_format": kv_format}
     async with running_engine(engine_config(max_step_tokens=16)) as rig, losing_store(open_store) as store:
         replica = make_replica(rig, store, **policy)
+        rig.let_the_store_keep_up()
         store.lose = partial(lose_all, raw)
         assert history_of(await run_turn(replica, make_job(200, NEW))) == "none"
         assert store.num_saved
@@ -129,7 +130,7 @@ async def test_a_turn_outlives_its_own_checkpoints(
 async def test_a_checkpoint_whose_start_is_lost_is_the_last_that_fails(open_store: OpenStore, raw: redis.Redis) -> None:
     async with running_engine(engine_config(max_step_tokens=16)) as rig, losing_store(open_store) as store:
         replica = make_replica(rig, store, **SHARING)
-        rig.runner.before_step = lambda: time.sleep(0.01)  # the store keeps up
+        rig.let_the_store_keep_up()
         store.lose, store.at_checkpoint = partial(lose_all, raw), 3
         assert history_of(await run_turn(replica, make_job(300, NEW, "full"))) == "none"
         assert store.num_tried >= 4
@@ -152,8 +153,9 @@ async def test_a_session_in_memory_outlives_what_the_store_has_of_it(open_store:
 async def test_of_a_state_that_is_nowhere_any_more_the_tokens_are_saved(
     open_store: OpenStore, raw: redis.Redis
 ) -> None:
-    async with running_engine() as rig, losing_store(open_store) as store:
+    async with running_engine(engine_config(max_step_tokens=16)) as rig, losing_store(open_store) as store:
         replica = make_replica(rig, store, **SHARING)
+        rig.let_the_store_keep_up()
 
         def lose() -> None:
             lose_all(raw)

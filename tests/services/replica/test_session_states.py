@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -226,7 +225,7 @@ async def test_which_checkpoints_stay_when_the_turn_has_ended(
             await original(tenant, prefix, *args)
 
         store.save_prefix = save_prefix  # type: ignore[method-assign, assignment]
-        rig.runner.before_step = lambda: time.sleep(0.01)  # the store keeps up
+        rig.let_the_store_keep_up()
         ran = await run_turn(replica, make_job(180, NEW))
         assert history_of(ran) == "none"
         worth_keeping = {at for at in saved if at in (32, 64, 128) or at == max(saved)} if prefix_ttl_s else set()
@@ -245,7 +244,7 @@ async def test_a_prefill_that_was_cut_off_goes_on_from_its_last_checkpoint(
     prompt = random_tokens(300, seed=8)
     async with open_store() as store:
         async with running_engine(engine_config(max_step_tokens=16)) as rig:
-            rig.runner.before_step = lambda: time.sleep(0.01)
+            rig.let_the_store_keep_up()
             job = make_job(prompt, NEW)
             async with contextlib.aclosing(make_replica(rig, store, **policy).generate(job)) as events:
                 await read_until(events, 200)

@@ -37,7 +37,7 @@ class Server:
         self.process.kill()
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for the condition. Raises TimeoutError."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

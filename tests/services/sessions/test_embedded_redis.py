@@ -48,7 +48,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
+def wait_until_gone(pid: int, seconds: float = 120.0) -> bool:
     deadline_s = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < deadline_s:
         time.sleep(0.02)

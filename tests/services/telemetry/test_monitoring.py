@@ -27,7 +27,7 @@ def live() -> Samples:
                 await client.generate("a" * 40, raw=True, ttft_ms=0.0001, strict=True)
             return await scrape(page)
 
-    return asyncio.run(asyncio.wait_for(scraped(), 60))
+    return asyncio.run(asyncio.wait_for(scraped(), 240))
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions().items(), ids=expressions().keys())

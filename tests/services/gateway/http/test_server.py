@@ -42,7 +42,7 @@ async def started(answers: Any, health: Health | None = None) -> HttpServer:
 
 
 def client_of(server: HttpServer) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=10)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=60)
 
 
 @asynchronous
@@ -80,7 +80,7 @@ async def test_a_running_request_may_finish_while_it_stops() -> None:
         await asyncio.sleep(0)
         answers.gate.set()
         assert [line async for line in lines if line][-1] == "data: [DONE]"
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 120)
 
 
 @asynchronous
@@ -93,7 +93,7 @@ async def test_what_runs_longer_is_ended_and_told_so() -> None:
         rest = [line async for line in lines if line]
     assert rest[-2] == "event: error"
     assert "gateway_stopping" in rest[-1]
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 120)
 
 
 @asynchronous
@@ -103,7 +103,7 @@ async def test_a_body_is_refused_by_its_length_before_it_is_read() -> None:
     length = (64 << 20) + 1
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}"
     writer.write(f"{head}\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 120)
     assert answer.startswith(b"HTTP/1.1 413 ")
     writer.close()
     await server.stop(0)

@@ -40,7 +40,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_S = 30
+PATIENCE_S = 120
 EVERYBODY = Everybody()
 
 
