@@ -1,5 +1,8 @@
 # One entry point for people and CI. `make help` lists the targets; all of them set up what they need first.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,13 +56,25 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 
 # Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
 TEST_PARTS := cluster walk services runtime
+CHECKS := $(TEST_PARTS:%=test-%) lint
+LOGS := .cache/logs
 JOBS ?= 3
 
 .PHONY: test
 test: $(STAMP) ## Lint, type-check and run all tests
-	@$(MAKE) --no-print-directory --keep-going --jobs $(JOBS) --output-sync=target $(TEST_PARTS:%=test-%) lint
+	@rm -rf $(LOGS) && mkdir -p $(LOGS)
+	@$(MAKE) --no-print-directory --keep-going --jobs $(JOBS) --output-sync=target $(CHECKS:%=logged-%) \
+		|| { echo; echo "FAILED: $$(ls $(LOGS))"; tail -n 60 $(LOGS)/*; exit 1; }
 
+# What is left in LOGS failed.
+.PHONY: $(CHECKS:%=logged-%)
+$(CHECKS:%=logged-%): logged-%:
+	@$(MAKE) --no-print-directory $* 2>&1 | tee $(LOGS)/$* && rm $(LOGS)/$*
+
+# One thread each: small models gain nothing by more, and threads of several processes that wait for
+# one another on few cores take many times as long.
 .PHONY: $(TEST_PARTS:%=test-%)
+$(TEST_PARTS:%=test-%): export OMP_NUM_THREADS ?= 1
 $(TEST_PARTS:%=test-%): $(STAMP)
 	$(BIN)/pytest -q $(TESTS)
 test-walk: TESTS = tests/walk
