@@ -55,7 +55,7 @@ DEFAULT_MODEL = "smollm2"
 class Parts:
     """A running engine with its model, store and replica: all but the gateway.
 
-    `attention_name`: the attention backend, and whose code runs the rest of a layer, in words.
+    `attention_name`: the attention backend, and whose code runs the rest of a layer, on which weights, in words.
     """
 
     model_folder: Path
@@ -148,6 +148,8 @@ async def running_parts(
         loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack, hang_s)
         await asyncio.to_thread(model_runner.warm_up)
         attention_name = f"{model_runner.attention_name}, {model_runner.decoder_name} decoder"
+        if loaded.quantized_by is not None:
+            attention_name += f", {loaded.quantized_by} weights"
         logger.info("attention by %s; %d KV blocks", attention_name, engine_config.num_blocks)
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
