@@ -30,6 +30,7 @@ from .builders import (
     NEW,
     RECIPES,
     SESSION,
+    SHARING,
     TENANT,
     KnownUse,
     Rig,
@@ -47,7 +48,6 @@ from .conftest import OpenStore
 
 pytestmark = pytest.mark.redis
 
-SHARING = {"checkpoint_tokens": 32, "prefix_ttl_s": 60.0}
 PREFIXES = f"swaa:{{{TENANT}}}:prefix:*"
 
 
