@@ -26,7 +26,7 @@ class SharedRunner(ModelRunner):
         self.storage = SharedMemory(ranks, self.part)
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """See ModelRunner.run. Raises EngineFailed if a rank is gone or does not answer."""
+        """See ModelRunner.run. Raises EngineFailed if a rank is gone."""
         self._ranks.order(Run(self._teller.tell(batch)))
         with self._ranks.together():
             return super().run(batch)
