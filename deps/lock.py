@@ -1,11 +1,13 @@
 """Locks: files of exact versions, each with the hashes of the files that may be installed for it, as pip reads them.
 
+In deps/locks:
 requirements.lock           all of `make setup` that is resolved as one
 requirements.nodeps.lock    packages that carry a file we use, and whose own dependencies we do not need
 requirements.cpu.lock       PyTorch's CPU build, where pip's indexes have it
 requirements.cuda.lock      what PyTorch's CUDA build needs more; its CPU build does without
 requirements.fuzz.lock      what `make fuzz` needs more
 requirements.audit.lock     tools that look at the other locks, in an environment of their own
+
 k8s/docker/requirements-*.lock  what of the first two an image needs (`k8s.docker.locks`)
 """
 
@@ -19,8 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[1]
+FOLDER = REPOSITORY / "deps" / "locks"
 MAIN, NODEPS, CPU, CUDA, FUZZ, AUDIT = (
-    REPOSITORY / f"requirements{kind}.lock" for kind in ("", ".nodeps", ".cpu", ".cuda", ".fuzz", ".audit")
+    FOLDER / f"requirements{kind}.lock" for kind in ("", ".nodeps", ".cpu", ".cuda", ".fuzz", ".audit")
 )
 
 _HASH = re.compile(r" \\\n    --hash=(sha256:[0-9a-f]{64})")

@@ -67,8 +67,12 @@ class Batch:
         return tuple(AdapterRows(name, _rows(parts, device)) for name, parts in self.adapter_ranges.items())
 
 
-def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> Batch:
-    """Flatten scheduled chunks; their block tables must cover them already."""
+def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int, skip_unseen: bool = False) -> Batch:
+    """Flatten scheduled chunks; their block tables must cover them already.
+
+    Args:
+        skip_unseen: leave out layers of which later tokens see nothing.
+    """
     token_ids: list[int] = []
     positions: list[range] = []
     chunks: list[ChunkView] = []
@@ -90,13 +94,14 @@ def build_batch(scheduled: Sequence[ScheduledChunk], block_size_tokens: int) -> 
         sampled_rows=np.array(sampled_rows, dtype=np.int64),
         sampled=tuple(sampled),
         adapter_ranges=_adapter_ranges(scheduled),
-        num_layers=max(_num_layers(item, block_size_tokens) for item in scheduled),
+        num_layers=max(_num_layers(item, block_size_tokens, skip_unseen) for item in scheduled),
     )
 
 
-def _num_layers(item: ScheduledChunk, block_size_tokens: int) -> int:
+def _num_layers(item: ScheduledChunk, block_size_tokens: int, skip_unseen: bool) -> int:
     request = item.request
-    if item.start >= request.prompt_stop or request.checkpoint_tokens:  # the state of part of a prompt is saved
+    saves_part = request.checkpoint_tokens > 0  # of a prompt: its state needs all layers
+    if not skip_unseen or saves_part or item.start >= request.prompt_stop:
         return len(request.rules)
     return layers_needed(
         request.rules, request.prompt_stop, item.start, item.start + item.num_tokens, block_size_tokens

@@ -23,11 +23,12 @@ from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.paged_triton import num_splits, tile_rule
 from swaa_runtime.batch import Batch
 from swaa_runtime.kernels import skinny
-from swaa_runtime.kernels.paged_attention import Tiles, paged_attention
+from swaa_runtime.kernels.paged_attention import Launch, Tiles, paged_attention
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.fused import FusedDecoder
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
+from swaa_runtime.upload import upload
 
 NO_POSITION = -1
 
@@ -59,8 +60,9 @@ class _GraphContext:
 
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        work = Tiles(self.tiles, self.rules[layer], self.offsets[layer], self.table, 1, self.splits, self.rows)
-        paged_attention(query, self.storage.keys, self.storage.values, work, scale, out, self.storage.scales)
+        tiles = Tiles(self.tiles, self.rules[layer], 1, self.splits, self.rows)
+        launch = Launch(tiles, self.offsets[layer], self.table)
+        paged_attention(query, self.storage.keys, self.storage.values, launch, scale, out, self.storage.scales)
         return out
 
 
@@ -115,12 +117,12 @@ class DecodeGraphs:
         rows = self._assign(batch.chunks, num_rows)
         host = self._host_inputs
         host[1].fill_(NO_POSITION)
-        index = torch.tensor(rows)
+        index = np.array(rows)
         host[0, index] = torch.from_numpy(batch.token_ids)
         host[1, index] = torch.from_numpy(batch.positions)
         self._inputs.copy_(host, non_blocking=True)
         logits = self._replay(num_rows)
-        chosen = logits[: len(rows)] if rows == list(range(len(rows))) else logits[index.to(self._device)]
+        chosen = logits[: len(rows)] if rows == list(range(len(rows))) else logits[upload(index, self._device)]
         return chosen.float()
 
     def _replay(self, num_rows: int) -> torch.Tensor:
@@ -186,11 +188,11 @@ class DecodeGraphs:
             written = row.num_blocks
         else:
             rules = [tile_rule(rule, sees_all=rule.full_decode) for rule in chunk.rules]
-            self._rules[:, index] = torch.tensor(rules, dtype=torch.int32).to(self._device)
+            self._rules[:, index] = upload(np.array(rules, dtype=np.int32), self._device)
         num_blocks = -(-chunk.stop // self._storage.block_size_tokens)
         if written < num_blocks:
             ids = np.array([table[written:num_blocks] for table in chunk.block_tables], dtype=np.int32)
-            self._tables[:, index, written:num_blocks] = torch.from_numpy(ids).to(self._device)
+            self._tables[:, index, written:num_blocks] = upload(ids, self._device)
         return _Row(chunk.block_tables, chunk.rules, num_blocks)
 
 

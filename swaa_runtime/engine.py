@@ -244,7 +244,7 @@ class Engine:
         A step that samples nothing is not waited for but by the next, so that a prompt's chunks follow one another
         without a gap; no more than one is ahead.
         """
-        batch = build_batch(scheduled, self.config.block_size_tokens)
+        batch = build_batch(scheduled, self.config.block_size_tokens, self.config.skip_unseen)
         logits = self.runner.run(batch)
         outputs = [output for chunk in scheduled for output in self._advance(chunk)]
         self._observe_unfinished()

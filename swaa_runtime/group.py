@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo"
 
 TIMEOUT_S = 300.0
-"""An operation that takes longer is one that another rank does not take part in."""
+"""An operation that takes longer is one that another rank does not take part in. Rank 0 notices sooner; see Ranks."""
 
 PIECE_ROWS = 1024
 """Rows of a piece are no fewer (but in tests): smaller matmuls would lose more than hiding a sum behind them gains."""

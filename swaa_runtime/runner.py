@@ -49,7 +49,6 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
         self.device: torch.device = loaded.model.device
-        self._skip_unseen = config.skip_unseen
         shape = loaded.part_shape
         self.part = KVStorage(
             config.num_blocks,
@@ -93,13 +92,12 @@ class ModelRunner:
             upload(array, self.device)
             for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
         )
-        num_layers = batch.num_layers if self._skip_unseen else self.shape.num_layers
-        if num_layers < self.shape.num_layers:
+        if batch.num_layers < self.shape.num_layers:
             # A later chunk's first queries, which nobody needs either, read some of it beside what others need.
-            self.part.clear(slots[num_layers:].flatten())
+            self.part.clear(slots[batch.num_layers :].flatten())
         with self.adapters.active.during(batch.adapter_rows(self.device)):
             context = self._contexts(batch.chunks, slots)
-            return self._decoder.forward(token_ids, positions, context, rows, num_layers)
+            return self._decoder.forward(token_ids, positions, context, rows, batch.num_layers)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What the two images install: those packages of the whole project's locks that they need, with their hashes.
 
-    make k8s-locks      # after a change of requirements.lock
+    make k8s-locks      # after a change of deps/locks/requirements.lock
 
 Looks at what is installed here, so run it after `make setup`.
 """

@@ -7,7 +7,7 @@ ARG EXTRA_INDEX_URL=
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 WORKDIR /src
-COPY k8s/docker/requirements-replica.lock requirements.cpu.lock requirements.cuda.lock ./
+COPY k8s/docker/requirements-replica.lock deps/locks/requirements.cpu.lock deps/locks/requirements.cuda.lock ./
 RUN if [ -n "$EXTRA_INDEX_URL" ]; then \
       pip install --no-cache-dir --no-deps --require-hashes --extra-index-url "$EXTRA_INDEX_URL" -r requirements.cpu.lock; \
     else \

@@ -6,6 +6,7 @@ A request whose stream is full (its reader is slow) is paused in the engine unti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -33,6 +34,9 @@ IDLE_WAIT_S = 0.02
 
 STUCK_S = 120.0
 """A step that takes longer than this is not a slow step."""
+
+CLOSE_S = 10.0
+"""What a step that runs may take yet when the engine is closed."""
 
 
 class OutputStream:
@@ -97,10 +101,16 @@ class EngineLoop:
         """Start the thread."""
         self._thread.start()
 
-    def close(self) -> None:
-        """End all requests, then the thread. Returns when it is gone."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """End all requests, then the thread. Returns when it is gone, or is in one step for `timeout_s` more.
+
+        That thread is left to itself: it does not keep the process from ending.
+        """
         self._commands.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._fail(EngineFailed("the engine was shut down in the midst of a step"))
+            self._commands.put(None)  # should the step end after all
 
     @property
     def failure(self) -> EngineFailed | None:
@@ -259,10 +269,11 @@ class EngineLoop:
         with self._failure_lock:
             self._failure = failure
         self._busy_since_s = None
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):
             stream.put(failure)
         self._streams.clear()
-        while not self._commands.empty():  # posted before the failure was known
-            command = self._commands.get()
-            if command is not None:
-                command.fail(failure)
+        with contextlib.suppress(queue.Empty):
+            while True:  # posted before the failure was known
+                command = self._commands.get_nowait()
+                if command is not None:
+                    command.fail(failure)

@@ -42,7 +42,7 @@ from swaa_runtime.model.adapters import CONFIG_FILE
 from swaa_runtime.model.files import DATA_ONLY
 from swaa_runtime.model.loader import LoadedModel, convert_gguf, fast_dtype, load_model, torch_dtype
 from swaa_runtime.runner import ModelRunner, fastest_backend
-from swaa_runtime.tensor_parallel.ranks import Ranks, rank_devices
+from swaa_runtime.tensor_parallel.ranks import HANG_S, Ranks, rank_devices
 from swaa_runtime.tensor_parallel.runner import SharedRunner
 from swaa_runtime.tensor_parallel.worker import Load
 
@@ -55,7 +55,7 @@ DEFAULT_MODEL = "smollm2"
 class Parts:
     """A running engine with its model, store and replica: all but the gateway.
 
-    `attention_name`: the attention backend, and whose code runs the rest of a layer, in words.
+    `attention_name`: the attention backend, and whose code runs the rest of a layer, on which weights, in words.
     """
 
     model_folder: Path
@@ -123,13 +123,17 @@ def default_model_file() -> Path:
 
 @contextlib.asynccontextmanager
 async def running_parts(
-    config: ServeConfig, runner: type[ModelRunner] = ModelRunner, telemetry: Telemetry | None = None
+    config: ServeConfig,
+    runner: type[ModelRunner] = ModelRunner,
+    telemetry: Telemetry | None = None,
+    hang_s: float = HANG_S,
 ) -> AsyncIterator[Parts]:
     """Store, model and engine, running; everything is stopped on leaving.
 
     Args:
         runner: what runs the model on one device; benchmarks put their own in its place.
         telemetry: told what store, engine and replica do; None: nobody is.
+        hang_s: see Ranks.
 
     Raises:
         StoreUnavailable: if the configured Redis does not answer.
@@ -141,9 +145,11 @@ async def running_parts(
         redis = await stack.enter_async_context(_store(config))
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
-        loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack)
+        loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack, hang_s)
         await asyncio.to_thread(model_runner.warm_up)
         attention_name = f"{model_runner.attention_name}, {model_runner.decoder_name} decoder"
+        if loaded.quantized_by is not None:
+            attention_name += f", {loaded.quantized_by} weights"
         logger.info("attention by %s; %d KV blocks", attention_name, engine_config.num_blocks)
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
@@ -173,7 +179,7 @@ async def running_parts(
 
 
 def _model(
-    folder: Path, config: ServeConfig, runner: type[ModelRunner], stack: contextlib.AsyncExitStack
+    folder: Path, config: ServeConfig, runner: type[ModelRunner], stack: contextlib.AsyncExitStack, hang_s: float
 ) -> tuple[LoadedModel, EngineConfig, ModelRunner]:
     """The model on one device or several, and what runs it there; the stack ends the processes of the others."""
     adapters, dtype = adapter_folders(config), served_dtype(config)
@@ -182,7 +188,8 @@ def _model(
         loaded = load(torch.device(config.device)).keeping_kv_in(config.kv_dtype)
         engine_config = _engine_config(config, loaded)
         return loaded, engine_config, runner(loaded, engine_config)
-    ranks = Ranks(partial(_load_on_host, load), rank_devices(config.device, config.tensor_parallel))
+    devices = rank_devices(config.device, config.tensor_parallel)
+    ranks = Ranks(partial(_load_on_host, load), devices, hang_s=hang_s)
     stack.callback(ranks.close)
     loaded = ranks.loaded.keeping_kv_in(config.kv_dtype)
     engine_config = _engine_config(config, loaded)

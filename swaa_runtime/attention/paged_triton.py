@@ -19,7 +19,7 @@ from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.prefix import PrefixAttention
 from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
-from swaa_runtime.kernels.paged_attention import SEES_ALL, TILE_FIELDS, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kernels.paged_attention import SEES_ALL, TILE_FIELDS, Launch, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
@@ -55,22 +55,11 @@ class DenseRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """Tiles of one launch, before it is known where a layer's blocks are. See `Tiles`."""
-
-    tiles: torch.Tensor
-    rules: torch.Tensor
-    max_queries: int
-    splits: int = 1
-    partial_rows: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LayerPlan:
     """What layers of one and the same rules have to do."""
 
     dense: tuple[DenseRun, ...]
-    launches: tuple[Launch, ...]
+    launches: tuple[Tiles, ...]
 
 
 class TritonContext:
@@ -110,12 +99,9 @@ class TritonContext:
         """See StoredContext.attend_stored."""
         out = query.new_empty(query.shape)
         plan = self._plans[layer]
-        for launch in plan.launches:
-            work = Tiles(
-                launch.tiles, launch.rules, self._offsets[layer], self._table, launch.max_queries, launch.splits,
-                launch.partial_rows,
-            )  # fmt: skip
-            paged_attention(query, self.storage.keys, self.storage.values, work, scale, out, self.storage.scales)
+        for tiles in plan.launches:
+            launch = Launch(tiles, self._offsets[layer], self._table)
+            paged_attention(query, self.storage.keys, self.storage.values, launch, scale, out, self.storage.scales)
         for run in plan.dense:
             rows = slice(run.row, run.row + run.stop - run.start)
             out[rows] = self._dense(run, layer, query[rows], scale)
@@ -172,18 +158,18 @@ def plan_layer(
     launches = []
     for runs, is_shared in ((whole, False), (shared, True)):
         if runs:
-            launches.append(_launch(chunks, rules, runs, is_shared, shape, device))
+            launches.append(_tiles(chunks, rules, runs, is_shared, shape, device))
     return LayerPlan(tuple(dense), tuple(launches))
 
 
-def _launch(
+def _tiles(
     chunks: Sequence[ChunkView],
     rules: Sequence[LayerRule],
     runs: Sequence[tuple[int, QueryRun]],
     is_shared: bool,
     shape: ModelShape,
     device: torch.device,
-) -> Launch:
+) -> Tiles:
     most = min(queries_per_tile(shape.num_heads, shape.num_kv_heads), max(run.stop - run.start for _, run in runs))
     tiles: list[np.ndarray] = []
     partial_rows: list[np.ndarray] = []
@@ -202,7 +188,7 @@ def _launch(
     splits = num_splits(len(table) * shape.num_kv_heads, device) if is_shared else 1
     rows = upload(np.concatenate(partial_rows), device) if splits > 1 else None
     fields, bounds = table[:, :TILE_FIELDS].contiguous(), table[:, TILE_FIELDS:].contiguous()
-    return Launch(fields, bounds, most, splits, rows)
+    return Tiles(fields, bounds, most, splits, rows)
 
 
 def tile_rule(rule: LayerRule, sees_all: bool) -> tuple[int, int]:

@@ -31,26 +31,36 @@ TILE_FIELDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Work of one launch, on the device.
+    """What a launch computes, on the device.
 
     Attributes:
-        tiles: int32 [n, TILE_FIELDS].
+        fields: int32 [n, TILE_FIELDS].
         rules: int32 [n, 2], each tile's window (SEES_ALL: everything) and sink tokens.
-        offsets: int64 [num_tables, 2], by a tile's table: where in `table` its logical block 0 would be, and where that
-            of its first sink block is.
-        table: int32, block ids.
         max_queries: most queries of a tile.
         splits: programs that share a tile's keys.
         partial_rows: int64 [m], rows of the step by partial row: what is merged when `splits` > 1.
     """
 
-    tiles: torch.Tensor
+    fields: torch.Tensor
     rules: torch.Tensor
-    offsets: torch.Tensor
-    table: torch.Tensor
     max_queries: int
     splits: int = 1
     partial_rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Tiles, and where a layer's blocks are for them.
+
+    Attributes:
+        offsets: int64 [num_tables, 2], by a tile's table: where in `table` its logical block 0 would be, and where that
+            of its first sink block is.
+        table: int32, block ids.
+    """
+
+    tiles: Tiles
+    offsets: torch.Tensor
+    table: torch.Tensor
 
 
 def queries_per_tile(num_heads: int, num_kv_heads: int) -> int:
@@ -63,7 +73,7 @@ def paged_attention(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    work: Tiles,
+    launch: Launch,
     scale: float,
     out: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -75,7 +85,8 @@ def paged_attention(
         keys, values: [num_blocks, block_size_tokens, num_kv_heads, head_dim]; head_dim is a power of two.
         scales: of keys and values of 8 bits, float32 [num_blocks, num_kv_heads, block_size_tokens].
     """
-    num_tiles = work.tiles.shape[0]
+    work = launch.tiles
+    num_tiles = work.fields.shape[0]
     if num_tiles == 0:
         return
     _, num_heads, head_dim = query.shape
@@ -99,7 +110,7 @@ def paged_attention(
     key_scales, value_scales = (None, None) if scales is None else scales
     _attend_kernel[(num_tiles, num_kv_heads, splits)](
         query, key_rows, value_rows, key_scales, value_scales, out, partial, lse,
-        work.tiles, work.rules, work.offsets, work.table,
+        work.fields, work.rules, launch.offsets, launch.table,
         scale * math.log2(math.e), 0 if splits == 1 else count,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         HEADS=num_heads, GROUP=group, PACKED=packed, HEAD_DIM=head_dim, ROWS=rows, TILE_KEYS=tile_keys,

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from swaa_runtime.errors import InvalidRecipe, ModelNotSupported
 from swaa_runtime.model.files import weight_files
+from swaa_runtime.model.quantized import described, is_plain
 from swaa_runtime.recipe import Recipe, known_adapters
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -174,7 +175,10 @@ def merge_adapter(model: Any, folder: Path) -> None:
         ModelNotSupported: as `install_adapters` does.
     """
     for name, update in read_adapter("merged", folder, model).updates.items():
-        weight = model.get_submodule(name).weight
+        module = model.get_submodule(name)
+        if not is_plain(module):
+            raise ModelNotSupported(f"{name} is quantised ({described(module)}): an adapter cannot be merged into it")
+        weight = module.weight
         with torch.no_grad():
             weight.copy_(weight.float() + update.weight().to(weight.device))
 
@@ -243,17 +247,19 @@ def _updates(
             found = tuple(pair[kind].shape) if kind in pair else None
             if found != shape:
                 raise ModelNotSupported(f"adapter {name!r}: lora_{kind} of {path!r} is {found}, must be {shape}")
-        weight = linear.weight
-        down, up = (pair[kind].to(weight.device, weight.dtype) for kind in ("A.weight", "B.weight"))
+        down, up = (pair[kind].to(model.device, model.dtype) for kind in ("A.weight", "B.weight"))
         updates[path] = LowRank(down, up, scale)
     return updates
 
 
 def weights_fingerprint(model: Any) -> str:
-    """Names the model's weights in whatever dtype they were loaded: a sample of each parameter, as bfloat16."""
+    """Names the model's weights in whatever dtype they were loaded: a sample of each parameter, as bfloat16.
+
+    What is quantised is left out, so it is another than the unquantised model's.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters(), key=lambda item: _own_name(item[0])):
-        if ".lora_" in name:
+        if ".lora_" in name or type(parameter) is not torch.nn.Parameter:
             continue
         digest.update(f"{_own_name(name)}{tuple(parameter.shape)}".encode())
         sample = parameter.detach().reshape(-1)[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16)

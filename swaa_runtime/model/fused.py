@@ -24,6 +24,7 @@ from swaa_runtime.attention.backend import StoredContext
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import AdaptedLinear
+from swaa_runtime.model.quantized import described, is_plain
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SILU = ("silu", "swish")
@@ -291,11 +292,11 @@ def check_fusable(model: Any) -> None:
         raise ModelNotSupported(f"head_dim is {head_dim}: the fused decoder needs a power of two")
     if 2 * decoder.rotary_emb.inv_freq.numel() != head_dim:
         raise ModelNotSupported("only a part of each head is rotated, which the fused decoder does not do")
-    for name, module in decoder.layers.named_modules():
-        if name.endswith("_proj"):
+    for name, module in model.named_modules():
+        if name.endswith(("_proj", "lm_head")):
             linear = _base(module)
-            if type(linear) is not torch.nn.Linear or linear.weight.dtype != model.dtype:
-                raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {type(linear).__name__}")
+            if not is_plain(linear) or linear.weight.dtype != model.dtype:
+                raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {described(linear)}")
 
 
 def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:

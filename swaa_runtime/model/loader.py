@@ -17,13 +17,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import Adapters, install_adapters
 from swaa_runtime.model.attention import ATTENTION_NAME, register_attention
 from swaa_runtime.model.files import DATA_ONLY, SAFE_SUFFIX, weight_files
+from swaa_runtime.model.quantized import not_loaded, quantization_method
+from swaa_runtime.recipe import Recipe
 from swaa_runtime.shape import ModelShape
+from swaa_runtime.visibility import Turn
 
 FINGERPRINT_PIECES, FINGERPRINT_PIECE_BYTES = 256, 1 << 16
 """Weights are sampled all over their files: enough to tell models apart without reading tens of GB at every start."""
@@ -44,6 +48,7 @@ class LoadedModel:
     Attributes:
         shape: of the whole model.
         fingerprint: names weights and dtype in saved sessions, and what KV was kept in if that is another dtype.
+        quantized_by: the method by which weights are kept in memory; None: in the model's dtype.
         group: whose members compute it together; `model` has this rank's part. None: `model` is all of it.
     """
 
@@ -53,6 +58,7 @@ class LoadedModel:
     fingerprint: str
     adapters: Adapters = field(default_factory=Adapters)
     group: Group | None = None
+    quantized_by: str | None = None
 
     @property
     def part_shape(self) -> ModelShape:
@@ -157,12 +163,15 @@ def load_model(
 ) -> LoadedModel:
     """Load the weights of a Hugging Face folder, and adapters by name from theirs. Nothing in them is run.
 
+    Weights that come quantised stay so, or not, as transformers finds right for this machine.
+
     Args:
         allow_pickle: read weights that are pickled, if there are no others; that runs what is in them.
 
     Raises:
         ModelNotSupported: for a family or an attention variant that the rule of DESIGN §3 does not cover, or an adapter
-            that is not of this model; for weights that may not be read.
+            that is not of this model; for weights that may not be read, are not all there, or are quantised in a way
+            that cannot be had here.
     """
     register_attention()
     try:
@@ -172,15 +181,46 @@ def load_model(
         raise ModelNotSupported(told) from exc
     check_supported(config)
     files = weight_files(folder, allow_pickle)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
-        use_safetensors=files[0].suffix == SAFE_SUFFIX,
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": ATTENTION_NAME,
+        "use_safetensors": files[0].suffix == SAFE_SUFFIX,
         **DATA_ONLY,
-    )
-    model.to(device).eval().requires_grad_(False)
-    return wrap_model(model, _fingerprint(folder, files, dtype), adapters)
+    }
+    method = quantization_method(config)
+    model = _read(folder, options).to(device) if method is None else _read_quantized(folder, options, method, device)
+    model.eval().requires_grad_(False)
+    if not hasattr(model.config, "quantization_config"):  # transformers found it right to undo it
+        method = None
+    loaded = wrap_model(model, _fingerprint(folder, files, dtype, method), adapters)
+    return replace(loaded, quantized_by=method)
+
+
+def _read(folder: Path, options: Mapping[str, Any]) -> Any:
+    """The model. What its files lack, transformers would fill with random numbers."""
+    read: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    model, info = read
+    if missing := sorted(info["missing_keys"]):
+        raise ModelNotSupported(f"{folder.name} lacks weights: {missing[0]} and {len(missing) - 1} more")
+    return model
+
+
+def _read_quantized(folder: Path, options: Mapping[str, Any], method: str, device: torch.device) -> Any:
+    """The model, on the device at once, as some methods make of it what suits the device; and tried, as some that lack
+    something notice it only when they have to compute.
+    """
+    try:
+        model = _read(folder, {**options, "device_map": {"": device}})
+        one = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        context = OracleContext(Recipe().resolve(model.config.num_hidden_layers), (Turn(0, 1),))
+        with torch.inference_mode():
+            model.base_model(input_ids=one, position_ids=one, use_cache=False, swaa_context=context)
+        return model
+    except ModelNotSupported:
+        raise
+    except Exception as exc:  # of whatever library has the method
+        raise not_loaded(method, exc) from exc
 
 
 def wrap_model(model: Any, fingerprint: str, adapters: Mapping[str, Path] | None = None) -> LoadedModel:
@@ -195,8 +235,9 @@ def wrap_model(model: Any, fingerprint: str, adapters: Mapping[str, Path] | None
     return LoadedModel(model, shape, eos_ids, fingerprint, install_adapters(model, adapters or {}))
 
 
-def _fingerprint(folder: Path, files: Sequence[Path], dtype: torch.dtype) -> str:
-    digest = hashlib.blake2b(str(dtype).encode(), digest_size=16)
+def _fingerprint(folder: Path, files: Sequence[Path], dtype: torch.dtype, quantized_by: str | None) -> str:
+    kept_as = str(dtype) if quantized_by is None else f"{dtype} {quantized_by}"
+    digest = hashlib.blake2b(kept_as.encode(), digest_size=16)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     digest.update(json.dumps(config, sort_keys=True).encode())

@@ -17,6 +17,7 @@ from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.group import Group
 from swaa_runtime.model.adapters import AdaptedLinear, LowRank
 from swaa_runtime.model.loader import LoadedModel
+from swaa_runtime.model.quantized import described, is_plain
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -38,7 +39,7 @@ def shard_model(loaded: LoadedModel, group: Group) -> LoadedModel:
     hooks on o and down; a decoder that uses their weights alone sums by itself.
 
     Raises:
-        ModelNotSupported: as `check_shardable` does.
+        ModelNotSupported: as `check_shardable` does, or if weights are quantised.
     """
     check_shardable(loaded.model.config, group.size)
 
@@ -85,7 +86,10 @@ def _part(tensor: torch.Tensor, dim: int, group: Group) -> torch.Tensor:
 
 
 def _linear(module: Any) -> Any:
-    return module.base if isinstance(module, AdaptedLinear) else module
+    linear = module.base if isinstance(module, AdaptedLinear) else module
+    if not is_plain(linear):
+        raise ModelNotSupported(f"a quantised model is computed by one GPU, not shared out: it has {described(linear)}")
+    return linear
 
 
 def _updates(module: Any) -> dict[str, LowRank]:

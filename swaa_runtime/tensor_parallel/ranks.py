@@ -1,6 +1,7 @@
 """All ranks, as rank 0 has them: itself, and the others as child processes that it starts, orders, watches and ends.
 
-When one of them is gone, what waits for it is aborted, and all that is asked from then on raises EngineFailed.
+When one of them ends, or does not do its part in time, the others are killed, what waits for them is aborted, and all
+that is asked from then on raises EngineFailed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,22 +31,43 @@ from swaa_runtime.tensor_parallel.worker import LOADED, Load, WorkerTask, run_wo
 LOAD_S = 900.0
 """Loading a large model takes minutes."""
 
+HANG_S = 60.0
+"""A step takes seconds. Ranks that take this long for one wait for one that does not answer, and always would."""
+
+LOOKS = 20
+"""How often, within `hang_s`, the watch looks whether they are done."""
+
 STOP_S = 10.0
 
 NOTICE_S = 5.0
 """What waits for a rank that is gone may fail before the system tells of its end."""
 
 
+@dataclass(slots=True)
+class _Work:
+    """What all ranks are at: the host is done when it has `asked` for all of it, a GPU when it comes to `event`."""
+
+    limit_s: float
+    asked: bool = False
+    event: Any = None  # torch's has no types
+
+    def is_done(self) -> bool:
+        return self.asked and (self.event is None or bool(self.event.query()))
+
+
 class Ranks:
     """Ranks 0..n-1 of one model. Owned by one thread, the engine's, but for `close`."""
 
-    def __init__(self, load: Load, devices: Sequence[torch.device], num_pieces: int = 2) -> None:
+    def __init__(
+        self, load: Load, devices: Sequence[torch.device], num_pieces: int = 2, hang_s: float = HANG_S
+    ) -> None:
         """Start the other ranks and load the model; returns when all have their part of it. `close` ends them.
 
         Args:
             load: of the whole model, in each process.
             devices: of each rank, this process's first.
             num_pieces: see Group.
+            hang_s: what the ranks do together takes less, unless one of them does not answer.
 
         Raises:
             ModelNotSupported: if the model cannot be shared out among so many, or there are not so many devices.
@@ -51,6 +75,8 @@ class Ranks:
         """
         check_devices(devices)
         self._folder = Path(tempfile.mkdtemp(prefix="swaa-ranks-"))  # which no other user may enter
+        self._hang_s = hang_s
+        self._work = _Work(hang_s, asked=True)
         self._failure: EngineFailed | None = None
         self._closing = threading.Event()
         self._processes: list[BaseProcess] = []
@@ -100,32 +126,62 @@ class Ranks:
                 pipe.send(order)
 
     def check(self) -> None:
-        """Raise EngineFailed if a rank is gone."""
+        """Raise EngineFailed if a rank is gone or does not answer."""
         if self._failure is not None:
             raise self._failure
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Errors of what needs the other ranks are EngineFailed if one of those is gone."""
+    def together(self, limit_s: float | None = None) -> Iterator[None]:
+        """Do what needs the other ranks. Its errors are EngineFailed if one of those is gone or does not answer.
+
+        Args:
+            limit_s: in which they and the device have to be done; None: `hang_s`.
+        """
+        work = self._work = _Work(limit_s or self._hang_s)
         try:
             yield
+            if self.group.device.type == "cuda":
+                work.event = torch.cuda.current_stream(self.group.device).record_event()
         except (RuntimeError, OSError) as exc:
             self._watch.join(NOTICE_S)  # it ends with the first of them
             if self._failure is not None:
                 raise self._failure from exc
             raise
+        finally:
+            work.asked = True
 
     def _watch_workers(self) -> None:
-        sentinels = {process.sentinel: rank for rank, process in enumerate(self._processes, start=1)}
-        gone = wait(list(sentinels))
+        rank = self._wait_for_end()
         if self._closing.is_set():
             return
-        rank = next(sentinels[sentinel] for sentinel in sentinels if sentinel in gone)
+        self._failure = EngineFailed(self._what_ended(rank) if rank else self._what_hangs())
+        for process in self._processes:
+            process.kill()  # which ends one that is stopped, too
+            process.join(STOP_S)
+        self.group.abort()
+
+    def _wait_for_end(self) -> int | None:
+        """The rank whose process has ended; None if all together have been at the same work for too long.
+
+        Which is counted in looks. By the clock, a machine that was paused for a while would have hanging ranks.
+        """
+        sentinels = {process.sentinel: rank for rank, process in enumerate(self._processes, start=1)}
+        look_s, looks, seen = self._hang_s / LOOKS, 0, self._work
+        while not (gone := wait(list(sentinels), look_s)):
+            looks = looks + 1 if self._work is seen and not seen.is_done() else 0
+            seen = self._work
+            if looks * look_s >= seen.limit_s:
+                return None
+        return min(rank for sentinel, rank in sentinels.items() if sentinel in gone)
+
+    def _what_ended(self, rank: int) -> str:
         process = self._processes[rank - 1]
         process.join()
         said = _last_words(self._pipes[rank - 1])
-        self._failure = EngineFailed(f"rank {rank} of {self._size} ended (exit code {process.exitcode}): {said}")
-        self.group.abort()
+        return f"rank {rank} of {self._size} ended (exit code {process.exitcode}): {said}"
+
+    def _what_hangs(self) -> str:
+        return f"a rank of {self._size} does not answer: they were not done within {self._work.limit_s:g} s"
 
     def close(self) -> None:
         """End the other ranks. Returns when they are gone."""

@@ -10,7 +10,7 @@ from swaa_runtime.runner import ModelRunner
 from swaa_runtime.tensor_parallel.batches import BatchTeller
 from swaa_runtime.tensor_parallel.memory import SharedMemory
 from swaa_runtime.tensor_parallel.orders import Build, Run, WarmUp
-from swaa_runtime.tensor_parallel.ranks import Ranks
+from swaa_runtime.tensor_parallel.ranks import LOAD_S, Ranks
 
 
 class SharedRunner(ModelRunner):
@@ -19,7 +19,7 @@ class SharedRunner(ModelRunner):
     def __init__(self, ranks: Ranks, config: EngineConfig, theirs: type[ModelRunner] = ModelRunner) -> None:
         """Build runners on all ranks, in place of those they had; on the others it is one of `theirs`."""
         ranks.order(Build(config, theirs))
-        with ranks.together():
+        with ranks.together(LOAD_S):
             super().__init__(ranks.loaded, config)
         self._ranks = ranks
         self._teller = BatchTeller(config.block_size_tokens, config.max_running)
@@ -34,7 +34,7 @@ class SharedRunner(ModelRunner):
     def warm_up(self) -> None:
         """See ModelRunner.warm_up."""
         self._ranks.order(WarmUp())
-        with self._ranks.together():
+        with self._ranks.together(LOAD_S):
             super().warm_up()
 
     def check(self) -> None:

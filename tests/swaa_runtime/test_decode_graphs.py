@@ -260,7 +260,7 @@ class SkippingRunner(LogitsRunner):
     """One that skips layers of which later tokens see nothing, on plain twins."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
-        super().__init__(loaded, replace(config, skip_unseen=True))
+        super().__init__(loaded, config)
         self._decoder = FusedDecoder(loaded.model, elementwise_reference)
         self._contexts = partial(TritonContext, self.part, loaded.shape, PiecewisePrefix("torch"))
 
@@ -273,7 +273,7 @@ def test_what_is_sampled_needs_no_layer_that_is_skipped(loaded: LoadedModel, dat
     config = engine_config(
         block_size_tokens=size, max_step_tokens=data.draw(st.sampled_from([5, 16, 33]), label="step")
     )
-    rig = build_rig(loaded, config, make_runner=SkippingRunner)
+    rig = build_rig(loaded, replace(config, skip_unseen=True), make_runner=SkippingRunner)
     recipe = data.draw(recipes(3, 30), label="recipe")
     request = rig.add(build_request("r0", data.draw(st.integers(1, 150), label="prompt"), recipe, continues=True))
     rig.run()

@@ -43,6 +43,8 @@ from tests.swaa_runtime.builders import (
 )
 
 TENANT, SESSION = "tests", "chat"
+SHARING = {"checkpoint_tokens": 32, "prefix_ttl_s": 60.0}
+"""A policy under which sessions share what they start with, at multiples of so few tokens."""
 RECIPES = {
     "full": Recipe(),
     "sliding": Recipe(window=8, sink_tokens=2),

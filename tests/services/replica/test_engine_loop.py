@@ -168,6 +168,27 @@ async def test_closing_ends_running_and_later_requests() -> None:
 
 
 @asynchronous
+async def test_closing_does_not_wait_for_a_step_that_hangs() -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        assert go.wait(30)
+
+    async with running_engine() as rig:
+        rig.runner.before_step = hang
+        stream = rig.loop.submit(build_request("r"))
+        asked = asyncio.create_task(rig.loop.call(lambda engine: engine.has_work))
+        assert await asyncio.to_thread(entered.wait, 30)
+        await asyncio.to_thread(rig.loop.close, 0.1)
+        for told in (stream.get(), asked, rig.loop.submit(build_request("later")).get()):
+            with pytest.raises(EngineFailed, match="shut down in the midst of a step"):
+                await told
+        go.set()  # then the thread ends as well, as leaving this waits for it
+    assert not [thread for thread in threading.enumerate() if thread.name == "swaa-engine"]
+
+
+@asynchronous
 async def test_a_call_runs_between_steps_and_its_error_is_the_callers() -> None:
     async with running_engine() as rig:
         assert await rig.loop.call(lambda engine: engine) is rig.engine

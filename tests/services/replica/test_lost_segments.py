@@ -20,6 +20,7 @@ from .builders import (
     NEW,
     RECIPES,
     SESSION,
+    SHARING,
     TENANT,
     Rig,
     assert_greedy,
@@ -36,7 +37,6 @@ from .conftest import OpenStore
 
 pytestmark = pytest.mark.redis
 
-SHARING = {"checkpoint_tokens": 32, "prefix_ttl_s": 60.0}
 KEYS = f"swaa:{{{TENANT}}}:"
 
 

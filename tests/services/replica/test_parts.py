@@ -6,7 +6,11 @@ import asyncio
 import copy
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,8 @@ from swaa_runtime.errors import EngineFailed, InvalidRequest, ModelNotSupported
 from swaa_runtime.outputs import Finished, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
+
+from .builders import read_all
 
 
 @pytest.fixture
@@ -133,6 +139,30 @@ def test_a_model_on_two_ranks_serves_turns_until_one_of_them_ends(tmp_path: Path
             assert tokens == await generated(parts.engine, "alone")
 
     asyncio.run(asyncio.wait_for(run(), 120))
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_a_rank_that_hangs_ends_turns_and_health_and_nothing_waits_for_it(tmp_path: Path, tiny_folder: Path) -> None:
+    async def run() -> float:
+        config = make_config(tmp_path, tiny_folder).model_copy(update={"tensor_parallel": 2})
+        async with running_parts(config, hang_s=2.0) as parts:
+            sampling = SamplingParams(max_tokens=100, ignore_eos=True)
+            stream = parts.engine.submit(new_request("r", list(range(100, 150)), Recipe(window=16), 3, sampling))
+            await stream.get()
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGSTOP)
+            with pytest.raises(EngineFailed, match="a rank of 2 does not answer: they were not done within 2 s"):
+                await read_all(stream)
+            assert multiprocessing.active_children() == []
+            with pytest.raises(EngineFailed, match="a rank of 2 does not answer"):
+                parts.engine.check_alive()
+            return time.monotonic()
+
+    ended_s = asyncio.run(asyncio.wait_for(run(), 120))
+    assert time.monotonic() - ended_s < 5
+    assert not [thread for thread in threading.enumerate() if thread.name in ("swaa-engine", "swaa-ranks")]
 
 
 @pytest.mark.model

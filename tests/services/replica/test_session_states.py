@@ -29,6 +29,7 @@ from .builders import (
     NEW,
     RECIPES,
     SESSION,
+    SHARING,
     TENANT,
     KnownUse,
     Rig,
@@ -46,7 +47,6 @@ from .conftest import OpenStore
 
 pytestmark = pytest.mark.redis
 
-SHARING = {"checkpoint_tokens": 32, "prefix_ttl_s": 60.0}
 PREFIXES = f"swaa:{{{TENANT}}}:prefix:*"
 
 

@@ -203,8 +203,8 @@ def test_long_full_attention_is_dense_in_whole_pieces_and_the_rest_is_tiles() ->
     assert plan.dense == (DenseRun(0, 7, 1500, 3548),)
     (launch,) = plan.launches
     assert launch.splits == 1
-    assert launch.tiles[:, :3].tolist()[0] == [7 + 2048, 32, 3548]
-    assert int(launch.tiles[:, 1].sum()) == 4000 - 3548
+    assert launch.fields[:, :3].tolist()[0] == [7 + 2048, 32, 3548]
+    assert int(launch.fields[:, 1].sum()) == 4000 - 3548
 
 
 def test_short_full_attention_and_windows_are_tiles() -> None:
@@ -213,7 +213,7 @@ def test_short_full_attention_and_windows_are_tiles() -> None:
         assert not plan.dense
         (launch,) = plan.launches
         assert (launch.splits, launch.max_queries) == (1, 32)
-        assert int(launch.tiles[:, 1].sum()) == part.stop - part.start
+        assert int(launch.fields[:, 1].sum()) == part.stop - part.start
 
 
 def test_few_queries_share_out_their_keys() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from swaa_runtime.kernels.paged_attention import TILE_FIELDS, Tiles
+from swaa_runtime.kernels.paged_attention import TILE_FIELDS, Launch
 from swaa_runtime.kv_cache.quantise import dequantise
 
 
@@ -12,7 +12,7 @@ def paged_attention(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    work: Tiles,
+    launch: Launch,
     scale: float,
     out: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -25,9 +25,10 @@ def paged_attention(
         )
     group = query.shape[1] // keys.shape[2]
     size = keys.shape[1]
-    assert work.tiles.shape[1] == TILE_FIELDS
+    work = launch.tiles
+    assert work.fields.shape[1] == TILE_FIELDS
     for (row, count, start, table, partial), (window, sinks) in zip(
-        work.tiles.tolist(), work.rules.tolist(), strict=True
+        work.fields.tolist(), work.rules.tolist(), strict=True
     ):
         if not count:
             continue
@@ -36,12 +37,14 @@ def paged_attention(
         if work.splits > 1:
             assert work.partial_rows is not None
             assert work.partial_rows[partial : partial + count].tolist() == list(rows)
-        near, sinks_at = work.offsets[table].tolist()
+        near, sinks_at = launch.offsets[table].tolist()
         stop = start + count
         first = max(start - window + 1, 0) // size
         num_sinks = min(-(-sinks // size), first)
         blocks = [*range(num_sinks), *range(first, -(-stop // size))]
-        ids = work.table.flatten()[[sinks_at + block if block < num_sinks else near + block for block in blocks]].long()
+        ids = launch.table.flatten()[
+            [sinks_at + block if block < num_sinks else near + block for block in blocks]
+        ].long()
         position = torch.tensor([block * size + at for block in blocks for at in range(size)])
         written = position < stop
         key, value = (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa_runtime.attention.oracle import oracle_attention, visibility_mask
-from swaa_runtime.kernels.paged_attention import SEES_ALL, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kernels.paged_attention import SEES_ALL, Launch, Tiles, paged_attention, queries_per_tile
 from swaa_runtime.kv_cache.quantise import dequantise, quantise
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import Turn
@@ -114,16 +114,19 @@ class Paged:
                 rules.append(run.fields)
                 rows += range(first + at, first + at + count)
         work = Tiles(
-            tiles=torch.tensor(tiles, dtype=torch.int32, device=DEVICE),
+            fields=torch.tensor(tiles, dtype=torch.int32, device=DEVICE),
             rules=torch.tensor(rules, dtype=torch.int32, device=DEVICE),
-            offsets=torch.tensor(self.offsets, device=DEVICE)[:, None].expand(-1, 2).contiguous(),
-            table=torch.tensor(self.table, dtype=torch.int32, device=DEVICE),
             max_queries=min(max_queries, max(run.count for run in self.runs)),
             splits=splits,
             partial_rows=torch.tensor(rows, device=DEVICE) if splits > 1 else None,
         )
+        launch = Launch(
+            work,
+            offsets=torch.tensor(self.offsets, device=DEVICE)[:, None].expand(-1, 2).contiguous(),
+            table=torch.tensor(self.table, dtype=torch.int32, device=DEVICE),
+        )
         out = torch.full(self.query.shape, NAN, dtype=self.dtype, device=DEVICE)
-        paged_attention(self.query, self.keys, self.values, work, SCALE, out, self.scales)
+        paged_attention(self.query, self.keys, self.values, launch, SCALE, out, self.scales)
         return out
 
     def oracle(self) -> torch.Tensor:
@@ -185,22 +188,23 @@ def test_a_tile_of_no_queries_reads_and_writes_nothing() -> None:
     for splits in (1, 2):
         out = torch.full_like(want, NAN)
         work = Tiles(
-            tiles=torch.tensor([[1, 0, 20, 0, 0], [3, 1, 5, 1, 1]], dtype=torch.int32, device=DEVICE),
+            fields=torch.tensor([[1, 0, 20, 0, 0], [3, 1, 5, 1, 1]], dtype=torch.int32, device=DEVICE),
             rules=torch.tensor([run.fields for run in paged.runs], dtype=torch.int32, device=DEVICE),
-            offsets=torch.tensor([[1 << 40, 1 << 40], [2, 2]], device=DEVICE),
-            table=torch.tensor(paged.table, dtype=torch.int32, device=DEVICE),
             max_queries=1,
             splits=splits,
             partial_rows=torch.tensor([0, 3], device=DEVICE),
         )
-        paged_attention(paged.query, paged.keys, paged.values, work, SCALE, out)
+        offsets = torch.tensor([[1 << 40, 1 << 40], [2, 2]], device=DEVICE)
+        launch = Launch(work, offsets, torch.tensor(paged.table, dtype=torch.int32, device=DEVICE))
+        paged_attention(paged.query, paged.keys, paged.values, launch, SCALE, out)
         assert_same(out[2:], want[2:])
 
 
 def test_no_tiles_are_no_launch() -> None:
     out = torch.full((3, 2, 16), NAN)
     nothing = torch.zeros(0, 5, dtype=torch.int32)
-    paged_attention(out, out[:, None], out[:, None], Tiles(nothing, nothing, nothing, nothing, 1), SCALE, out)
+    launch = Launch(Tiles(nothing, nothing, 1), nothing, nothing)
+    paged_attention(out, out[:, None], out[:, None], launch, SCALE, out)
     assert out.isnan().all()
 
 

@@ -18,7 +18,7 @@ from swaa_runtime.model.fused import FusedDecoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.model.shards import shard_model
 from swaa_runtime.tensor_parallel.orders import Rank
-from swaa_runtime.tensor_parallel.ranks import Ranks, rank_devices
+from swaa_runtime.tensor_parallel.ranks import HANG_S, Ranks, rank_devices
 from swaa_runtime.tensor_parallel.runner import SharedRunner
 from swaa_runtime.tensor_parallel.worker import Load
 from tests.swaa_runtime.builders import RecordingRunner, Rig, build_rig, build_transformer, engine_config, tiny_config
@@ -42,8 +42,8 @@ def whole_model(family: str) -> LoadedModel:
     return load_tiny(family, CPU)
 
 
-def start_ranks(load: Load) -> Ranks:
-    return Ranks(load, rank_devices("cpu", SIZE))
+def start_ranks(load: Load, hang_s: float = HANG_S) -> Ranks:
+    return Ranks(load, rank_devices("cpu", SIZE), hang_s=hang_s)
 
 
 @dataclass(frozen=True, slots=True)
