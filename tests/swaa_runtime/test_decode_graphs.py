@@ -6,6 +6,7 @@ the same tests run kernels and graphs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,15 +114,17 @@ class LogitsRunner(RecordingRunner):
         self.sampled: dict[int, list[torch.Tensor]] = {}
         self.num_graph_steps = 0
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        logits = ModelRunner.run(self, batch)
+    def run(self, batch: Batch, between_layers: Callable[[], None] | None = None) -> torch.Tensor:
+        logits = ModelRunner.run(self, batch, between_layers)
         for request, row in zip(batch.sampled, logits, strict=True):
             self.sampled.setdefault(id(request.turns), []).append(row.clone())
         self.num_graph_steps += self._decode_steps is not None and self._decode_steps.takes(batch)
         return logits
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        return ModelRunner.forward(self, batch, rows)
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        return ModelRunner.forward(self, batch, rows, between_layers)
 
 
 @pytest.fixture(scope="module")
