@@ -70,6 +70,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.leaving: list[Request] = []
         self.num_preemptions = 0
+        self._left_out: frozenset[str] = frozenset()
         self.set_cost(cost or UnknownCost())
 
     def set_cost(self, cost: StepCost) -> None:
@@ -244,18 +245,19 @@ class Scheduler:
         """The next step: at most `max_step_tokens` tokens, one for each decoding request, the rest prefill.
 
         Args:
-            interruptible: newcomers can run before the step and between its layers. So a long one is without those who
-                would be the first to: in it, they would wait for all of it.
+            interruptible: newcomers can run before the step and between its layers. So a long one leaves out those who
+                are the first to: in it, they would wait for all of it.
         """
+        self._left_out = frozenset()
         ready = self._ready()
         decodes = [ScheduledChunk(request, 1) for request in ready if request.is_decoding]
         prefills = self._in_order([request for request in ready if not request.is_decoding])
         scheduled = self._step(decodes, prefills)
         if interruptible and self.num_interruptions(scheduled):
-            first = {request.request_id for request in newcomers(prefills, self._config.interrupt_tokens)}
+            first = frozenset(request.request_id for request in newcomers(prefills, self._config.interrupt_tokens))
             others = [request for request in prefills if request.request_id not in first]
-            without = self._step(decodes, others) if first else scheduled
-            scheduled = without if self.num_interruptions(without) else scheduled
+            if first and self.num_interruptions(without := self._step(decodes, others)):
+                scheduled, self._left_out = without, first
         return self._extended(scheduled)
 
     def num_interruptions(self, scheduled: Sequence[ScheduledChunk]) -> int:
@@ -263,9 +265,13 @@ class Scheduler:
         return 0 if self._by_arrival else num_interruptions(scheduled, self._config.interrupt_tokens)
 
     def schedule_newcomers(self, in_flight: Collection[str]) -> list[ScheduledChunk]:
-        """A step that brings the first tokens of newcomers, to interrupt one that runs requests `in_flight`."""
+        """A step that brings the first tokens of newcomers, to interrupt one that runs requests `in_flight`.
+
+        First of those that were left out of it, whoever else has come: nothing that runs ever stands still.
+        """
         ready = [request for request in self._ready() if request.request_id not in in_flight]
         prefills = self._in_order([request for request in ready if not request.is_decoding])
+        prefills.sort(key=lambda request: request.request_id not in self._left_out)
         chosen = newcomers(prefills, self._config.interrupt_tokens)
         return self._extended([ScheduledChunk(request, request.num_remaining_tokens) for request in chosen])
 

@@ -69,6 +69,7 @@ class Arrivals:
         assert step is not None
         while self.coming and self.coming[0][0] <= self.boundary:
             self.add(self.coming.pop(0)[1])
+        assert self.rig.runner.adapters.active.groups == (), "the step's adapters are not those of others"
         in_flight = [request for name, request in self.rig.requests.items() if name in step.request_ids]
         before = [(r.num_computed_tokens, [list(table) for table in r.block_tables]) for r in in_flight]
         outputs = engine.interrupt()
@@ -305,6 +306,17 @@ def test_a_stream_of_newcomers_takes_no_more_than_the_long_step_itself() -> None
         assert others <= 64 + 64
         assert long.num_computed_tokens > computed
     assert steps <= 40
+    rig.run()
+
+
+def test_who_was_left_out_of_a_long_step_is_the_first_to_interrupt_it_however_urgent_others_are() -> None:
+    rig = build_rig(config=interruptible())
+    rig.add(build_request("long", 200, SLIDING))
+    rig.add(build_request("patient", 10, priority=-5))
+    urgent = [(0, build_request(f"r{at}", 16, priority=5)) for at in range(6)]
+    arrivals = Arrivals(rig, urgent, num_nested=[0])
+    rig.engine.step(arrivals.between_layers)
+    assert arrivals.first_tokens == {"patient": 0, "r0": 1, "r1": 2}
     rig.run()
 
 
