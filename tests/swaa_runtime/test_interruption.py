@@ -25,6 +25,7 @@ from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.step_cost import UnknownCost
 from tests.swaa_runtime.builders import (
     FakeClock,
+    LinearCost,
     RecordingRunner,
     Rig,
     assert_equals_oracle,
@@ -122,11 +123,19 @@ class Plan:
     max_tokens: int
     temperature: float
     continues: bool
+    is_urgent: bool
 
     def request(self, index: int) -> Request:
         params = SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=index)
         tokens = random_tokens(self.prompt, seed=index)
-        return build_request(f"r{index}", tokens, self.recipe, sampling=params, continues=self.continues)
+        return build_request(
+            f"r{index}",
+            tokens,
+            self.recipe,
+            sampling=params,
+            continues=self.continues,
+            ttft_due_s=FakeClock().now_s + self.prompt / 1e3 + 0.001 if self.is_urgent else None,
+        )
 
 
 def plans(adapters: Sequence[str]) -> st.SearchStrategy[Plan]:
@@ -143,6 +152,7 @@ def plans(adapters: Sequence[str]) -> st.SearchStrategy[Plan]:
         max_tokens=st.integers(1, 4),
         temperature=st.sampled_from([0.0, 1.5]),
         continues=st.booleans(),
+        is_urgent=st.booleans(),
     )
 
 
@@ -151,7 +161,10 @@ def plans(adapters: Sequence[str]) -> st.SearchStrategy[Plan]:
 def test_whoever_comes_at_whatever_layer_everybody_gets_what_nobody_interrupts(
     adapted: LoadedModel, data: st.DataObject
 ) -> None:
-    """Tokens and logits are those of an engine whose steps are not interrupted; of few blocks, some wait for others."""
+    """Tokens and logits are those of an engine whose steps are not interrupted.
+
+    Of few blocks some wait, or are given up for others.
+    """
     chosen = data.draw(st.lists(plans(list(adapted.adapters.ids.values())), min_size=1, max_size=7), label="plans")
     config = interruptible(
         block_size_tokens=data.draw(st.sampled_from([4, 8, 16]), label="block"),
@@ -159,7 +172,8 @@ def test_whoever_comes_at_whatever_layer_everybody_gets_what_nobody_interrupts(
         max_running=data.draw(st.sampled_from([2, 8]), label="running"),
         num_blocks=data.draw(st.sampled_from([3 * 60, 2000]), label="blocks"),
     )
-    rig, plain = build_rig(adapted, config), build_rig(adapted, config)
+    rig, plain = build_rig(adapted, config, clock=FakeClock()), build_rig(adapted, config)
+    rig.engine.set_cost(LinearCost())
     arrivals = run_arriving(rig, [(plan.boundary, plan.request(index)) for index, plan in enumerate(chosen)])
     for index, plan in enumerate(chosen):
         plain.add(plan.request(index))
