@@ -236,8 +236,9 @@ class Engine:
         """Run one step of at most `max_step_tokens` tokens and return what came of it.
 
         Args:
-            between_layers: called before a long step and between its layers. It may `add`, `resume` and `place`, which
-                touch nothing that the step uses, and it must call `interrupt`: the step may have left newcomers to it.
+            between_layers: called before a long step and between its layers. It may do what touches nothing that the
+                step uses: `add`, `resume`, `place`, `confirm_saved`, `set_paused`. And it must call `interrupt`, as the
+                step may have left newcomers to that.
         """
         outputs = self._expire()
         self._admit()

@@ -5,7 +5,7 @@
 
 A newcomer has no token yet, and all that it has to compute fits `interrupt_tokens`. A step is long if it runs as many
 itself. It is interrupted at most once for each `interrupt_tokens` of its own, so that newcomers, however many there
-are, compute no more than it does and it takes twice its time at most. Pure, but for the clock of a device.
+are, compute no more than it does, and it takes about twice its time at most. Pure, but for the clock of a device.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The one thread that touches the engine. Commands go in by a queue, outputs come out by one stream per request.
 
-A request whose stream is full (its reader is slow) is paused in the engine until the reader catches up; others go on.
+Commands are run in order, between steps, and those that touch nothing of a step also between the layers of a long one,
+so that a short prompt need not wait for its end. A request whose stream is full (its reader is slow) is paused in the
+engine until the reader catches up; others go on.
 """
 
 from __future__ import annotations
