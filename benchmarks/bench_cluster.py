@@ -56,10 +56,12 @@ class Answer:
 class PacedRunner(ModelRunner):
     """Takes as long for each token as the environment says, asleep: what a GPU looks like from the CPU."""
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """See ModelRunner."""
         time.sleep(batch.token_ids.shape[0] * float(os.environ[PACE_VARIABLE]) / 1e3)
-        return super().forward(batch, rows)
+        return super().forward(batch, rows, between_layers)
 
 
 class PacedReplica(RayReplica):

@@ -313,6 +313,29 @@ def decode_batch(bench: Bench, name: str, recipes: Sequence[Recipe], reach: floa
     return row(name, "tok/s", rates[:-1] or rates, floor, None, reach)
 
 
+WHEN = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""After which shares of a long step's time newcomers come."""
+
+
+def behind_ms(engine: Engine, request: Request, after_ms: float) -> float:
+    """Milliseconds to the first token of a request that comes so long from now, whatever runs then."""
+    comes_s = time.monotonic() + after_ms / 1e3
+    coming = [request]
+
+    def take() -> None:
+        if coming and time.monotonic() >= comes_s:
+            engine.add(coming.pop())
+
+    def between_layers() -> None:
+        take()
+        engine.interrupt()
+
+    while request.first_token_s is None:
+        engine.step(between_layers)
+        take()
+    return (request.first_token_s - comes_s) * 1e3
+
+
 def behind_a_long_prompt(bench: Bench) -> list[Row]:
     """First token of 500 tokens, idle and during the prefill of 600,000; and a step's time, which a cancel waits."""
     engine = bench.engine(SLIDING, 600_001, max_running=4)
@@ -325,8 +348,10 @@ def behind_a_long_prompt(bench: Bench) -> list[Row]:
     engine.add(long)
     for _ in range(8):
         engine.step()
-    behind = [first_token_s(engine, prompt_request(f"b{at}", 500, SLIDING, layers)) * 1e3 for at in range(5)]
     step = timed(engine.step) * 1e3
+    behind = [
+        behind_ms(engine, prompt_request(f"b{at}", 500, SLIDING, layers), share * step) for at, share in enumerate(WHEN)
+    ]
     cancel = timed(lambda: engine.cancel("long")) * 1e3
     drain(engine)
     idle_ms = statistics.median(idle)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,8 +44,10 @@ class RecordingRunner(ModelRunner):
         super().__init__(loaded, config)
         self.recorded: list[torch.Tensor] = []
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        hidden = super().forward(batch)
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        hidden = super().forward(batch, None, between_layers)
         if hidden.shape[0] <= NEXT_TOKENS:
             self.recorded.append(self.logits(hidden))
         return hidden if rows is None else hidden[rows]

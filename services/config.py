@@ -82,6 +82,12 @@ class ServeConfig(BaseSettings):
         description="tokens of one layer that a block of the KV pool holds; triton's: a power of two, at least 16",
     )
     max_step_tokens: int = Field(1024, ge=1, description="token budget of one engine step")
+    interrupt_tokens: int = Field(
+        2048,
+        ge=0,
+        description="prompts of at most so many tokens run between the layers of steps of at least so many, which else "
+        "they wait for; 0: none; not with tensor_parallel",
+    )
     max_running: int = Field(64, ge=1, description="requests that hold KV memory at a time")
     max_waiting: int = Field(256, ge=0, description="requests beyond them that may wait; more are refused")
     max_queued_ms: float | None = Field(

@@ -32,6 +32,8 @@ class EngineConfig:
         block_size_tokens: tokens per block of KV memory.
         num_blocks: blocks in the pool, over all layers; block 0 is the null block and never handed out.
         max_step_tokens: token budget of one step: no step runs more tokens than this, over all requests.
+        interrupt_tokens: requests without a token that have at most so many tokens to compute, together, may run
+            between the layers of a step of at least so many (see `interruption`); 0: none may.
         max_running: requests that hold KV memory at a time.
         max_waiting: requests that may wait for admission; one more is refused.
         max_model_tokens: longest sequence (prompt and generated) of one session.
@@ -54,6 +56,7 @@ class EngineConfig:
     max_model_tokens: int
     block_size_tokens: int = 32
     max_step_tokens: int = 1024
+    interrupt_tokens: int = 2048
     max_running: int = 64
     max_waiting: int = 256
     max_state_bytes: int = 4 << 30
@@ -78,8 +81,9 @@ class EngineConfig:
             )
         if self.max_queued_ms is not None and not self.max_queued_ms >= 0:
             raise InvalidRequest("max_queued_ms", self.max_queued_ms, "must be at least 0, or None")
-        if self.max_swapped_bytes < 0:
-            raise InvalidRequest("max_swapped_bytes", self.max_swapped_bytes, "must be at least 0")
+        for field in ("max_swapped_bytes", "interrupt_tokens"):
+            if getattr(self, field) < 0:
+                raise InvalidRequest(field, getattr(self, field), "must be at least 0")
         for field, choices in (
             ("policy", SchedulingPolicy),
             ("attention_backend", AttentionBackendName),

@@ -4,6 +4,8 @@ add ──▶ scheduler.admit ──▶ [restore saved KV] ──▶ scheduler.s
                                                           ▲                                   │
                                                           └──── num_computed_tokens ◀─────────┘
 
+Between the layers of a long step newcomers with little to compute may have one of their own: see `interrupt`.
+
 A session's request leaves its state: exported slice by slice after its last token, then parked for the next turn.
 A preempted request's state goes to host memory and comes back when it is admitted again.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +23,7 @@ from swaa_runtime.config import EngineConfig
 from swaa_runtime.detokenizer import Decoder
 from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.generation import Generation
+from swaa_runtime.interruption import LongStep
 from swaa_runtime.kv_cache.export import Export, ExportQueue
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.kv_cache.parked import ParkedStates
@@ -80,7 +83,8 @@ class Engine:
         self._decoder = decoder
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
-        self._load = self.scheduler.load()
+        self._in_flight: LongStep | None = None
+        self._load = self._new_load()
         self._unfinished: tuple[Sequence[ScheduledChunk], StepTimer] | None = None
         self.on_freed: Callable[[list[int]], None] | None = None  # tests poison what is freed
 
@@ -93,6 +97,11 @@ class Engine:
     def load(self) -> EngineLoad:
         """What there was to do after the last step, or when a request came or went since. Any thread may read it."""
         return self._load
+
+    def _new_load(self) -> EngineLoad:
+        """In the midst of a step it is that of the step's beginning: what that runs is counted as not done."""
+        load = self.scheduler.load()
+        return load if self._in_flight is None else replace(load, taken_s=self._in_flight.began_s)
 
     def usage(self) -> EngineUsage:
         """What memory and engine are used for now. Takes time that grows with what is used: not for every step."""
@@ -172,7 +181,7 @@ class Engine:
         self._live[request.request_id] = _Live(request, generation, restore, set(saved_keys))
         if restore is not None:
             request.restoring = (restore.compute_stop, restore.num_tokens)
-        self._load = self.scheduler.load()
+        self._load = self._new_load()
 
     def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
         """Bring slices of the state that a request restores. Nothing happens if it has ended or given up on them."""
@@ -214,7 +223,7 @@ class Engine:
         if live is None:
             return []
         outputs = self._finish(live.request, FinishReason.CANCELLED)
-        self._load = self.scheduler.load()
+        self._load = self._new_load()
         return outputs
 
     def set_paused(self, request_id: str, paused: bool) -> None:
@@ -223,29 +232,76 @@ class Engine:
         if live is not None:
             live.request.paused = paused
 
-    def step(self) -> list[Output]:
-        """Run one step of at most `max_step_tokens` tokens and return what came of it."""
+    def step(self, between_layers: Callable[[], None] | None = None) -> list[Output]:
+        """Run one step of at most `max_step_tokens` tokens and return what came of it.
+
+        Args:
+            between_layers: called before a long step and between its layers. It may do what touches nothing that the
+                step uses: `add`, `resume`, `place`, `confirm_saved`, `set_paused`. And it must call `interrupt`, as the
+                step may have left newcomers to that.
+        """
         outputs = self._expire()
         self._admit()
         self._preempt()
         self._restore()
         timer = self.runner.timer()
-        scheduled = self.scheduler.schedule()
-        if scheduled:
+        if not self.runner.is_interruptible:
+            between_layers = None
+        scheduled = self.scheduler.schedule(interruptible=between_layers is not None)
+        if between_layers is not None and (num_interruptions := self.scheduler.num_interruptions(scheduled)):
+            outputs += self._run_long(scheduled, timer, num_interruptions, between_layers)
+        elif scheduled:
             outputs += self._run(scheduled, timer)
         for export, slices in self._exports.step():
             outputs += self._exported(export, slices)
-        self._load = self.scheduler.load()
+        self._load = self._new_load()
         return outputs
 
-    def _run(self, scheduled: Sequence[ScheduledChunk], timer: StepTimer) -> list[Output]:
+    def interrupt(self) -> list[Output]:
+        """Before and between the layers of a long step: run one with newcomers alone, and return what came of it.
+
+        Nothing happens if there are none, at any other time, or once the step has been interrupted often enough.
+        """
+        if self._in_flight is None or self._in_flight.num_left == 0:
+            return []
+        self._admit()
+        scheduled = self.scheduler.schedule_newcomers(self._in_flight.request_ids)
+        if not scheduled:
+            return []
+        timer = self.runner.timer()
+        outputs = self._run(scheduled, timer)
+        self._in_flight.interrupted(timer)
+        self._load = self._new_load()
+        return outputs
+
+    def _run_long(
+        self,
+        scheduled: Sequence[ScheduledChunk],
+        timer: StepTimer,
+        num_interruptions: int,
+        between_layers: Callable[[], None],
+    ) -> list[Output]:
+        request_ids = frozenset(chunk.request.request_id for chunk in scheduled)
+        step = self._in_flight = LongStep(request_ids, num_interruptions, self._clock(), timer)
+        try:
+            between_layers()
+            return self._run(scheduled, step, between_layers)
+        finally:
+            self._in_flight = None
+
+    def _run(
+        self,
+        scheduled: Sequence[ScheduledChunk],
+        timer: StepTimer,
+        between_layers: Callable[[], None] | None = None,
+    ) -> list[Output]:
         """Run a step. While a device computes it, the host does what does not depend on its tokens.
 
         A step that samples nothing is not waited for but by the next, so that a prompt's chunks follow one another
         without a gap; no more than one is ahead.
         """
         batch = build_batch(scheduled, self.config.block_size_tokens, self.config.skip_unseen)
-        logits = self.runner.run(batch)
+        logits = self.runner.run(batch, between_layers)
         outputs = [output for chunk in scheduled for output in self._advance(chunk)]
         self._observe_unfinished()
         sampled = self._sample(batch, logits) if batch.sampled else []

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from swaa_runtime.attention.backend import AttentionBackend, ChunkView, PagedContext, StepContext
+from swaa_runtime.attention.interruptible import InterruptibleContext
 from swaa_runtime.attention.prefix import PrefixAttention, make_prefix_attention
 from swaa_runtime.attention.reference import ReferenceBackend
 from swaa_runtime.attention.windowed import WindowedBackend
@@ -16,6 +17,7 @@ from swaa_runtime.batch import Batch
 from swaa_runtime.config import AttentionBackendName, EngineConfig
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kv_cache.storage import KVStorage, StateMemory
+from swaa_runtime.layer_pacer import EventPacer, HostPacer, LayerPacer
 from swaa_runtime.model.decoder import Decoder, TransformersDecoder, gpu_decoder
 from swaa_runtime.model.loader import LoadedModel, torch_dtype
 from swaa_runtime.shape import ModelShape
@@ -44,7 +46,10 @@ class ModelRunner:
         shape: of the whole model.
         part: KV memory of what this process computes of it.
         storage: KV memory as states are copied out of and into it: all heads.
+        is_interruptible: whether `run` calls back between layers.
     """
+
+    is_interruptible = True
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
@@ -79,15 +84,26 @@ class ModelRunner:
         return self._decoder.name
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Float32 logits [n, vocab_size] of the rows that are sampled; K and V of all are in `storage` afterwards."""
+    def run(self, batch: Batch, between_layers: Callable[[], None] | None = None) -> torch.Tensor:
+        """Float32 logits [n, vocab_size] of the rows that are sampled; K and V of all are in `storage` afterwards.
+
+        Args:
+            between_layers: see `forward`. Steps that only decode may be too short for it.
+        """
         if self._decode_steps is not None and self._decode_steps.takes(batch):
             return self._decode_steps.run(batch)
-        return self.logits(self.forward(batch, upload(batch.sampled_rows, self.device)))
+        return self.logits(self.forward(batch, upload(batch.sampled_rows, self.device), between_layers))
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states of all T tokens, [T, hidden_size], or of int64 rows [n] alone; K and V of all are stored."""
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        """Hidden states of all T tokens, [T, hidden_size], or of int64 rows [n] alone; K and V of all are stored.
+
+        Args:
+            between_layers: called once for each layer but the first, when the layers before have been asked for and at
+                most about one of them is still to be computed. It may run batches of other requests.
+        """
         token_ids, positions, slots = (
             upload(array, self.device)
             for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
@@ -96,7 +112,7 @@ class ModelRunner:
             # A later chunk's first queries, which nobody needs either, read some of it beside what others need.
             self.part.clear(slots[batch.num_layers :].flatten())
         with self.adapters.active.during(batch.adapter_rows(self.device)):
-            context = self._contexts(batch.chunks, slots)
+            context = self._interruptible(self._contexts(batch.chunks, slots), between_layers)
             return self._decoder.forward(token_ids, positions, context, rows, batch.num_layers)
 
     @torch.inference_mode()
@@ -116,6 +132,18 @@ class ModelRunner:
 
         Any thread may call it.
         """
+
+    def _interruptible(self, context: StepContext, between_layers: Callable[[], None] | None) -> StepContext:
+        """The step's context, which calls back (see `forward`) as if no forward was running."""
+        if between_layers is None:
+            return context
+
+        def outside() -> None:
+            with self.adapters.active.during(()):
+                between_layers()
+
+        pacer: LayerPacer = EventPacer(torch.cuda.Event) if self.device.type == "cuda" else HostPacer()
+        return InterruptibleContext(context, pacer, outside)
 
     def timer(self) -> StepTimer:
         """Started now."""

@@ -11,11 +11,12 @@ add ──▶ waiting ──admit──▶ running ──retire──▶
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.config import MIN_PREFILL_TOKENS, EngineConfig
 from swaa_runtime.errors import OutOfCapacity
+from swaa_runtime.interruption import newcomers, num_interruptions
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.preemption import Candidate, Need, choose_victims, wait_ms
@@ -69,6 +70,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.leaving: list[Request] = []
         self.num_preemptions = 0
+        self._left_out: frozenset[str] = frozenset()
         self.set_cost(cost or UnknownCost())
 
     def set_cost(self, cost: StepCost) -> None:
@@ -239,12 +241,48 @@ class Scheduler:
 
     # Steps.
 
-    def schedule(self) -> list[ScheduledChunk]:
-        """The next step: at most `max_step_tokens` tokens, one for each decoding request, the rest prefill."""
-        ready = [request for request in self.running if not request.paused and request.num_ready_tokens]
+    def schedule(self, interruptible: bool = False) -> list[ScheduledChunk]:
+        """The next step: at most `max_step_tokens` tokens, one for each decoding request, the rest prefill.
+
+        Args:
+            interruptible: newcomers can run before the step and between its layers. So a long one leaves out those who
+                are the first to: in it, they would wait for all of it.
+        """
+        self._left_out = frozenset()
+        ready = self._ready()
         decodes = [ScheduledChunk(request, 1) for request in ready if request.is_decoding]
         prefills = self._in_order([request for request in ready if not request.is_decoding])
-        scheduled = [*decodes, *self._share(prefills, self._prefill_tokens(decodes, prefills))]
+        scheduled = self._step(decodes, prefills)
+        if interruptible and self.num_interruptions(scheduled):
+            first = frozenset(request.request_id for request in newcomers(prefills, self._config.interrupt_tokens))
+            others = [request for request in prefills if request.request_id not in first]
+            if first and self.num_interruptions(without := self._step(decodes, others)):
+                scheduled, self._left_out = without, first
+        return self._extended(scheduled)
+
+    def num_interruptions(self, scheduled: Sequence[ScheduledChunk]) -> int:
+        """How often newcomers may interrupt such a step."""
+        return 0 if self._by_arrival else num_interruptions(scheduled, self._config.interrupt_tokens)
+
+    def schedule_newcomers(self, in_flight: Collection[str]) -> list[ScheduledChunk]:
+        """A step that brings the first tokens of newcomers, to interrupt one that runs requests `in_flight`.
+
+        First of those that were left out of it, whoever else has come: nothing that runs ever stands still.
+        """
+        ready = [request for request in self._ready() if request.request_id not in in_flight]
+        prefills = self._in_order([request for request in ready if not request.is_decoding])
+        prefills.sort(key=lambda request: request.request_id not in self._left_out)
+        chosen = newcomers(prefills, self._config.interrupt_tokens)
+        return self._extended([ScheduledChunk(request, request.num_remaining_tokens) for request in chosen])
+
+    def _ready(self) -> list[Request]:
+        return [request for request in self.running if not request.paused and request.num_ready_tokens]
+
+    def _step(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> list[ScheduledChunk]:
+        return [*decodes, *self._share(prefills, self._prefill_tokens(decodes, prefills))]
+
+    def _extended(self, scheduled: list[ScheduledChunk]) -> list[ScheduledChunk]:
+        """The same, once there are blocks for what they compute."""
         for chunk in scheduled:
             self.manager.extend(chunk.request, chunk.start + chunk.num_tokens)
         return scheduled

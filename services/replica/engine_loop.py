@@ -1,6 +1,8 @@
 """The one thread that touches the engine. Commands go in by a queue, outputs come out by one stream per request.
 
-A request whose stream is full (its reader is slow) is paused in the engine until the reader catches up; others go on.
+Commands are run in order, between steps, and those that touch nothing of a step also between the layers of a long one,
+so that a short prompt need not wait for its end. A request whose stream is full (its reader is slow) is paused in the
+engine until the reader catches up; others go on.
 """
 
 from __future__ import annotations
@@ -79,10 +81,15 @@ class OutputStream:
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """Something to do between two steps, and what to tell its caller if the engine died before."""
+    """Something to do between two steps, and what to tell its caller if the engine died before.
+
+    Attributes:
+        in_step: may be done between the layers of a step, too, as it touches nothing that the step uses.
+    """
 
     run: Callable[[], None]
     fail: Callable[[EngineFailed], object] = lambda _: None
+    in_step: bool = False
 
 
 class EngineLoop:
@@ -91,6 +98,7 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._put_off: list[_Command | None] = []  # the next command, if it was taken in the midst of a step
         self._streams: dict[str, OutputStream] = {}
         self._thread = threading.Thread(target=self._run, name="swaa-engine", daemon=True)
         self._failure: EngineFailed | None = None
@@ -149,7 +157,7 @@ class EngineLoop:
                 return
             self._streams[request.request_id] = stream
 
-        self._post(_Command(add, fail=stream.put))
+        self._post(_Command(add, fail=stream.put, in_step=True))
         return stream
 
     async def resume(
@@ -167,7 +175,7 @@ class EngineLoop:
             self._streams[request.request_id] = stream
             return True
 
-        return stream if await self.call(resume) else None
+        return stream if await self._call(resume, in_step=True) else None
 
     def is_parked(self, request_id: str) -> bool:
         """Whether a request's state is in the pool still; a moment later it may not be."""
@@ -175,7 +183,7 @@ class EngineLoop:
 
     async def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
         """Bring slices of a state that is restored; returns when they are the engine's."""
-        await self.call(lambda engine: engine.place(request_id, slices))
+        await self._call(lambda engine: engine.place(request_id, slices), in_step=True)
 
     async def abandon_restore(self, request_id: str) -> None:
         """See `Engine.abandon_restore`."""
@@ -183,7 +191,7 @@ class EngineLoop:
 
     def confirm_saved(self, request_id: str, keys: Collection[SliceKey], lost: Collection[SliceKey] = ()) -> None:
         """See `Engine.confirm_saved`."""
-        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys, lost)))
+        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys, lost), in_step=True))
 
     async def export_parked(self, request_id: str, keys: Collection[SliceKey]) -> list[KVSlice] | None:
         """See `Engine.export_parked`. Others' tokens wait meanwhile."""
@@ -199,6 +207,9 @@ class EngineLoop:
 
     async def call(self, function: Callable[[Engine], T]) -> T:
         """Run a function on the engine between two steps, on its thread, and return its result."""
+        return await self._call(function)
+
+    async def _call(self, function: Callable[[Engine], T], in_step: bool = False) -> T:
         future: Future[T] = Future()
 
         def run() -> None:
@@ -213,11 +224,12 @@ class EngineLoop:
             if future.set_running_or_notify_cancel():
                 future.set_exception(failure)
 
-        self._post(_Command(run, fail))
+        self._post(_Command(run, fail, in_step))
         return await asyncio.wrap_future(future)
 
     def _stream(self, request_id: str) -> OutputStream:
-        return OutputStream(lambda: self._post(_Command(lambda: self._engine.set_paused(request_id, False))))
+        resume = _Command(lambda: self._engine.set_paused(request_id, False), in_step=True)
+        return OutputStream(lambda: self._post(resume))
 
     def _post(self, command: _Command) -> None:
         with self._failure_lock:
@@ -231,7 +243,7 @@ class EngineLoop:
             idle = True
             while self._take_commands(idle):
                 self._busy_since_s = time.monotonic()
-                outputs = self._engine.step()
+                outputs = self._engine.step(self._between_layers)
                 self._busy_since_s = None
                 self._dispatch(outputs)
                 idle = not outputs and not self._engine.moves_states  # every step that ran a token has an output
@@ -244,7 +256,9 @@ class EngineLoop:
         """Run all commands that wait; wait for one when there is nothing else to do. False to stop."""
         while True:
             try:
-                if not self._engine.has_work:
+                if self._put_off:
+                    command = self._put_off.pop()
+                elif not self._engine.has_work:
                     command = self._commands.get()
                 elif idle:  # nothing can run until a reader catches up or a request ends: look again soon
                     command = self._commands.get(timeout=IDLE_WAIT_S)
@@ -256,6 +270,19 @@ class EngineLoop:
                 return False
             command.run()
             idle = False
+
+    def _between_layers(self) -> None:
+        """In the midst of a step: run the commands that may be, in order, and let out newcomers' first tokens."""
+        while not self._put_off:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                break
+            if command is None or not command.in_step:
+                self._put_off.append(command)
+            else:
+                command.run()
+        self._dispatch(self._engine.interrupt())
 
     def _dispatch(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -274,6 +301,6 @@ class EngineLoop:
         self._streams.clear()
         with contextlib.suppress(queue.Empty):
             while True:  # posted before the failure was known
-                command = self._commands.get_nowait()
+                command = self._put_off.pop() if self._put_off else self._commands.get_nowait()
                 if command is not None:
                     command.fail(failure)

@@ -22,13 +22,16 @@ PAST_PIECES = 20
 def step_bytes(
     shape: ModelShape, hidden_size: int, intermediate_size: int, max_tokens: int, config: EngineConfig
 ) -> int:
-    """What a step of `max_step_tokens` needs at most beside weights and KV pool, in bytes.
+    """What a step of T = `max_step_tokens` needs at most beside weights and KV pool, in bytes.
 
     activations   T x (4 hidden + 3 intermediate + 2 (heads + 2 kv_heads) head_dim)         in the model's dtype
     dense chunks  T x heads x head_dim x (PAST_PIECES in the model's dtype + 2 in float32)   parts and their sum
                   + K and V of the longest sequence in one layer, gathered; of 8 bits also as they are kept
     sampling      max_running x vocab_size                                        in float32, thrice
     decoding      layers x max_running x blocks of the longest sequence           block ids in int32
+
+    Between two layers it keeps T x 2 (hidden + (heads + 2 kv_heads) head_dim), beside which one of `interrupt_tokens`
+    needs its own.
     """
     size = DTYPE_BYTES[shape.dtype]
     width = shape.num_heads * shape.head_dim
@@ -40,7 +43,11 @@ def step_bytes(
         gathered += max_tokens * shape.pool_bytes_per_token_layer(config.kv_dtype)
     logits = 3 * 4 * config.max_running * shape.vocab_size
     tables = 4 * shape.num_layers * config.max_running * -(-max_tokens // config.block_size_tokens)
-    return config.max_step_tokens * (activations + dense) + gathered + logits + tables
+    rows = config.max_step_tokens * (activations + dense)
+    if 0 < config.interrupt_tokens <= config.max_step_tokens:
+        paused = config.max_step_tokens * size * 2 * (hidden_size + qkv)
+        rows = max(rows, paused + config.interrupt_tokens * (activations + dense))
+    return rows + gathered + logits + tables
 
 
 def kv_pool_bytes(free_bytes: int, needed_bytes: int) -> int:

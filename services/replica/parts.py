@@ -252,6 +252,7 @@ def _engine_config(config: ServeConfig, loaded: LoadedModel) -> EngineConfig:
         max_model_tokens=loaded.shape.max_model_tokens,
         block_size_tokens=config.block_size_tokens,
         max_step_tokens=config.max_step_tokens,
+        interrupt_tokens=config.interrupt_tokens,
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         max_state_bytes=config.session_max_kv_mib << 20,

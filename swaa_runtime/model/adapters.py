@@ -84,19 +84,19 @@ class AdapterRows:
 
 
 class ActiveRows:
-    """Which rows of the forward that runs now use which adapter. One per model; one forward at a time."""
+    """Which rows of the forward that runs now use which adapter. One per model; a forward may run inside another."""
 
     def __init__(self) -> None:
         self.groups: Sequence[AdapterRows] = ()
 
     @contextlib.contextmanager
     def during(self, groups: Sequence[AdapterRows]) -> Iterator[None]:
-        """Apply to the forwards inside; none afterwards."""
-        self.groups = groups
+        """Apply to the forwards inside; afterwards those from before do again."""
+        before, self.groups = self.groups, groups
         try:
             yield
         finally:
-            self.groups = ()
+            self.groups = before
 
 
 class AdaptedLinear(torch.nn.Module):

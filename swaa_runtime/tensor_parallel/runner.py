@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from swaa_runtime.batch import Batch
@@ -14,7 +16,12 @@ from swaa_runtime.tensor_parallel.ranks import LOAD_S, Ranks
 
 
 class SharedRunner(ModelRunner):
-    """A ModelRunner whose `run` and whose `storage` are all ranks'. Engine, scheduler and KV manager know no ranks."""
+    """A ModelRunner whose `run` and whose `storage` are all ranks'. Engine, scheduler and KV manager know no ranks.
+
+    Ranks obey one whole batch after the other, so no step is interrupted.
+    """
+
+    is_interruptible = False
 
     def __init__(self, ranks: Ranks, config: EngineConfig, theirs: type[ModelRunner] = ModelRunner) -> None:
         """Build runners on all ranks, in place of those they had; on the others it is one of `theirs`."""
@@ -25,8 +32,8 @@ class SharedRunner(ModelRunner):
         self._teller = BatchTeller(config.block_size_tokens, config.max_running)
         self.storage = SharedMemory(ranks, self.part)
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """See ModelRunner.run. Raises EngineFailed if a rank is gone."""
+    def run(self, batch: Batch, between_layers: Callable[[], None] | None = None) -> torch.Tensor:
+        """See ModelRunner.run; `between_layers` is not called. Raises EngineFailed if a rank is gone."""
         self._ranks.order(Run(self._teller.tell(batch)))
         with self._ranks.together():
             return super().run(batch)

@@ -139,8 +139,10 @@ class RecordingRunner(ModelRunner):
         super().__init__(loaded, config)
         self._records: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        hidden = super().forward(batch)
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        hidden = super().forward(batch, None, between_layers)
         logits = self.logits(hidden)
         for chunk in batch.chunks:
             # A request's turns are one tuple from beginning to end, and the test holds the request: its id names it.
@@ -265,6 +267,7 @@ def engine_config(
     num_blocks: int = 2000,
     block_size_tokens: int = 8,
     max_step_tokens: int = 32,
+    interrupt_tokens: int = 2048,
     max_running: int = 8,
     max_waiting: int = 8,
     max_model_tokens: int = 2048,
@@ -280,6 +283,7 @@ def engine_config(
         num_blocks=num_blocks,
         block_size_tokens=block_size_tokens,
         max_step_tokens=max_step_tokens,
+        interrupt_tokens=interrupt_tokens,
         max_running=min(max_running, max_step_tokens),
         max_waiting=max_waiting,
         max_model_tokens=max_model_tokens,

@@ -6,6 +6,7 @@ the same tests run kernels and graphs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,15 +114,17 @@ class LogitsRunner(RecordingRunner):
         self.sampled: dict[int, list[torch.Tensor]] = {}
         self.num_graph_steps = 0
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        logits = ModelRunner.run(self, batch)
+    def run(self, batch: Batch, between_layers: Callable[[], None] | None = None) -> torch.Tensor:
+        logits = ModelRunner.run(self, batch, between_layers)
         for request, row in zip(batch.sampled, logits, strict=True):
             self.sampled.setdefault(id(request.turns), []).append(row.clone())
         self.num_graph_steps += self._decode_steps is not None and self._decode_steps.takes(batch)
         return logits
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        return ModelRunner.forward(self, batch, rows)
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        return ModelRunner.forward(self, batch, rows, between_layers)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +254,45 @@ def test_a_next_turn_takes_over_the_tables_of_the_one_before(loaded: LoadedModel
     second = next_turn("second", first, random_tokens(9), max_tokens=8)
     assert rig.rig.resume(second, "first")
     rig.check()
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "int8"])
+@settings(max_examples=10)
+@given(
+    asked=st.lists(st.tuples(st.integers(1, 16), recipes(3, 30), st.integers(1, 6)), min_size=1, max_size=5),
+    recipe=recipes(3, 30),
+    every=st.integers(1, 3),
+)
+def test_newcomers_between_the_layers_of_a_long_step_change_nothing(
+    loaded: LoadedModel, kv_dtype: KVDtypeName, asked: list[tuple[int, Recipe, int]], recipe: Recipe, every: int
+) -> None:
+    """Its launches and theirs are planned apart, also of 8-bit KV; then all of them decode by graphs."""
+    found: list[list[tuple[list[int], torch.Tensor]]] = []
+    for interrupted in (False, True):
+        rig = GraphRig(loaded, max_step_tokens=48, interrupt_tokens=16, attention_backend="triton", kv_dtype=kv_dtype)
+        rig.add("long", 150, recipe)
+        coming = [partial(rig.add, f"r{at}", *plan) for at, plan in enumerate(asked)]
+        boundaries = 0
+
+        def between_layers(rig: GraphRig = rig, coming: list[Any] = coming) -> None:
+            nonlocal boundaries
+            boundaries += 1
+            if coming and boundaries % every == 0:
+                coming.pop(0)()
+            rig.rig.outputs += rig.rig.engine.interrupt()
+            rig.rig.engine.check_integrity()
+
+        if interrupted:
+            while coming and rig.rig.engine.has_work:
+                rig.rig.outputs += rig.rig.engine.step(between_layers)
+        for add in coming:
+            add()
+        rig.rig.run()
+        requests = rig.rig.requests.values()
+        found.append([(request.token_ids, rig.rig.runner.recorded(request)) for request in requests])
+    for (tokens, logits), (others_tokens, others_logits) in zip(*found, strict=True):
+        assert tokens == others_tokens
+        torch.testing.assert_close(logits, others_logits, atol=1e-4, rtol=1e-4)
 
 
 # Layers that are skipped, where the tokens alone are of interest.

@@ -64,15 +64,28 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 
 class HookedRunner(ModelRunner):
-    """A runner that calls `before_step`, on the engine's thread, before each forward pass."""
+    """A runner that calls back on the engine's thread.
+
+    `before_step`: before each forward pass; `between_layers`: between the layers of a long one, after whoever came.
+    """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
         self.before_step: Callable[[], None] = lambda: None
+        self.between_layers: Callable[[], None] = lambda: None
 
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         self.before_step()
-        return super().forward(batch, rows)
+        if between_layers is None:
+            return super().forward(batch, rows)
+
+        def both() -> None:
+            between_layers()
+            self.between_layers()
+
+        return super().forward(batch, rows, both)
 
 
 class PacedEngine(Engine):
@@ -83,8 +96,8 @@ class PacedEngine(Engine):
         self.num_exported = 0
         self.num_confirmed = 0
 
-    def step(self) -> list[Output]:
-        outputs = super().step()
+    def step(self, between_layers: Callable[[], None] | None = None) -> list[Output]:
+        outputs = super().step(between_layers)
         self.num_exported += sum(isinstance(output, Checkpoint) for output in outputs)
         return outputs
 
@@ -152,7 +165,7 @@ async def running_engine(config: EngineConfig | None = None) -> AsyncIterator[Ri
     try:
         yield Rig(loop, engine, runner)
     finally:
-        runner.before_step = lambda: None
+        runner.before_step = runner.between_layers = lambda: None
         await asyncio.to_thread(loop.close)
 
 

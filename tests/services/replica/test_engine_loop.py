@@ -14,7 +14,7 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, InvalidRequest, OutOfCapacity
 from swaa_runtime.outputs import Finished, Output, TokenOutput
 from swaa_runtime.request import FinishReason, Request, SamplingParams
-from tests.swaa_runtime.builders import build_request, build_rig, engine_config
+from tests.swaa_runtime.builders import build_request, build_rig, engine_config, next_turn
 
 from .builders import Rig, asynchronous, read_all, running_engine
 
@@ -223,6 +223,119 @@ async def test_a_step_that_hangs_is_seen_from_outside() -> None:
         rig.loop.check_alive(stuck_s=0.1)
     with pytest.raises(EngineFailed, match="shut down"):
         rig.loop.check_alive()
+
+
+class Held:
+    """An engine whose thread stands still at each boundary between the layers of a long step, which has two."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._at, self._go = threading.Semaphore(0), threading.Semaphore(0)
+        self.dies = False
+        rig.runner.between_layers = self._hold
+
+    def _hold(self) -> None:
+        self._at.release()
+        assert self._go.acquire(timeout=30)
+        if self.dies:
+            raise RuntimeError("a bit fell over")
+
+    async def at_boundary(self) -> None:
+        """Wait until it stands at the next."""
+        assert await asyncio.to_thread(self._at.acquire, timeout=30)
+
+    def go_on(self) -> None:
+        """Up to the next."""
+        self._go.release()
+
+
+INTERRUPTIBLE = engine_config(max_step_tokens=64, interrupt_tokens=16)
+TWO_STEPS = 128
+
+
+@asynchronous
+async def test_a_first_token_is_with_its_reader_before_a_long_step_goes_on() -> None:
+    async with running_engine(INTERRUPTIBLE) as rig:
+        held = Held(rig)
+        long = rig.loop.submit(build_request("long", TWO_STEPS, sampling=SamplingParams(max_tokens=1)))
+        await held.at_boundary()
+        stream = rig.loop.submit(build_request("r", 10))
+        held.go_on()
+        await held.at_boundary()
+        outputs = [await stream.get(), await stream.get()]
+        assert len(tokens_of(outputs)) == 1
+        assert rig.engine._in_flight is not None, "the long step has not ended"
+        rig.runner.between_layers = lambda: None
+        held.go_on()
+        assert len(tokens_of(await read_all(long))) == 1
+        outputs += await read_all(stream)
+        assert await rig.used_blocks() == 0
+    assert tokens_of(outputs) == alone(build_request("r", 10))
+
+
+@asynchronous
+async def test_what_may_not_be_done_in_a_step_waits_for_its_end_and_so_does_all_behind_it() -> None:
+    async with running_engine(INTERRUPTIBLE) as rig:
+        held = Held(rig)
+        long = rig.loop.submit(build_request("long", TWO_STEPS))
+        await held.at_boundary()
+        first = rig.loop.submit(build_request("first", 10, sampling=LONG))
+        rig.loop.cancel("first")
+        rig.loop.cancel("long")
+        second = rig.loop.submit(build_request("second", 10))
+        held.go_on()
+        await held.at_boundary()
+        assert len(tokens_of([await first.get(), await first.get()])) == 1
+        rig.runner.between_layers = lambda: None
+        held.go_on()
+        outputs = await read_all(first)
+        assert (tokens_of(outputs), finished(outputs).reason) == ([], FinishReason.CANCELLED)
+        assert finished(await read_all(long)).num_computed_tokens == 64, "the step ran to its end"
+        assert tokens_of(await read_all(second)) == alone(build_request("second", 10))
+        assert await rig.used_blocks() == 0
+
+
+@asynchronous
+async def test_a_next_turn_goes_on_from_memory_in_the_midst_of_a_step() -> None:
+    async with running_engine(INTERRUPTIBLE) as rig:
+        past = build_request("past", 10, continues=True)
+        await read_all(rig.loop.submit(past))
+        held = Held(rig)
+        long = rig.loop.submit(build_request("long", TWO_STEPS))
+        await held.at_boundary()
+        resuming = asyncio.create_task(rig.loop.resume(next_turn("next", past, [1, 2, 3]), "past"))
+        await asyncio.sleep(0)
+        held.go_on()
+        await held.at_boundary()
+        stream = await resuming
+        assert stream is not None
+        assert len(tokens_of([await stream.get(), await stream.get()])) == 1
+        rig.runner.between_layers = lambda: None
+        held.go_on()
+        await asyncio.gather(read_all(stream), read_all(long))
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@asynchronous
+async def test_what_was_put_off_to_the_end_of_a_step_is_told_if_there_is_none_after_it(dies: bool) -> None:
+    async with running_engine(INTERRUPTIBLE) as rig:
+        held = Held(rig)
+        long = rig.loop.submit(build_request("long", TWO_STEPS))
+        await held.at_boundary()
+        closing = None if dies else asyncio.create_task(asyncio.to_thread(rig.loop.close))
+        while not dies and rig.loop._commands.empty():  # noqa: ASYNC110 - until it has been told to
+            await asyncio.sleep(0.01)
+        asking = asyncio.create_task(rig.loop.call(lambda engine: engine))
+        await asyncio.sleep(0)
+        held.go_on()
+        await held.at_boundary()
+        held.dies = dies
+        held.go_on()
+        with pytest.raises(EngineFailed, match="fell over" if dies else "shut down"):
+            await asking
+        with pytest.raises(EngineFailed):
+            await read_all(long)
+        if closing is not None:
+            await closing
 
 
 def test_an_output_for_a_reader_whose_loop_is_closed_is_dropped() -> None:

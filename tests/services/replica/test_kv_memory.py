@@ -39,6 +39,12 @@ def test_larger_steps_and_longer_sequences_need_more(more: dict[str, int]) -> No
     assert needed(**more) > needed()
 
 
+def test_a_step_that_is_interrupted_by_one_of_its_own_size_needs_more_and_by_small_ones_does_not() -> None:
+    never = needed(interrupt_tokens=0)
+    assert needed(interrupt_tokens=2048) == needed(interrupt_tokens=8193) == never
+    assert never < needed(interrupt_tokens=8192) < 1.5 * never
+
+
 @given(st.integers(0, 200 * GIB), st.integers(0, 10 * GIB))
 def test_pool_and_step_fit_into_what_is_free(free_bytes: int, needed_bytes: int) -> None:
     if free_bytes <= needed_bytes + RESERVED_BYTES + 1:

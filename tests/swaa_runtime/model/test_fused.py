@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ class FusedRunner(ModelRunner):
         self._fused = FusedDecoder(loaded.model, self.ops, self.linear, self.gated_linear)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         slots = torch.from_numpy(batch.slots(self.storage.block_size_tokens))
-        context = PagedContext(self.part, WindowedBackend(), batch.chunks, slots)
+        paged = PagedContext(self.part, WindowedBackend(), batch.chunks, slots)
+        context = self._interruptible(paged, between_layers)
         token_ids, positions = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.positions)
         with self.adapters.active.during(batch.adapter_rows(self.device)):
             return self._fused.forward(token_ids, positions, context, rows)

@@ -95,6 +95,16 @@ def test_rows_in_pieces_whose_sums_overlap_give_the_same(ranks: Ranks, family: s
     assert_same(rig, family, run_mixed(rig))
 
 
+def test_no_step_of_several_ranks_is_interrupted(llama: Ranks) -> None:
+    """They obey whole batches: who comes is in the next step as ever."""
+    rig = shared_rig(llama, engine_config(max_step_tokens=64, interrupt_tokens=16))
+    requests = [rig.add(build_request(name, length, TAIL)) for name, length in (("long", 100), ("short", 10))]
+    while rig.engine.has_work:
+        rig.engine.step(lambda: pytest.fail("it was interrupted"))
+    for request in requests:
+        assert_equals_oracle(rig, whole_model("llama"), request)
+
+
 @pytest.mark.parametrize("recipe", [TAIL, PAPER])
 def test_a_session_goes_on_whether_its_turns_ran_on_one_rank_or_two(llama: Ranks, recipe: Recipe) -> None:
     """What is exported has all heads, however many ranks there were."""
