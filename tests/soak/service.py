@@ -25,8 +25,9 @@ SETTINGS: Mapping[str, str] = {
     "session_quota_mib": "384",
     "max_waiting": "16",
     "prefix_ttl_s": "600",
+    "interrupt_tokens": "256",
 }
-"""Of the default model: KV of some 5,700 tokens, and a store that is full after some minutes."""
+"""Of the default model: KV of some 5,700 tokens, a store that is full after some minutes, steps that are interrupted."""
 
 
 @contextlib.contextmanager
