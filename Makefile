@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 LOCKS := deps/locks
 # --no-deps: the locks have everything, and nothing comes in that is not in them.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# --no-compile: most modules are never imported; those that are get compiled then. Saves a third of the set-up.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 AUDIT := .cache/audit
 
 export SWAA_CACHE_DIR ?= $(CURDIR)/.cache/swaa
