@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.cost import CostProfile, StepWork, decode_keys, prefill_work
-from services.gateway.catalog import NamedRecipe
+from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
 from services.load.report import Group
 from services.load.trace import TraceRequest, TraceSpec, make_trace
@@ -15,6 +15,9 @@ from swaa_runtime.visibility import Turn
 
 DEFAULT_SCHEDULING = "slack"
 """The service's own scheduling policy, as its setting names it."""
+
+SAMPLE_S = 2000.0
+"""One request a second: enough of them for the mean work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,16 @@ def all_policies(fixed: Sequence[str]) -> list[Policy]:
         Policy("fcfs: full", "fcfs", "full"),
         Policy("fcfs: planner", "fcfs"),
     ]
+
+
+def measure_setup(profile: CostProfile, catalog: Catalog, spec: TraceSpec) -> Setup:
+    """The mean work of the requests that a spec makes."""
+    sample = make_trace(replace(spec, rate_per_s=1.0, duration_s=SAMPLE_S))
+    mean_ms = {
+        name: sum(request_ms(profile, named, request) for request in sample) / len(sample)
+        for name, named in catalog.recipes.items()
+    }
+    return Setup(profile, mean_ms)
 
 
 def request_ms(profile: CostProfile, named: NamedRecipe, request: TraceRequest) -> float:
