@@ -3,9 +3,10 @@
     python -m benchmarks.bench_sla                                        # default model, CPU, about 20 minutes
     python -m benchmarks.bench_sla --device cuda --model-shape qwen3-4b   # random weights of that shape
 
-Capacity is the rate at which the requests' predicted work under full attention keeps one replica exactly busy, by the
-measured cost profile; answers' tokens count as riding along in steps that prompts take anyway. At every load the same
-requests come at the same (Poisson) times to every policy:
+Capacity is the rate at which the requests' predicted work keeps one replica exactly busy under the reference, by the
+measured cost profile: the recipe of the best quality, and of several the one of least work. So a load above 1 is more
+than can be served without giving up quality. Answers' tokens count as riding along in steps that prompts take anyway.
+At every load the same requests come at the same (Poisson) times to every policy:
 
     fixed: NAME     one recipe for all, our scheduler            x-swaa-recipe: NAME
     fcfs: full      full attention, first come first served      the same, SWAA_SCHEDULING_POLICY=fcfs
@@ -14,7 +15,7 @@ requests come at the same (Poisson) times to every policy:
     planner strict  the same, refusing what it would miss        x-swaa-strict: true; only if named in --policies
 
 An SLA is met if time to first token, time per token and least quality are; a refusal or an error is a miss. Objectives
-of time to first token are multiples of the mean work under full attention, so that a run of minutes tells: see
+of time to first token are multiples of the mean work under the reference, so that a run of minutes tells: see
 --objectives. Quality is the catalogue's table. The last line is JSON.
 """
 
@@ -153,7 +154,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
                 for load in args.loads:
                     loaded = replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s)
-                    traces[load] = requests_of(loaded, objectives, setup.mean_ms["full"])
+                    traces[load] = requests_of(loaded, objectives, setup.unit_ms)
                 print_setup(setup, window_s)
                 counts = ", ".join(f"{len(trace)} at {load:.1f} x" for load, trace in traces.items())
                 print(f"requests: {counts}\n")
@@ -180,7 +181,9 @@ def print_setup(setup: Setup, window_s: float) -> None:
     """What a request takes, and how many are too many."""
     work = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in setup.mean_ms.items())
     print(f"mean work of a request, by the cost profile: {work}")
-    print(f"capacity: {setup.capacity_per_s:.3f} requests/s under full attention; requests arrive for {window_s:.0f} s")
+    print(
+        f"capacity: {setup.capacity_per_s:.3f} requests/s under {setup.reference}; requests arrive for {window_s:.0f} s"
+    )
 
 
 def print_head() -> None:
@@ -204,7 +207,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objectives",
         default="interactive:2,balanced:4,quality:12",
-        help="time to first token by class, in multiples of the mean work under full attention",
+        help="time to first token by class, in multiples of the mean work under the reference",
     )
 
 

@@ -45,8 +45,8 @@ from swaa_runtime.shape import ModelShape
 
 CATALOGS = Path(str(files("services.gateway").joinpath("data", "catalogs")))
 DATA = Path(__file__).parent / "data"
-BLOCK_SIZE_TOKENS = 32
-"""Of a service, where nothing else is set."""
+BLOCK_SIZE_TOKENS = 256
+"""Larger than a service's, as every block takes time to hand out; memory is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,11 @@ def load_profile(path: Path) -> CostProfile:
 def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConfig:
     """A service's own, with the settings that `bench_sla` gives it."""
     shape, settings = MODELS[name].shape, SHAPES[name].settings
-    block_tokens = int(settings.get("block_size_tokens", BLOCK_SIZE_TOKENS))
     kv_bytes = int(settings.get("kv_memory_mib", CPU_KV_MIB)) << 20
     return EngineConfig(
-        num_blocks=1 + kv_bytes // (shape.bytes_per_token_layer * block_tokens),
+        num_blocks=1 + kv_bytes // (shape.bytes_per_token_layer * BLOCK_SIZE_TOKENS),
         max_model_tokens=shape.max_model_tokens,
-        block_size_tokens=block_tokens,
+        block_size_tokens=BLOCK_SIZE_TOKENS,
         max_step_tokens=profile.max_step_tokens,
         policy=policy.scheduling,
     )
@@ -94,7 +93,8 @@ class Simulation:
     model_name: str
     catalog: Catalog
     setup: Setup
-    machine: Machine
+    bias: float
+    noise: float
     traces: dict[tuple[float, int], list[TraceRequest]]
 
     def results(self, policy: Policy, load: float, seed: int) -> list[Result]:
@@ -106,7 +106,7 @@ class Simulation:
             MODELS[self.model_name].shape,
             engine_config(self.model_name, profile, policy),
             profile,
-            replace(self.machine, seed=seed),
+            Machine(profile, self.bias, self.noise, seed),
         )
         return service.run(asked)
 
@@ -144,12 +144,12 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
         (load, seed): requests_of(
             replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s),
             objectives,
-            setup.mean_ms["full"],
+            setup.unit_ms,
         )
         for load in args.loads
         for seed, spec in specs.items()
     }
-    simulation = Simulation(args.model_shape, catalog, setup, Machine(profile, args.bias, args.noise), traces)
+    simulation = Simulation(args.model_shape, catalog, setup, args.bias, args.noise, traces)
     print(f"simulated, {len(args.seeds)} seeds; prices: {profile.hardware}")
     print_setup(setup, window_s)
     print_head()

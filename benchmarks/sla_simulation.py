@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from services.backlog import backlog_of
-from services.cost import CostProfile, chunk_work, count_layers, step_work
+from services.cost import CostProfile, LayerCounts, chunk_work, count_layers, step_work
 from services.errors import SlaUnattainable
 from services.gateway.catalog import Catalog
 from services.gateway.planner import Plan, Work, plan
@@ -39,6 +39,7 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.model.adapters import Adapters
 from swaa_runtime.outputs import Finished, TokenOutput
+from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request, SamplingParams, new_request
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.shape import ModelShape
@@ -120,30 +121,35 @@ class EmptyMemory:
         """See StateMemory."""
 
 
-@dataclass(frozen=True, slots=True)
 class Machine:
     """What steps really take.
 
-    Attributes:
-        profile: what they take on average, but for `bias`.
-        bias: how many times what the profile says.
+    Args:
+        profile: what they take on average, but for `bias`: how many times as long.
         noise: standard deviation of the logarithm of a factor that each step has of its own; its mean is 1.
     """
 
-    profile: CostProfile
-    bias: float = 1.0
-    noise: float = 0.0
-    seed: int = 0
+    def __init__(self, profile: CostProfile, bias: float = 1.0, noise: float = 0.0, seed: int = 0) -> None:
+        self._profile = profile
+        self._bias = bias
+        self._noise = noise
+        self._rng = random.Random(f"{seed}/steps")
+        self._counted: dict[int, tuple[Sequence[LayerRule], LayerCounts]] = {}
 
-    def step_ms(self, batch: Batch, rng: random.Random) -> float:
-        """Of one step."""
-        chunks = (
-            chunk_work(count_layers(chunk.rules), chunk.turns, chunk.start, chunk.stop - chunk.start)
+    def step_ms(self, batch: Batch) -> float:
+        """Of the next step."""
+        work = step_work(
+            chunk_work(self._layers(chunk.rules), chunk.turns, chunk.start, chunk.stop - chunk.start)
             for chunk in batch.chunks
         )
-        return (
-            self.profile.step_ms(step_work(chunks)) * self.bias * rng.lognormvariate(-(self.noise**2) / 2, self.noise)
-        )
+        factor = self._rng.lognormvariate(-(self._noise**2) / 2, self._noise)
+        return self._profile.step_ms(work) * self._bias * factor
+
+    def _layers(self, rules: Sequence[LayerRule]) -> LayerCounts:
+        """Counted once a request, whose rules are one object from beginning to end."""
+        if id(rules) not in self._counted:
+            self._counted[id(rules)] = (rules, count_layers(rules))
+        return self._counted[id(rules)][1]
 
 
 class SimulatedRunner(ModelRunner):
@@ -156,11 +162,10 @@ class SimulatedRunner(ModelRunner):
         self.adapters = Adapters()
         self._machine = machine
         self._clock = clock
-        self._rng = random.Random(f"{machine.seed}/steps")
 
     def run(self, batch: Batch) -> torch.Tensor:
         """See ModelRunner."""
-        self._clock.advance(self._clock() + self._machine.step_ms(batch, self._rng) / 1e3)
+        self._clock.advance(self._clock() + self._machine.step_ms(batch) / 1e3)
         return torch.zeros(len(batch.sampled), 1)
 
     def timer(self) -> VirtualTimer:
