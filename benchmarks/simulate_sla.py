@@ -187,6 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model-shape", choices=sorted(MODELS), default="default")
     parser.add_argument("--profile", type=Path, help="prices, as `swaa calibrate` keeps them (default: by shape)")
     add_load_options(parser)
+    parser.set_defaults(minutes=180.0)  # of virtual time: an overload takes a while to show
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--noise", type=float, default=0.0, help="deviation of the logarithm of a step's time")
     parser.add_argument("--bias", type=float, default=1.0, help="times what the profile says a step takes")
