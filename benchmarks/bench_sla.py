@@ -168,6 +168,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "hardware": workload.hardware(torch.device(args.device)),
         "model": args.model or args.model_shape,
+        "reference": setup.reference,
         "capacity_per_s": setup.capacity_per_s,
         "mean_work_ms": dict(setup.mean_ms),
         "cost_profile": setup.profile.to_mapping(),

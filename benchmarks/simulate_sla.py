@@ -162,12 +162,14 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
             by_seed[seed] += more
     by_load = gains(rows)
     each = {seed: gains(seed_rows) for seed, seed_rows in by_seed.items()}
+    print("\nsimulated, no measurement:")
     print_gains(by_load)
     for load in by_load:
         points = [each[seed][load]["gain_points"] for seed in args.seeds if load in each[seed]]
         print(f"at {load:.1f} x, seed by seed: {', '.join(f'{point:+.1f}' for point in points)} points")
     return {
         "model": args.model_shape,
+        "reference": setup.reference,
         "capacity_per_s": setup.capacity_per_s,
         "mean_work_ms": dict(setup.mean_ms),
         "cost_profile": profile.to_mapping(),
