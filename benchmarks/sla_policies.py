@@ -11,9 +11,10 @@ from services.gateway.catalog import Catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
 from services.load.report import Group
 from services.load.trace import TraceRequest, TraceSpec, make_trace
+from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.visibility import Turn
 
-DEFAULT_SCHEDULING = "slack"
+DEFAULT_SCHEDULING: SchedulingPolicy = "slack"
 """The service's own scheduling policy, as its setting names it."""
 
 SAMPLE_S = 2000.0
@@ -25,7 +26,7 @@ class Policy:
     """One way to serve the load. `recipe`: the one that all requests ask for, if it is one."""
 
     name: str
-    scheduling: str = DEFAULT_SCHEDULING
+    scheduling: SchedulingPolicy = DEFAULT_SCHEDULING
     recipe: str | None = None
     strict: bool = False
 

@@ -92,7 +92,7 @@ class VirtualTimer:
         return (self.clock() - self.start_s) * 1e3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EmptyMemory:
     """A `StateMemory` without memory: states have sizes, and nothing in them."""
 
