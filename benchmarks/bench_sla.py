@@ -3,9 +3,10 @@
     python -m benchmarks.bench_sla                                        # default model, CPU, about 20 minutes
     python -m benchmarks.bench_sla --device cuda --model-shape qwen3-4b   # random weights of that shape
 
-Capacity is the rate at which the requests' predicted work under full attention keeps one replica exactly busy, by the
-measured cost profile; answers' tokens count as riding along in steps that prompts take anyway. At every load the same
-requests come at the same (Poisson) times to every policy:
+Capacity is the rate at which the requests' predicted work keeps one replica exactly busy under the reference, by the
+measured cost profile: the recipe of the best quality, and of several the one of least work. So a load above 1 is more
+than can be served without giving up quality. Answers' tokens count as riding along in steps that prompts take anyway.
+At every load the same requests come at the same (Poisson) times to every policy:
 
     fixed: NAME     one recipe for all, our scheduler            x-swaa-recipe: NAME
     fcfs: full      full attention, first come first served      the same, SWAA_SCHEDULING_POLICY=fcfs
@@ -14,7 +15,7 @@ requests come at the same (Poisson) times to every policy:
     planner strict  the same, refusing what it would miss        x-swaa-strict: true; only if named in --policies
 
 An SLA is met if time to first token, time per token and least quality are; a refusal or an error is a miss. Objectives
-of time to first token are multiples of the mean work under full attention, so that a run of minutes tells: see
+of time to first token are multiples of the mean work under the reference, so that a run of minutes tells: see
 --objectives. Quality is the catalogue's table. The last line is JSON.
 """
 
@@ -35,7 +36,16 @@ import torch
 from benchmarks import workload
 from benchmarks.served import served
 from benchmarks.shapes import SHAPES, add_service_options, model_folder, service_settings
-from benchmarks.sla_policies import DEFAULT_SCHEDULING, Policy, Row, Setup, all_policies, gains, request_ms, requests_of
+from benchmarks.sla_policies import (
+    DEFAULT_SCHEDULING,
+    Policy,
+    Row,
+    Setup,
+    all_policies,
+    gains,
+    measure_setup,
+    requests_of,
+)
 from services.cost import CostProfile
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
@@ -43,15 +53,13 @@ from services.gateway.limits import GRPC_OPTIONS
 from services.load.prompts import TokenPrompts
 from services.load.report import make_report
 from services.load.runner import LoadRunner
-from services.load.trace import TraceRequest, TraceSpec, make_trace, parse_names, parse_numbers
+from services.load.trace import TraceRequest, TraceSpec, parse_names, parse_numbers
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
 
 LOADS = (0.5, 0.8, 1.2, 1.6, 2.0)
 TIMEOUT_S = 3600.0
 WARM_UP = 3
-SAMPLE_S = 2000.0
-"""One request a second: enough of them for the mean work."""
 
 
 def set_up(address: str, cache_dir: Path, spec: TraceSpec) -> Setup:
@@ -63,12 +71,7 @@ def set_up(address: str, cache_dir: Path, spec: TraceSpec) -> Setup:
     files = [json.loads(file.read_text(encoding="utf-8")) for file in cache_dir.glob("cost-*.json")]
     used = next(file for file in files if f"{file['hardware']}, {file['measured_at']}" == answer.cost_source)
     profile = CostProfile.from_mapping(used)
-    sample = make_trace(replace(spec, rate_per_s=1.0, duration_s=SAMPLE_S))
-    mean_ms = {
-        name: sum(request_ms(profile, named, request) for request in sample) / len(sample)
-        for name, named in catalog.recipes.items()
-    }
-    return Setup(profile, mean_ms)
+    return measure_setup(profile, catalog, spec)
 
 
 async def run_policy(
@@ -109,24 +112,35 @@ def print_gains(by_load: Mapping[float, Mapping[str, Any]]) -> None:
         )
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run everything; the figures as data."""
+def trace_spec(args: argparse.Namespace, seed: int) -> TraceSpec:
+    """What is asked for; at which rate and for how long is found out later."""
     shape = SHAPES[args.model_shape]
-    fixed = args.fixed or shape.fixed
-    spec = TraceSpec(
+    return TraceSpec(
         rate_per_s=1.0,
         duration_s=1.0,
         prompt_tokens=parse_numbers("lengths", args.lengths or shape.lengths),
         max_tokens=parse_numbers("max_tokens", args.max_tokens or shape.max_tokens),
         sla_classes=parse_names("classes", args.classes),
-        seed=args.seed,
+        seed=seed,
     )
-    objectives = {
-        name: float(factor) for name, _, factor in (part.partition(":") for part in args.objectives.split(","))
-    }
+
+
+def parse_objectives(text: str) -> dict[str, float]:
+    """Multiples of the mean work by class, as `interactive:2,quality:12` writes them."""
+    return {name: float(factor) for name, _, factor in (part.partition(":") for part in text.split(","))}
+
+
+def chosen_policies(args: argparse.Namespace) -> list[Policy]:
+    """Those that are named; all but the strict one if none is."""
+    policies = all_policies(args.fixed or SHAPES[args.model_shape].fixed)
+    return [policy for policy in policies if policy.name in args.policies or not (args.policies or policy.strict)]
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run everything; the figures as data."""
+    spec, objectives, chosen = trace_spec(args, args.seed), parse_objectives(args.objectives), chosen_policies(args)
     model = model_folder(args, folder)
     settings = service_settings(args, folder, model)
-    chosen = [p for p in all_policies(fixed) if p.name in args.policies or (not args.policies and not p.strict)]
     tokenizer = workload.load_tokenizer(model or workload.model_folder(None, torch.bfloat16))
     prompts = TokenPrompts(workload.prompt_tokens(tokenizer, 6000), args.seed)
     rows: list[Row] = []
@@ -140,8 +154,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
                 for load in args.loads:
                     loaded = replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s)
-                    traces[load] = requests_of(loaded, objectives, setup.mean_ms["full"])
-                print_setup(setup, window_s, traces)
+                    traces[load] = requests_of(loaded, objectives, setup.unit_ms)
+                print_setup(setup, window_s)
+                counts = ", ".join(f"{len(trace)} at {load:.1f} x" for load, trace in traces.items())
+                print(f"requests: {counts}\n")
+                print_head()
             for policy in chosen:
                 if policy.scheduling == scheduling:
                     rows += asyncio.run(run_policy(address, policy, traces, prompts))
@@ -151,6 +168,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "hardware": workload.hardware(torch.device(args.device)),
         "model": args.model or args.model_shape,
+        "reference": setup.reference,
         "capacity_per_s": setup.capacity_per_s,
         "mean_work_ms": dict(setup.mean_ms),
         "cost_profile": setup.profile.to_mapping(),
@@ -160,13 +178,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def print_setup(setup: Setup, window_s: float, traces: Mapping[float, Sequence[TraceRequest]]) -> None:
-    """Capacity and the table's head."""
+def print_setup(setup: Setup, window_s: float) -> None:
+    """What a request takes, and how many are too many."""
     work = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in setup.mean_ms.items())
     print(f"mean work of a request, by the cost profile: {work}")
-    print(f"capacity: {setup.capacity_per_s:.3f} requests/s under full attention; requests arrive for {window_s:.0f} s")
-    counts = ", ".join(f"{len(trace)} at {load:.1f} x" for load, trace in traces.items())
-    print(f"requests: {counts}\n")
+    print(
+        f"capacity: {setup.capacity_per_s:.3f} requests/s under {setup.reference}; requests arrive for {window_s:.0f} s"
+    )
+
+
+def print_head() -> None:
+    """Of the table."""
     print(
         f"{'policy':24}{'load':>6}{'requests':>9}{'SLA met':>9}{'in time':>9}{'quality':>9}{'refused':>9}{'errors':>8}"
         f"{'TTFT p50':>11}{'TTFT p95':>11}{'goodput':>11}{'off by':>9}",
@@ -174,9 +196,8 @@ def print_setup(setup: Setup, window_s: float, traces: Mapping[float, Sequence[T
     )
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_service_options(parser)
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked of whom."""
     parser.add_argument("--minutes", type=float, default=18.0, help="what all loads of all policies may take, about")
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="multiples of the capacity")
     parser.add_argument("--policies", nargs="+", default=[], help="only these (default: all but the strict one)")
@@ -187,8 +208,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--objectives",
         default="interactive:2,balanced:4,quality:12",
-        help="time to first token by class, in multiples of the mean work under full attention",
+        help="time to first token by class, in multiples of the mean work under the reference",
     )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_service_options(parser)
+    add_load_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

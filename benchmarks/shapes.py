@@ -35,7 +35,7 @@ SHAPES = {
     "default": Shape(
         lengths="250:0.35,1000:0.35,2500:0.2,5000:0.1",
         max_tokens="8-24",
-        fixed=("full", "wide-tail", "middle-tail", "sliding-tail"),
+        fixed=("full", "wide-tail", "few-full-tail", "middle-tail", "sliding-tail"),
         predicted=("full", "wide-tail", "sliding-tail", "few-full-tail", "interleaved", "sliding"),
         idle_lengths=(300, 730, 1700, 2900, 5200, 7700),
         loaded_lengths=(300, 4500),

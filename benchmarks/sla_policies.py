@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from services.cost import CostProfile, StepWork, decode_keys, prefill_work
-from services.gateway.catalog import NamedRecipe
+from services.cost import CostProfile, LayerCounts, StepWork, count_layers, decode_keys_of, prefill_work_of
+from services.gateway.catalog import Catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
 from services.load.report import Group
 from services.load.trace import TraceRequest, TraceSpec, make_trace
+from swaa_runtime.config import SchedulingPolicy
 from swaa_runtime.visibility import Turn
 
-DEFAULT_SCHEDULING = "slack"
+DEFAULT_SCHEDULING: SchedulingPolicy = "slack"
 """The service's own scheduling policy, as its setting names it."""
+
+SAMPLE_S = 2000.0
+"""One request a second: enough of them for the mean work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class Policy:
     """One way to serve the load. `recipe`: the one that all requests ask for, if it is one."""
 
     name: str
-    scheduling: str = DEFAULT_SCHEDULING
+    scheduling: SchedulingPolicy = DEFAULT_SCHEDULING
     recipe: str | None = None
     strict: bool = False
 
@@ -49,19 +53,31 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is known of the service before it is loaded. `mean_ms`: mean work of a request, by recipe."""
+    """What is known of the service before it is loaded.
+
+    Attributes:
+        mean_ms: mean work of a request, by recipe.
+        reference: the recipe of the best mean quality, and of those the one of least work: what one would run that has
+            time. Beyond its capacity something has to give.
+    """
 
     profile: CostProfile
     mean_ms: Mapping[str, float]
+    reference: str = "full"
+
+    @property
+    def unit_ms(self) -> float:
+        """Mean work of a request under the reference."""
+        return self.mean_ms[self.reference]
 
     @property
     def capacity_per_s(self) -> float:
-        """Requests per second that keep one replica exactly busy under full attention."""
-        return 1e3 / self.mean_ms["full"]
+        """Requests per second that keep one replica exactly busy under the reference."""
+        return 1e3 / self.unit_ms
 
     def window_s(self, budget_s: float, loads: Sequence[float], chosen: Sequence[Policy]) -> float:
         """How long requests may arrive at each load, so that all of it, with its queues, takes the budget."""
-        shares = [self.mean_ms[policy.recipe or "full"] / self.mean_ms["full"] for policy in chosen]
+        shares = [self.mean_ms[policy.recipe or self.reference] / self.unit_ms for policy in chosen]
         return budget_s / sum(max(1.0, load * share) for load in loads for share in shares)
 
 
@@ -76,11 +92,26 @@ def all_policies(fixed: Sequence[str]) -> list[Policy]:
     ]
 
 
-def request_ms(profile: CostProfile, named: NamedRecipe, request: TraceRequest) -> float:
+def measure_setup(profile: CostProfile, catalog: Catalog, spec: TraceSpec) -> Setup:
+    """The mean work of the requests that a spec makes."""
+    sample = make_trace(replace(spec, rate_per_s=1.0, duration_s=SAMPLE_S))
+    layers = {name: count_layers(named.rules) for name, named in catalog.recipes.items()}
+    mean_ms = {
+        name: sum(request_ms(profile, counts, request) for request in sample) / len(sample)
+        for name, counts in layers.items()
+    }
+    quality = {
+        name: sum(catalog.quality.quality_at(name, request.prompt_tokens) for request in sample) / len(sample)
+        for name in catalog.recipes
+    }
+    return Setup(profile, mean_ms, max(mean_ms, key=lambda name: (quality[name], -mean_ms[name])))
+
+
+def request_ms(profile: CostProfile, layers: LayerCounts, request: TraceRequest) -> float:
     """How long a request keeps a replica busy; its answer's tokens ride along in others' steps."""
     stop = request.prompt_tokens
-    prefill = profile.prefill_ms(prefill_work(named.rules, (Turn(0, stop),), 0, stop))
-    token = profile.decode_ms(StepWork(decode_rows=1.0, decode_keys=decode_keys(named.rules, stop)))
+    prefill = profile.prefill_ms(prefill_work_of(layers, (Turn(0, stop),), 0, stop))
+    token = profile.decode_ms(StepWork(decode_rows=1.0, decode_keys=decode_keys_of(layers, stop)))
     return prefill + (request.max_tokens - 1) * token
 
 

@@ -47,6 +47,14 @@ DECODE_PRICES = {"decode_steps": "decode_step_ms", "decode_rows": "decode_row_ms
 
 PRICES = PROMPT_PRICES | DECODE_PRICES
 
+
+def ms_per(price: str) -> float:
+    """Milliseconds in the unit of a price, by its name."""
+    return 1e-6 if price.endswith("_ns") else 1.0
+
+
+_MS_PER = {name: ms_per(name) for name in PRICES.values()}
+
 LayerCounts = Mapping[LayerRule, int]
 """How many layers have each rule."""
 
@@ -156,12 +164,7 @@ class CostProfile:
         return replace(self, **prompt, **decode)
 
     def _ms(self, work: StepWork, prices: Mapping[str, str]) -> float:
-        return sum(float(getattr(work, count) * getattr(self, name)) * ms_per(name) for count, name in prices.items())
-
-
-def ms_per(price: str) -> float:
-    """Milliseconds in the unit of a price, by its name."""
-    return 1e-6 if price.endswith("_ns") else 1.0
+        return sum(float(getattr(work, count) * getattr(self, name)) * _MS_PER[name] for count, name in prices.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +241,7 @@ def prefill_work_of(layers: LayerCounts, turns: Sequence[Turn], start: int, stop
 def chunk_work(layers: LayerCounts, turns: Sequence[Turn], start: int, num_tokens: int) -> StepWork:
     """Work of one request's chunk in a step, beside what the step takes for all (see `step_work`)."""
     if num_tokens == 1 and start >= turns[-1].generated_start:
-        return StepWork(decode_rows=1.0, decode_keys=_keys_of_answer(layers, start))
+        return StepWork(decode_rows=1.0, decode_keys=decode_keys_of(layers, start))
     work = StepWork(prompt_tokens=num_tokens)
     for span in _spans(layers, turns, start, start + num_tokens):
         work += span.in_chunks(start, num_tokens)
@@ -247,13 +250,25 @@ def chunk_work(layers: LayerCounts, turns: Sequence[Turn], start: int, num_token
 
 def step_work(chunks: Iterable[StepWork]) -> StepWork:
     """Work of one step that runs these chunks."""
-    work = sum(chunks, StepWork())
+    columns = zip(*map(_COUNTS, chunks), strict=True)  # one object a step, not one a chunk: this is asked for often
+    work = StepWork(*map(sum, columns))
     return work + (StepWork(prompt_steps=1.0) if work.prompt_tokens else StepWork(decode_steps=1.0))
 
 
 def decode_keys(rules: Sequence[LayerRule], position: int) -> int:
     """Keys that a generated token at `position` attends to, summed over layers."""
-    return _keys_of_answer(count_layers(rules), position)
+    return decode_keys_of(count_layers(rules), position)
+
+
+def decode_keys_of(layers: LayerCounts, position: int) -> int:
+    """The same where the layers are counted already; it is asked for every answer in every step."""
+    total = 0
+    for rule, count in layers.items():
+        if rule.window is None or rule.full_decode:
+            total += count * (position + 1)
+        else:
+            total += count * min(position + 1, rule.sink_tokens + rule.window)
+    return total
 
 
 def kv_tokens(rules: Sequence[LayerRule], num_tokens: int, continues: bool) -> int:
@@ -273,17 +288,6 @@ def count_layers(rules: Sequence[LayerRule]) -> dict[LayerRule, int]:
     for rule in rules:
         counts[rule] = counts.get(rule, 0) + 1
     return counts
-
-
-def _keys_of_answer(layers: LayerCounts, position: int) -> int:
-    """`attended_keys` of one generated token; it is asked for every answer in every step."""
-    total = 0
-    for rule, count in layers.items():
-        if rule.window is None or rule.full_decode:
-            total += count * (position + 1)
-        else:
-            total += count * min(position + 1, rule.sink_tokens + rule.window)
-    return total
 
 
 def _spans(layers: LayerCounts, turns: Sequence[Turn], start: int, stop: int) -> Iterator[_Span]:

@@ -151,15 +151,14 @@ class Recipe:
             lookback = frozenset(range(num_layers))
         else:
             lookback = select_layers("lookback_layers", self.lookback_layers, num_layers)
-        rules = []
-        for layer in range(num_layers):
-            if self.window is None or layer in full:
-                rules.append(LayerRule())
-            elif layer in lookback:
-                rules.append(LayerRule(self.window, self.sink_tokens, self.full_decode, self.full_tail))
-            else:
-                rules.append(LayerRule(self.window, self.sink_tokens))
-        return tuple(rules)
+        if self.window is None:
+            return (LayerRule(),) * num_layers
+        # Few objects for many layers: whoever counts or groups them finds equal ones at once.
+        sees_all, looks_back = LayerRule(), LayerRule(self.window, self.sink_tokens, self.full_decode, self.full_tail)
+        slides = LayerRule(self.window, self.sink_tokens)
+        return tuple(
+            sees_all if layer in full else looks_back if layer in lookback else slides for layer in range(num_layers)
+        )
 
 
 def select_layers(field: str, selection: LayerSelection, num_layers: int) -> frozenset[int]:

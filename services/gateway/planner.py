@@ -2,7 +2,7 @@
 
 Each recipe is weighed by what it would do here and now: its own work, what waits and decodes already (see
 `services.backlog`), its quality at this length, and whose promises it would break. Among equals in quality the least
-work wins: it leaves the most for others.
+work wins: it leaves the most for others. Where others wait, much less work wins over a little quality as well.
 """
 
 from __future__ import annotations
@@ -104,11 +104,6 @@ class Alone:
     kv_bytes: int
     computed_tokens: int
 
-    @property
-    def preference(self) -> tuple[float, float, float]:
-        """Sorts the best first."""
-        return (-self.quality, self.restore.work_ms, self.tpot_ms)
-
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -123,7 +118,17 @@ class Scene:
 
     def ranked(self, recipes: Iterable[NamedRecipe]) -> Iterator[Candidate]:
         """Recipes, weighed one by one, the best first: whoever needs no more of them need not wait for the others."""
-        return map(self.weigh, sorted(map(self.alone, recipes), key=lambda alone: alone.preference))
+        return map(self.weigh, sorted(map(self.alone, recipes), key=self.preference))
+
+    def preference(self, alone: Alone) -> tuple[float, ...]:
+        """Sorts the best first: by quality, less what its time costs those to come.
+
+        Nobody knows who comes next, but whoever waits now stands for one: each would wait for as long as this turn
+        takes, and lose that part of an objective like this one's. Where nobody waits, quality alone counts.
+        """
+        work_ms = alone.restore.work_ms
+        others_ms = len(self.work.backlog.pending) * work_ms
+        return (others_ms - alone.quality * self.objective.ttft_ms, -alone.quality, work_ms, alone.tpot_ms)
 
     def alone(self, named: NamedRecipe) -> Alone:
         """What a recipe gives by itself.
@@ -194,7 +199,10 @@ class Plan:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """All recipes there are, best quality first, those too that need not have been weighed for the choice."""
-        return () if self.scene is None else tuple(self.scene.ranked(self.scene.catalog.recipes.values()))
+        if self.scene is None:
+            return ()
+        ranked = self.scene.ranked(self.scene.catalog.recipes.values())
+        return tuple(sorted(ranked, key=lambda candidate: -candidate.prediction.quality))
 
 
 def misses(
@@ -227,24 +235,29 @@ def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, 
         [chosen], reason = scene.ranked(eligible), f"asked for by {RECIPE_HEADER}"
     else:
         eligible = list(catalog.recipes.values())
-        chosen, reason = choose(scene.ranked(eligible))
+        chosen, reason = choose(scene.ranked(eligible), len(work.backlog.pending))
     if objective.strict and not chosen.meets:
         raise _refusal(scene, chosen, eligible)
     return Plan(chosen, reason, scene)
 
 
-def choose(candidates: Iterable[Candidate]) -> tuple[Candidate, str]:
-    """The best of candidates that come best first, and the reason in words. Takes no more of them than it needs."""
+def choose(candidates: Iterable[Candidate], num_waiting: int = 0) -> tuple[Candidate, str]:
+    """The best of candidates that come best first, and the reason in words. Takes no more of them than it needs.
+
+    `num_waiting`: others that wait, for whose sake time counted beside quality.
+    """
     missing = []
     for candidate in candidates:
         if candidate.meets:
-            return candidate, "best quality of those predicted to meet the SLA"
+            others = f", as {num_waiting} wait less time counts, too" if num_waiting else ""
+            return candidate, f"best quality of those predicted to meet the SLA{others}"
         missing.append(candidate)
     good_enough = [c for c in missing if not any(miss.startswith("quality") for miss in c.misses)]
     if good_enough:
         fastest = min(good_enough, key=lambda c: c.prediction.ttft_ms)
         return fastest, "none is predicted to meet the SLA: the fastest of sufficient quality"
-    return missing[0], "none has sufficient quality: the best there is"
+    best = max(missing, key=lambda candidate: candidate.prediction.quality)
+    return best, "none has sufficient quality: the best there is"
 
 
 def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[NamedRecipe]) -> SlaUnattainable:

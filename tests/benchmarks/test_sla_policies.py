@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.sla_policies import Policy, Row, Setup, all_policies, gains
+from benchmarks.sla_policies import Policy, Row, Setup, all_policies, gains, measure_setup
 from services.load.report import Group
-from tests.services.gateway.builders import COST
+from services.load.trace import TraceSpec, parse_names, parse_numbers
+from tests.services.gateway.builders import COST, make_catalog
 
 
 def row(policy: Policy, hit_rate: float, mean_quality: float, load: float = 1.2) -> Row:
@@ -40,6 +43,17 @@ def test_capacity_is_one_request_at_a_time_and_queues_count_against_the_budget()
     assert setup.capacity_per_s == 0.5
     # At twice the capacity full attention needs as long again; a recipe of a quarter of the work keeps up.
     assert setup.window_s(90.0, [2.0], [FULL, FAST]) == pytest.approx(30.0)
+
+
+def test_the_reference_is_the_best_recipe_and_of_equals_the_one_of_least_work() -> None:
+    setup = Setup(COST, {"full": 2000.0, "as good": 1500.0, "fast": 500.0}, "as good")
+    assert setup.unit_ms == 1500.0
+    assert setup.capacity_per_s == pytest.approx(1 / 1.5)
+    numbers, names = parse_numbers("lengths", "1000-4000"), parse_names("classes", "balanced")
+    catalog, spec = make_catalog(), TraceSpec(1.0, 1.0, numbers, parse_numbers("max_tokens", "4"), names)
+    assert measure_setup(COST, catalog, spec).reference == "full"
+    quality = replace(catalog.quality, recall={**catalog.quality.recall, "tail": (1.0, 0.8)})
+    assert measure_setup(COST, replace(catalog, quality=quality), spec).reference == "tail"
 
 
 def test_every_policy_says_what_it_adds_to_requests() -> None:

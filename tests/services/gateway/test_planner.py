@@ -216,9 +216,33 @@ def test_a_backlog_steps_quality_down_but_not_below_the_floor() -> None:
     assert make_plan(make_objective(ttft_ms=bound), make_work(4000)).chosen.named.name == "full"
     work = make_work(4000, backlog=BUSY)
     busy = make_plan(make_objective(ttft_ms=bound), work)
-    assert (busy.chosen.named.name, busy.reason) == ("tail", BEST)
+    assert (busy.chosen.named.name, busy.reason) == ("tail", f"{BEST}, as 2 wait less time counts, too")
     floor = make_plan(make_objective(ttft_ms=bound, min_quality=1.0), work)
     assert (floor.chosen.named.name, floor.reason) == ("full", FASTEST)
+
+
+def waiting(count: int) -> Backlog:
+    """Turns that are in nobody's way: each is as good as done, and due at no particular time."""
+    return Backlog(tuple(PendingTurn(str(index), 1, 1.0, None, 0) for index in range(count)))
+
+
+def test_the_more_wait_the_more_quality_is_given_for_their_time() -> None:
+    """Full attention does better by 0.25, and takes 32 s where the other takes 1 s."""
+    objective, alone = make_objective(ttft_ms=300_000.0, min_quality=0.5), make_work(4000)
+    assert predicted("full", alone).work_ms - predicted("tail", alone).work_ms == pytest.approx(31_637.0, rel=0.01)
+    chosen = [make_plan(objective, make_work(4000, backlog=waiting(count))).chosen.named.name for count in range(5)]
+    assert chosen == ["full", "full", "full", "tail", "tail"]
+    assert (
+        make_plan(replace(objective, min_quality=0.9), make_work(4000, backlog=waiting(9))).chosen.named.name == "full"
+    )
+    patient = replace(objective, ttft_ms=3e6)
+    assert make_plan(patient, make_work(4000, backlog=waiting(4))).chosen.named.name == "full"
+
+
+def test_candidates_are_told_by_quality_whoever_waits() -> None:
+    made = make_plan(make_objective(ttft_ms=40_000.0), make_work(4000, backlog=waiting(9)))
+    assert made.chosen.named.name != "full"
+    assert [candidate.named.name for candidate in made.candidates] == ["full", "tail", "sliding"]
 
 
 def test_a_saved_session_spares_its_own_recipe_the_history() -> None:
@@ -326,6 +350,12 @@ objectives = st.builds(
 )
 
 
+def worth(candidate: Candidate, objective: Objective, work: Work) -> float:
+    """Quality where nobody waits; else less of it for what the turn takes of each other's time."""
+    figures = candidate.prediction
+    return figures.quality * objective.ttft_ms - len(work.backlog.pending) * figures.work_ms
+
+
 @settings(max_examples=60)
 @given(objectives, works)
 def test_the_choice_is_the_best_of_those_that_meet_and_strict_accepts_nothing_else(
@@ -335,7 +365,7 @@ def test_the_choice_is_the_best_of_those_that_meet_and_strict_accepts_nothing_el
     meeting = [c for c in made.candidates if c.meets]
     if meeting:
         assert made.chosen.meets
-        assert made.chosen.prediction.quality == max(c.prediction.quality for c in meeting)
+        assert worth(made.chosen, objective, work) == max(worth(c, objective, work) for c in meeting)
         assert make_plan(replace(objective, strict=True), work).chosen == made.chosen
     else:
         assert made.reason in (FASTEST, NONE_GOOD)

@@ -1,0 +1,213 @@
+"""`bench_sla` in virtual time: the same policies on the same requests, with the real planner, scheduler and KV blocks.
+
+    python -m benchmarks.simulate_sla                                        # the default model on a CPU
+    python -m benchmarks.simulate_sla --model-shape qwen3-4b --seeds 0 1 2   # Qwen3-4B on an H100
+
+A step takes what a cost profile says (`benchmarks/data`, or --profile), times --bias, which planner and scheduler do
+not know of but may learn, times a factor of its own (--noise). Each seed is a run of its own with other requests and
+other times; a row of the table has all of them together. See `sla_simulation` for what is left out: figures are
+simulated, and no measurement. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workload
+from benchmarks.bench_sla import (
+    add_load_options,
+    chosen_policies,
+    parse_objectives,
+    print_gains,
+    print_head,
+    print_row,
+    print_setup,
+    trace_spec,
+)
+from benchmarks.shapes import SHAPES
+from benchmarks.sla_policies import Policy, Row, Setup, gains, measure_setup, requests_of
+from benchmarks.sla_simulation import Machine, SimulatedService
+from services.cost import CostProfile
+from services.gateway.catalog import Catalog
+from services.gateway.catalog_file import ServedModel, load_catalog
+from services.load.report import make_group
+from services.load.results import Result
+from services.load.trace import TraceRequest
+from services.replica.kv_memory import CPU_KV_MIB
+from swaa_runtime.config import EngineConfig
+from swaa_runtime.shape import ModelShape
+
+CATALOGS = Path(str(files("services.gateway").joinpath("data", "catalogs")))
+DATA = Path(__file__).parent / "data"
+BLOCK_SIZE_TOKENS = 256
+"""Larger than a service's, as every block takes time to hand out; memory is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedModel:
+    """A model as planner and KV memory know it: its sizes, its catalogue, and what its steps cost where."""
+
+    catalog: str
+    profile: str
+    shape: ModelShape
+
+
+MODELS = {
+    "default": SimulatedModel(
+        "smollm2.yaml", "cost_smollm2_cpu.json", ModelShape(30, 9, 3, 64, 49152, 8192, "bfloat16")
+    ),
+    "qwen3-4b": SimulatedModel(
+        "qwen3-4b.yaml", "cost_qwen3_4b_h100.json", ModelShape(36, 32, 8, 128, 151936, 262144, "bfloat16")
+    ),
+}
+
+
+def load_profile(path: Path) -> CostProfile:
+    """A profile as `swaa calibrate` keeps it."""
+    return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConfig:
+    """A service's own, with the settings that `bench_sla` gives it."""
+    shape, settings = MODELS[name].shape, SHAPES[name].settings
+    kv_bytes = int(settings.get("kv_memory_mib", CPU_KV_MIB)) << 20
+    return EngineConfig(
+        num_blocks=1 + kv_bytes // (shape.bytes_per_token_layer * BLOCK_SIZE_TOKENS),
+        max_model_tokens=shape.max_model_tokens,
+        block_size_tokens=BLOCK_SIZE_TOKENS,
+        max_step_tokens=profile.max_step_tokens,
+        policy=policy.scheduling,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """One model on one machine, and the requests of each load and seed."""
+
+    model_name: str
+    catalog: Catalog
+    setup: Setup
+    bias: float
+    noise: float
+    traces: dict[tuple[float, int], list[TraceRequest]]
+
+    def results(self, policy: Policy, load: float, seed: int) -> list[Result]:
+        """What becomes of the requests of one load and seed."""
+        asked = [replace(each, headers={**each.headers, **policy.headers}) for each in self.traces[load, seed]]
+        profile = self.setup.profile
+        service = SimulatedService(
+            self.catalog,
+            MODELS[self.model_name].shape,
+            engine_config(self.model_name, profile, policy),
+            profile,
+            Machine(profile, self.bias, self.noise, seed),
+        )
+        return service.run(asked)
+
+
+def run_policy(
+    simulation: Simulation, policy: Policy, loads: Sequence[float], seeds: Sequence[int]
+) -> tuple[list[Row], dict[int, list[Row]]]:
+    """A row for each load over all seeds, which is printed, and the same of each seed."""
+    rows: list[Row] = []
+    by_seed: dict[int, list[Row]] = {seed: [] for seed in seeds}
+    for load in loads:
+        every: list[Result] = []
+        duration_s = 0.0
+        for seed in seeds:
+            results = simulation.results(policy, load, seed)
+            took_s = max(result.sent_ms + result.total_ms for result in results) / 1e3
+            by_seed[seed].append(Row(policy, load, make_group(results, took_s)))
+            every += results
+            duration_s += took_s
+        rows.append(Row(policy, load, make_group(every, duration_s)))
+        print_row(rows[-1])
+    return rows, by_seed
+
+
+def simulate(args: argparse.Namespace) -> dict[str, Any]:
+    """Run everything; the figures as data."""
+    model = MODELS[args.model_shape]
+    profile = load_profile(args.profile or DATA / model.profile)
+    catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
+    chosen, objectives = chosen_policies(args), parse_objectives(args.objectives)
+    specs = {seed: trace_spec(args, seed) for seed in args.seeds}
+    setup = measure_setup(profile, catalog, specs[args.seeds[0]])
+    window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
+    traces = {
+        (load, seed): requests_of(
+            replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s),
+            objectives,
+            setup.unit_ms,
+        )
+        for load in args.loads
+        for seed, spec in specs.items()
+    }
+    simulation = Simulation(args.model_shape, catalog, setup, args.bias, args.noise, traces)
+    print(f"simulated, {len(args.seeds)} seeds; prices: {profile.hardware}")
+    print_setup(setup, window_s)
+    print_head()
+    rows: list[Row] = []
+    by_seed: dict[int, list[Row]] = {seed: [] for seed in args.seeds}
+    for policy in chosen:
+        its_rows, its_by_seed = run_policy(simulation, policy, args.loads, args.seeds)
+        rows += its_rows
+        for seed, more in its_by_seed.items():
+            by_seed[seed] += more
+    by_load = gains(rows)
+    each = {seed: gains(seed_rows) for seed, seed_rows in by_seed.items()}
+    print("\nsimulated, no measurement:")
+    print_gains(by_load)
+    for load in by_load:
+        points = [each[seed][load]["gain_points"] for seed in args.seeds if load in each[seed]]
+        print(f"at {load:.1f} x, seed by seed: {', '.join(f'{point:+.1f}' for point in points)} points")
+    return {
+        "model": args.model_shape,
+        "reference": setup.reference,
+        "capacity_per_s": setup.capacity_per_s,
+        "mean_work_ms": dict(setup.mean_ms),
+        "cost_profile": profile.to_mapping(),
+        "bias": args.bias,
+        "noise": args.noise,
+        "seeds": args.seeds,
+        "window_s": window_s,
+        "objectives": objectives,
+        "rows": [{"policy": row.policy.name, "load": row.load, **asdict(row.figures)} for row in rows],
+        "gains": by_load,
+        "gains_by_seed": each,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-shape", choices=sorted(MODELS), default="default")
+    parser.add_argument("--profile", type=Path, help="prices, as `swaa calibrate` keeps them (default: by shape)")
+    add_load_options(parser)
+    parser.set_defaults(minutes=180.0)  # of virtual time: an overload takes a while to show
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--noise", type=float, default=0.0, help="deviation of the logarithm of a step's time")
+    parser.add_argument("--bias", type=float, default=1.0, help="times what the profile says a step takes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Simulate, print, and end with one line of JSON."""
+    summary = {
+        "benchmark": "sla",
+        "simulated": True,
+        "versions": workload.versions(),
+        "date": workload.today(),
+        "command": workload.command("benchmarks.simulate_sla"),
+        **simulate(_arguments()),
+    }
+    print("\n" + json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
