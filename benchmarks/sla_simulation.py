@@ -163,9 +163,13 @@ class SimulatedRunner(ModelRunner):
         self._machine = machine
         self._clock = clock
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, between_layers: Callable[[], None] | None = None) -> torch.Tensor:
         """See ModelRunner."""
-        self._clock.advance(self._clock() + self._machine.step_ms(batch) / 1e3)
+        layer_s = self._machine.step_ms(batch) / 1e3 / self.shape.num_layers
+        for layer in range(self.shape.num_layers):
+            if between_layers is not None and layer > 0:
+                between_layers()
+            self._clock.advance(self._clock() + layer_s)
         return torch.zeros(len(batch.sampled), 1)
 
     def timer(self) -> VirtualTimer:
@@ -223,15 +227,20 @@ class SimulatedService:
         while True:
             self._submit()
             if self.engine.has_work:
-                for output in self.engine.step():
+                for output in self.engine.step(self._between_layers):
                     self._take(output)
             elif self._clock.next_s < math.inf:
                 self._clock.advance(self._clock.next_s)
             else:
                 return [self._results[index] for index in range(len(trace))]
 
+    def _between_layers(self) -> None:
+        self._submit()
+        for output in self.engine.interrupt():
+            self._take(output)
+
     def _arrive(self, index: int, asked: TraceRequest) -> None:
-        """Plan a request at its own time: in the middle of a step, which it has to wait for."""
+        """Plan a request at its own time: in the middle of a step, whose next layer it has to wait for at least."""
         tenant = self._catalog.tenant("")
         objective = parse_headers(asked.headers.items(), self._catalog.sla_classes, tenant)
         result = Result(

@@ -32,8 +32,10 @@ SPEC = TraceSpec(
 )
 
 
-def make_service(policy: Policy = PLANNER, bias: float = 1.0, noise: float = 0.0, seed: int = 0) -> SimulatedService:
-    config = engine_config(NAME, PROFILE, policy)
+def make_service(
+    policy: Policy = PLANNER, bias: float = 1.0, noise: float = 0.0, seed: int = 0, interrupt_tokens: int = 2048
+) -> SimulatedService:
+    config = replace(engine_config(NAME, PROFILE, policy), interrupt_tokens=interrupt_tokens)
     return SimulatedService(CATALOG, MODEL.shape, config, PROFILE, Machine(PROFILE, bias, noise, seed))
 
 
@@ -87,13 +89,18 @@ def test_the_planner_learns_what_a_slower_machine_takes() -> None:
     assert results[-1].predicted_ttft_ms == pytest.approx(results[-1].ttft_ms, rel=0.15)
 
 
-def test_a_request_that_comes_in_the_middle_of_a_step_waits_for_its_end() -> None:
+@pytest.mark.parametrize("interrupt_tokens", [2048, 0])
+def test_a_short_prompt_in_the_middle_of_a_long_step_waits_for_a_layer_or_for_all_of_it(interrupt_tokens: int) -> None:
     """Alone, 500 tokens take 12 ms; a step of a long prompt takes eight times as long."""
     alone = TraceRequest(0.0, 500, 1, {SLA_HEADER: "interactive"})
     long_one = TraceRequest(0.0, 64_000, 1, {SLA_HEADER: "quality"})
     [alone_result] = make_service().run([alone])
-    _, behind = make_service().run([long_one, replace(alone, arrival_ms=10.0)])
-    assert behind.ttft_ms > 5 * alone_result.ttft_ms
+    service = make_service(interrupt_tokens=interrupt_tokens)
+    _, behind = service.run([long_one, replace(alone, arrival_ms=10.0)])
+    if interrupt_tokens:
+        assert behind.ttft_ms < 1.5 * alone_result.ttft_ms
+    else:
+        assert behind.ttft_ms > 5 * alone_result.ttft_ms
 
 
 def test_the_clock_lets_things_happen_at_their_times() -> None:

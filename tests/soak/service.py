@@ -27,7 +27,7 @@ SETTINGS: Mapping[str, str] = {
     "prefix_ttl_s": "600",
     "interrupt_tokens": "256",
 }
-"""Of the default model: KV of some 5,700 tokens, a store that is full after some minutes, steps that are interrupted."""
+"""Of the default model: KV of some 5,700 tokens, a store full after some minutes, steps that are interrupted."""
 
 
 @contextlib.contextmanager
