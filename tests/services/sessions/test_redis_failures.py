@@ -73,7 +73,8 @@ async def test_a_server_that_goes_away_and_comes_back(private_server: EmbeddedRe
 async def test_a_server_that_hangs(private_server: EmbeddedRedis) -> None:
     store = RedisSessionStore(Redis.from_url(private_server.url, socket_timeout=None), 60, timeout_s=0.2)
     saved = make_session()
-    await store.save("acme", saved.manifest, saved.segments, 0)
+    async with store_opener(private_server)() as patient:
+        await patient.save("acme", saved.manifest, saved.segments, 0)
     with redis.Redis.from_url(private_server.url) as raw:
         pid = raw.info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)
