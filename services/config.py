@@ -128,6 +128,9 @@ class ServeConfig(BaseSettings):
         None, description="PEM of the authority that both ends' certificates are of"
     )
     redis_url: str | None = Field(None, description="session store; a private Redis is started if absent")
+    redis_timeout_s: float = Field(
+        10.0, gt=0, description="how long one round trip may take before the store counts as away"
+    )
     session_ttl_s: float = Field(86400.0, gt=0, description="seconds a session lives after its last turn")
     session_kv_format: KVFormat = Field("raw", description="raw, zstd (lossless, smaller, slower), int8 or fp8 (lossy)")
     session_max_kv_mib: int = Field(4096, ge=0, description="of larger KV states only the tokens are kept")

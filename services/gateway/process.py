@@ -46,7 +46,12 @@ async def running_gateway(config: ServeConfig) -> AsyncIterator[FrontDoors]:
         certificates = await stack.enter_async_context(watched_certificates(door_files(config)))
         replica_certificates = await stack.enter_async_context(watched_certificates(replica_files(config)))
         telemetry = await stack.enter_async_context(running_telemetry(config.otlp_endpoint, "swaa-gateway"))
-        redis = RedisSessionStore.from_url(redis_url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
+        redis = RedisSessionStore.from_url(
+            redis_url,
+            config.session_ttl_s,
+            timeout_s=config.redis_timeout_s,
+            quota_bytes=config.session_quota_bytes,
+        )
         stack.push_async_callback(redis.close)
         await redis.ping()
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))

@@ -210,7 +210,9 @@ async def _store(config: ServeConfig) -> AsyncIterator[RedisSessionStore]:
             await asyncio.to_thread(server.start)
             stack.callback(server.stop)
             url = server.url
-        store = RedisSessionStore.from_url(url, config.session_ttl_s, quota_bytes=config.session_quota_bytes)
+        store = RedisSessionStore.from_url(
+            url, config.session_ttl_s, timeout_s=config.redis_timeout_s, quota_bytes=config.session_quota_bytes
+        )
         stack.push_async_callback(store.close)
         await store.ping()
         yield store

@@ -64,6 +64,7 @@ def running_process(
         "kv_memory_mib": "64",
         "checkpoint_tokens": "128",
         "redis_url": redis.url,
+        "redis_timeout_s": "60",  # a busy machine is not what is tested
         "cache_dir": str(folder / "cache"),
         "state_dir": str(folder / "state"),
         "listen": "127.0.0.1:0",
