@@ -167,24 +167,31 @@ async def test_closing_ends_running_and_later_requests() -> None:
         assert not [thread for thread in threading.enumerate() if thread.name == "swaa-engine"]
 
 
+class Hang:
+    """Before a step: tells that it has come there, and stays until it may go."""
+
+    def __init__(self) -> None:
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.go.wait(30)
+
+
 @asynchronous
 async def test_closing_does_not_wait_for_a_step_that_hangs() -> None:
-    entered, go = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        entered.set()
-        assert go.wait(30)
-
+    hang = Hang()
     async with running_engine() as rig:
         rig.runner.before_step = hang
         stream = rig.loop.submit(build_request("r"))
+        assert await asyncio.to_thread(hang.entered.wait, 30)
         asked = asyncio.create_task(rig.loop.call(lambda engine: engine.has_work))
-        assert await asyncio.to_thread(entered.wait, 30)
+        await asyncio.sleep(0)  # it is asked for now, in the midst of the step
         await asyncio.to_thread(rig.loop.close, 0.1)
         for told in (stream.get(), asked, rig.loop.submit(build_request("later")).get()):
             with pytest.raises(EngineFailed, match="shut down in the midst of a step"):
                 await told
-        go.set()  # then the thread ends as well, as leaving this waits for it
+        hang.go.set()  # then the thread ends as well, as leaving this waits for it
     assert not [thread for thread in threading.enumerate() if thread.name == "swaa-engine"]
 
 
@@ -200,23 +207,18 @@ async def test_a_call_runs_between_steps_and_its_error_is_the_callers() -> None:
 
 @asynchronous
 async def test_a_step_that_hangs_is_seen_from_outside() -> None:
-    entered, go = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        entered.set()
-        assert go.wait(30)
-
+    hang = Hang()
     async with running_engine() as rig:
         assert rig.loop.stuck_s() == 0.0
         rig.runner.before_step = hang
         stream = rig.loop.submit(build_request("r"))
-        assert await asyncio.to_thread(entered.wait, 30)
+        assert await asyncio.to_thread(hang.entered.wait, 30)
         await asyncio.sleep(0.1)
         assert rig.loop.stuck_s() >= 0.1
         rig.loop.check_alive()
         with pytest.raises(EngineFailed, match="stuck"):
             rig.loop.check_alive(stuck_s=0.1)
-        go.set()
+        hang.go.set()
         await read_all(stream)
         await rig.used_blocks()
         assert rig.loop.stuck_s() == 0.0
