@@ -98,9 +98,9 @@ class RedisSessionStore:
         """Close all connections."""
         await self._connection.close()
 
-    def quotas(self) -> RedisQuotas:
+    def quotas(self, timeout_s: float = QUOTA_TIMEOUT_S) -> RedisQuotas:
         """Counters of what tenants use, in the same place, over the same connections."""
-        return RedisQuotas(RedisConnection(self._connection.client, QUOTA_TIMEOUT_S), self._prefix)
+        return RedisQuotas(RedisConnection(self._connection.client, timeout_s), self._prefix)
 
     async def usage(self, tenant: str) -> int:
         """Bytes that the tenant stores, as its quota counts them."""

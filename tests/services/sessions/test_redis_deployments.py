@@ -56,7 +56,7 @@ async def use_everything(store: RedisSessionStore, tenant: str = "acme") -> None
     assert await store.find_prefix(tenant, ["unknown", prefix.prefix.prefix_id]) == prefix.prefix
     await store.delete_prefixes(tenant, [prefix.prefix.prefix_id])
     await store.delete(tenant, "copy")
-    quotas = store.quotas()
+    quotas = store.quotas(timeout_s=60.0)
     await quotas.take(tenant, Quota(10, 10, 10), "lease")
     await quotas.take_prompt(tenant, Quota(10, 10, 10), 1)
     await quotas.renew(tenant, "lease")
