@@ -168,6 +168,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "hardware": workload.hardware(torch.device(args.device)),
         "model": args.model or args.model_shape,
+        **as_data(setup, objectives, rows, by_load),
+    }
+
+
+def as_data(
+    setup: Setup, objectives: Mapping[str, float], rows: Sequence[Row], by_load: Mapping[float, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All figures, for JSON."""
+    return {
         "reference": setup.reference,
         "capacity_per_s": setup.capacity_per_s,
         "mean_work_ms": dict(setup.mean_ms),

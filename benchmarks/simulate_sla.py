@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import workload
 from benchmarks.bench_sla import (
     add_load_options,
+    as_data,
     chosen_policies,
     parse_objectives,
     print_gains,
@@ -169,17 +170,11 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
         print(f"at {load:.1f} x, seed by seed: {', '.join(f'{point:+.1f}' for point in points)} points")
     return {
         "model": args.model_shape,
-        "reference": setup.reference,
-        "capacity_per_s": setup.capacity_per_s,
-        "mean_work_ms": dict(setup.mean_ms),
-        "cost_profile": profile.to_mapping(),
         "bias": args.bias,
         "noise": args.noise,
         "seeds": args.seeds,
         "window_s": window_s,
-        "objectives": objectives,
-        "rows": [{"policy": row.policy.name, "load": row.load, **asdict(row.figures)} for row in rows],
-        "gains": by_load,
+        **as_data(setup, objectives, rows, by_load),
         "gains_by_seed": each,
     }
 

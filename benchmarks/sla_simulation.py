@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from services.backlog import backlog_of
-from services.cost import CostProfile, LayerCounts, chunk_work, count_layers, step_work
+from services.cost import CostProfile, CountedLayers, chunk_work, step_work
 from services.errors import SlaUnattainable
 from services.gateway.catalog import Catalog
 from services.gateway.planner import Plan, Work, plan
@@ -39,7 +39,6 @@ from swaa_runtime.engine import Engine
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.model.adapters import Adapters
 from swaa_runtime.outputs import Finished, TokenOutput
-from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request, SamplingParams, new_request
 from swaa_runtime.runner import ModelRunner
 from swaa_runtime.shape import ModelShape
@@ -134,22 +133,16 @@ class Machine:
         self._bias = bias
         self._noise = noise
         self._rng = random.Random(f"{seed}/steps")
-        self._counted: dict[int, tuple[Sequence[LayerRule], LayerCounts]] = {}
+        self._layers = CountedLayers()
 
     def step_ms(self, batch: Batch) -> float:
         """Of the next step."""
         work = step_work(
-            chunk_work(self._layers(chunk.rules), chunk.turns, chunk.start, chunk.stop - chunk.start)
+            chunk_work(self._layers.of(chunk.rules), chunk.turns, chunk.start, chunk.stop - chunk.start)
             for chunk in batch.chunks
         )
         factor = self._rng.lognormvariate(-(self._noise**2) / 2, self._noise)
         return self._profile.step_ms(work) * self._bias * factor
-
-    def _layers(self, rules: Sequence[LayerRule]) -> LayerCounts:
-        """Counted once a request, whose rules are one object from beginning to end."""
-        if id(rules) not in self._counted:
-            self._counted[id(rules)] = (rules, count_layers(rules))
-        return self._counted[id(rules)][1]
 
 
 class SimulatedRunner(ModelRunner):

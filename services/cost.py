@@ -20,6 +20,7 @@ that has not: hence a price for each, not one for both.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from operator import add, attrgetter
@@ -57,6 +58,9 @@ _MS_PER = {name: ms_per(name) for name in PRICES.values()}
 
 LayerCounts = Mapping[LayerRule, int]
 """How many layers have each rule."""
+
+MAX_COUNTED = 1024
+"""Requests whose layers are kept counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +292,22 @@ def count_layers(rules: Sequence[LayerRule]) -> dict[LayerRule, int]:
     for rule in rules:
         counts[rule] = counts.get(rule, 0) + 1
     return counts
+
+
+class CountedLayers:
+    """Counts layers once a request: its rules are one object from beginning to end, and are held here meanwhile."""
+
+    def __init__(self) -> None:
+        self._counted: OrderedDict[int, tuple[Sequence[LayerRule], LayerCounts]] = OrderedDict()
+
+    def of(self, rules: Sequence[LayerRule]) -> LayerCounts:
+        """The same as `count_layers`."""
+        known = self._counted.get(id(rules))
+        if known is None:
+            known = self._counted[id(rules)] = (rules, count_layers(rules))
+            if len(self._counted) > MAX_COUNTED:
+                self._counted.popitem(last=False)
+        return known[1]
 
 
 def _spans(layers: LayerCounts, turns: Sequence[Turn], start: int, stop: int) -> Iterator[_Span]:

@@ -8,13 +8,12 @@ predicted time: one stall among them moves nothing, a machine that is twice as s
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from services.cost import CostProfile, LayerCounts, StepWork, chunk_work, count_layers, prefill_work_of, step_work
+from services.cost import CostProfile, CountedLayers, StepWork, chunk_work, prefill_work_of, step_work
 from swaa_runtime.batch import ScheduledChunk
-from swaa_runtime.recipe import LayerRule
 from swaa_runtime.request import Request
 
 MEMORY_STEPS = 5
@@ -25,9 +24,6 @@ GAIN = 0.4
 
 MAX_FACTOR = 10.0
 """Prices are corrected by no more than this, either way."""
-
-MAX_REQUESTS = 1024
-"""Requests whose layers are kept counted."""
 
 
 class _Correction:
@@ -53,7 +49,7 @@ class OnlineCost:
         self._measured = profile
         self._prompts = _Correction()
         self._answers = _Correction()
-        self._counted: OrderedDict[int, tuple[Sequence[LayerRule], LayerCounts]] = OrderedDict()
+        self._layers = CountedLayers()
 
     @property
     def profile(self) -> CostProfile:
@@ -70,7 +66,7 @@ class OnlineCost:
         start, stop = request.num_computed_tokens, len(request.token_ids)
         if start >= stop:
             return 0.0
-        work = prefill_work_of(self._layers(request.rules), request.turns, start, stop)
+        work = prefill_work_of(self._layers.of(request.rules), request.turns, start, stop)
         return self._measured.prefill_ms(work) * self._prompts.factor
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
@@ -88,7 +84,7 @@ class OnlineCost:
         """What the measured profile predicts of a step: for prompts, and for answers."""
         work: StepWork = step_work(
             chunk_work(
-                self._layers(chunk.request.rules),
+                self._layers.of(chunk.request.rules),
                 chunk.request.turns,
                 chunk.start,
                 chunk.num_tokens,
@@ -96,12 +92,3 @@ class OnlineCost:
             for chunk in chunks
         )
         return self._measured.prompt_ms(work), self._measured.decode_ms(work)
-
-    def _layers(self, rules: Sequence[LayerRule]) -> LayerCounts:
-        """Counted once a request: the rules of a request are one object from beginning to end, and are held here."""
-        known = self._counted.get(id(rules))
-        if known is None:
-            known = self._counted[id(rules)] = (rules, count_layers(rules))
-            if len(self._counted) > MAX_REQUESTS:
-                self._counted.popitem(last=False)
-        return known[1]

@@ -175,4 +175,4 @@ def test_requests_that_have_come_and_gone_are_not_kept() -> None:
     cost = OnlineCost(replace(PROFILE))
     for _ in range(1100):
         cost.prefill_ms(request_at(0, 10))
-    assert len(cost._counted) <= 1024
+    assert len(cost._layers._counted) <= 1024
