@@ -13,7 +13,7 @@ nothing and stores nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,13 +117,33 @@ class DecodeGraphs:
         rows = self._assign(batch.chunks, num_rows)
         host = self._host_inputs
         host[1].fill_(NO_POSITION)
-        index = np.array(rows)
-        host[0, index] = torch.from_numpy(batch.token_ids)
-        host[1, index] = torch.from_numpy(batch.positions)
+        host[0, rows] = torch.from_numpy(batch.token_ids)
+        host[1, rows] = torch.from_numpy(batch.positions)
         self._inputs.copy_(host, non_blocking=True)
-        logits = self._replay(num_rows)
-        chosen = logits[: len(rows)] if rows == list(range(len(rows))) else logits[upload(index, self._device)]
-        return chosen.float()
+        return self._logits(num_rows, self._index(rows))
+
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor:
+        """What `run` will return for the step after `batch`, which ran last; the host need not know its tokens.
+
+        Args:
+            token_ids: int64 [n] on the device, what was drawn after `batch`; negative: whatever, nobody will ask.
+        """
+        num_rows = bucket(len(batch.chunks), len(self._rows))
+        chunks = [replace(chunk, start=chunk.start + 1, stop=chunk.stop + 1) for chunk in batch.chunks]
+        index = self._index(self._assign(chunks, num_rows))
+        self._inputs[0, index] = token_ids.clamp(min=0)
+        self._inputs[1, index] += 1
+        return self._logits(num_rows, index)
+
+    def _index(self, rows: Sequence[int]) -> slice | torch.Tensor:
+        """The rows as an index on the device."""
+        if list(rows) == list(range(len(rows))):
+            return slice(0, len(rows))
+        return upload(np.array(rows), self._device)
+
+    def _logits(self, num_rows: int, index: slice | torch.Tensor) -> torch.Tensor:
+        """Run a step of `num_rows`: those of `index`, in memory of their own, as the next step overwrites a graph's."""
+        return self._replay(num_rows)[index].to(torch.float32, copy=True)
 
     def _replay(self, num_rows: int) -> torch.Tensor:
         if self._device.type != "cuda":

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from swaa_runtime.ahead import StepAhead
 from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.detokenizer import Decoder
@@ -35,7 +36,7 @@ from swaa_runtime.load import EngineLoad
 from swaa_runtime.outputs import Checkpoint, ExportedState, Finished, Output, PrefillProgress, StateSlices, TokenOutput
 from swaa_runtime.request import FinishReason, Request
 from swaa_runtime.runner import ModelRunner
-from swaa_runtime.sampler import sample_rows
+from swaa_runtime.sampler import DrawnTokens, draw_rows
 from swaa_runtime.scheduler import Scheduler
 from swaa_runtime.step_cost import StepCost, UnknownCost
 from swaa_runtime.step_timer import StepTimer
@@ -84,6 +85,7 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._live: dict[str, _Live] = {}
         self._in_flight: LongStep | None = None
+        self._ahead: StepAhead | None = None
         self._load = self._new_load()
         self._unfinished: tuple[Sequence[ScheduledChunk], StepTimer] | None = None
         self.on_freed: Callable[[list[int]], None] | None = None  # tests poison what is freed
@@ -298,16 +300,22 @@ class Engine:
         """Run a step. While a device computes it, the host does what does not depend on its tokens.
 
         A step that samples nothing is not waited for but by the next, so that a prompt's chunks follow one another
-        without a gap; no more than one is ahead.
+        without a gap; no more than one is ahead. Nor is a step that only decodes: see `_run_ahead`.
         """
         batch = build_batch(scheduled, self.config.block_size_tokens, self.config.skip_unseen)
-        logits = self.runner.run(batch, between_layers)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.is_of(batch):
+            logits, timer = ahead.logits, ahead.timer
+        else:
+            logits = self.runner.run(batch, between_layers)
         outputs = [output for chunk in scheduled for output in self._advance(chunk)]
         self._observe_unfinished()
-        sampled = self._sample(batch, logits) if batch.sampled else []
-        self.runner.check()
+        draws = [self._live[request.request_id].generation.draw for request in batch.sampled]
+        drawn = draw_rows(logits, draws) if draws else None
         timer.stop()
         self._unfinished = (scheduled, timer)
+        sampled = [] if drawn is None else self._take(batch, logits, drawn)
+        self.runner.check()
         if sampled or timer.is_done():
             self._observe_unfinished()
         for request, output, reason in sampled:
@@ -400,21 +408,41 @@ class Engine:
             )
         ]
 
-    def _sample(
-        self, batch: Batch, logits: torch.Tensor
+    def _take(
+        self, batch: Batch, logits: torch.Tensor, drawn: DrawnTokens
     ) -> list[tuple[Request, TokenOutput | None, FinishReason | None]]:
         """The next token of each request whose known tokens are all computed now, and whether that was its last.
 
         Logits that are no numbers end their own request, before anything that others run by is told of them.
         """
-        generations = [self._live[request.request_id].generation for request in batch.sampled]
-        token_ids = sample_rows(logits, [generation.draw for generation in generations])
+        ahead = self._run_ahead(batch, drawn)
+        token_ids = drawn.read()
+        if ahead is not None:
+            self._ahead = StepAhead(batch, token_ids, *ahead)
         return [
             (request, None, FinishReason.NOT_A_NUMBER)
             if token_id is None
-            else (request, *generation.next(token_id, row))
-            for request, generation, token_id, row in zip(batch.sampled, generations, token_ids, logits, strict=True)
+            else (request, *self._live[request.request_id].generation.next(token_id, row))
+            for request, token_id, row in zip(batch.sampled, token_ids, logits, strict=True)
         ]
+
+    def _run_ahead(self, batch: Batch, drawn: DrawnTokens) -> tuple[torch.Tensor, StepTimer] | None:
+        """If all that will be to do is the next token of the same requests, ask for that now: its logits, and its time.
+
+        See `ahead`. Whoever ends for another reason than its length, or comes meanwhile, costs one step in vain.
+        """
+        requests = batch.sampled
+        if self._in_flight is not None or self.moves_states or not batch.only_decodes:
+            return None
+        if sum(not request.paused for request in self.scheduler.requests) > len(requests):
+            return None
+        if any(request.num_generated_tokens + 1 >= request.sampling.max_tokens for request in requests):
+            return None
+        for request in requests:
+            self.manager.extend(request, request.num_computed_tokens + 1)
+        timer = self.runner.timer()
+        logits = self.runner.run_next(batch, drawn.token_ids)
+        return None if logits is None else (logits, timer)
 
     def _checkpoint(self, live: _Live) -> None:
         """Export the state at a checkpoint, unless the last one is on its way still: a slow store costs checkpoints."""

@@ -50,7 +50,7 @@ class Generation:
 
     @property
     def draw(self) -> tuple[SamplingParams, torch.Generator | None]:
-        """How its next token is sampled. See `sampler.sample_rows`."""
+        """How its next token is sampled. See `sampler.draw_rows`."""
         return self._request.sampling, self._generator
 
     def next(self, token_id: int, logits: torch.Tensor) -> tuple[TokenOutput, FinishReason | None]:

@@ -34,6 +34,8 @@ class DecodeSteps(Protocol):
 
     def run(self, batch: Batch) -> torch.Tensor: ...
 
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor: ...
+
     def capture_all(self) -> None: ...
 
 
@@ -93,6 +95,22 @@ class ModelRunner:
         if self._decode_steps is not None and self._decode_steps.takes(batch):
             return self._decode_steps.run(batch)
         return self.logits(self.forward(batch, upload(batch.sampled_rows, self.device), between_layers))
+
+    @torch.inference_mode()
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """Ask for the step after `batch`, which ran last, if it gives each request the token that was drawn after it.
+
+        Should it be another, running that one puts right what this one stores: K and V of the tokens after `batch`.
+
+        Args:
+            token_ids: int64 [n] on the device, of `batch.sampled`. The block tables have room for them.
+
+        Returns:
+            What `run` would; None, and nothing is asked for, if steps of this kind are not run ahead.
+        """
+        if self._decode_steps is None or not self._decode_steps.takes(batch):
+            return None
+        return self._decode_steps.run_next(batch, token_ids)
 
     @torch.inference_mode()
     def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,21 +47,41 @@ def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     return torch.multinomial(probs, 1, generator=generator)[0]
 
 
-def sample_rows(
-    logits: torch.Tensor, rows: Sequence[tuple[SamplingParams, torch.Generator | None]]
-) -> list[int | None]:
-    """A token id for each row of float32 logits [n, vocab_size]; None where they are no numbers.
+class DrawnTokens:
+    """Tokens that a device has been asked to draw, on their way to the host.
 
-    As `sample` for each, but the device is waited for once.
+    Attributes:
+        token_ids: int64 [n] on the device, NOT_A_NUMBER for a row of logits that are none.
     """
+
+    def __init__(self, token_ids: torch.Tensor) -> None:
+        self.token_ids = token_ids
+        self._host = token_ids
+        self._copied: Any = None
+        if token_ids.is_cuda:
+            # Now, so that reading waits for nothing that the device is asked for later.
+            self._host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
+            self._host.copy_(token_ids, non_blocking=True)
+            make: Any = torch.cuda.Event  # has no types
+            self._copied = make()
+            self._copied.record()
+
+    def read(self) -> list[int | None]:
+        """The tokens, None for NOT_A_NUMBER. Waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [None if token_id == NOT_A_NUMBER else token_id for token_id in self._host.tolist()]
+
+
+def draw_rows(logits: torch.Tensor, rows: Sequence[tuple[SamplingParams, torch.Generator | None]]) -> DrawnTokens:
+    """A token for each row of float32 logits [n, vocab_size], as `sample` draws it. Does not wait for the device."""
     are_numbers = logits.sum(-1).isfinite()
     token_ids = logits.argmax(-1)
     for index, (params, generator) in enumerate(rows):
         if params.temperature >= GREEDY_BELOW:
             finite = logits[index].nan_to_num()  # a row that is none must not fail the others
             token_ids[index] = sample(finite, params, generator)
-    found: list[int] = torch.where(are_numbers, token_ids, NOT_A_NUMBER).tolist()
-    return [None if token_id == NOT_A_NUMBER else token_id for token_id in found]
+    return DrawnTokens(torch.where(are_numbers, token_ids, NOT_A_NUMBER))
 
 
 def token_logprob(logits: torch.Tensor, token_id: int, num_top: int) -> TokenLogprob:

@@ -38,6 +38,10 @@ class SharedRunner(ModelRunner):
         with self._ranks.together():
             return super().run(batch)
 
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """None: the other ranks are told tokens by the host."""
+        return None
+
     def warm_up(self) -> None:
         """See ModelRunner.warm_up."""
         self._ranks.order(WarmUp())

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
+from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.oracle import OracleContext
 from swaa_runtime.batch import Batch, ScheduledChunk
 from swaa_runtime.config import AttentionBackendName, EngineConfig, KVDtypeName, SchedulingPolicy
@@ -145,10 +146,16 @@ class RecordingRunner(ModelRunner):
         hidden = super().forward(batch, None, between_layers)
         logits = self.logits(hidden)
         for chunk in batch.chunks:
-            # A request's turns are one tuple from beginning to end, and the test holds the request: its id names it.
-            part = logits[chunk.row : chunk.row + chunk.stop - chunk.start]
-            self._records.setdefault(id(chunk.turns), []).append((chunk.start, part))
+            self.record(chunk, logits[chunk.row : chunk.row + chunk.stop - chunk.start])
         return hidden if rows is None else hidden[rows]
+
+    def record(self, chunk: ChunkView, logits: torch.Tensor) -> None:
+        """Keep the logits of a chunk, in place of those of a step that was run ahead in vain."""
+        # A request's turns are one tuple from beginning to end, and the test holds the request: its id names it.
+        records = self._records.setdefault(id(chunk.turns), [])
+        if records and records[-1][0] == chunk.start:
+            records.pop()
+        records.append((chunk.start, logits))
 
     def recorded(self, request: Request) -> torch.Tensor:
         """Logits of the positions that were computed, which are all but those restored: [n, vocab_size]."""

@@ -6,7 +6,7 @@ the same tests run kernels and graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,8 +30,9 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import FusedDecoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
+from swaa_runtime.outputs import TokenOutput
 from swaa_runtime.recipe import Recipe
-from swaa_runtime.request import Request, SamplingParams
+from swaa_runtime.request import FinishReason, Request, SamplingParams
 from swaa_runtime.runner import ModelRunner
 from tests.swaa_runtime.builders import (
     NAN,
@@ -72,14 +73,24 @@ class RecordingGraphs(DecodeGraphs):
 
     runner: GraphRunner
     num_steps = 0
+    num_ahead = 0
     num_written = 0
 
     def run(self, batch: Batch) -> torch.Tensor:
         logits = super().run(batch)
-        for chunk, row in zip(batch.chunks, logits, strict=True):
+        self._record(batch.chunks, logits)
+        return logits
+
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor:
+        logits = super().run_next(batch, token_ids)
+        self._record([replace(chunk, start=chunk.stop, stop=chunk.stop + 1) for chunk in batch.chunks], logits)
+        self.num_ahead += 1
+        return logits
+
+    def _record(self, chunks: Sequence[ChunkView], logits: torch.Tensor) -> None:
+        for chunk, row in zip(chunks, logits, strict=True):
             self.runner.record(chunk, row[None].clone())
         self.num_steps += 1
-        return logits
 
     def _update(self, index: int, chunk: ChunkView) -> Any:
         before = self._tables[:, index].clone()
@@ -102,9 +113,6 @@ class GraphRunner(RecordingRunner):
         self.graphs.runner = self
         self._decode_steps = self.graphs
 
-    def record(self, chunk: ChunkView, logits: torch.Tensor) -> None:
-        self._records.setdefault(id(chunk.turns), []).append((chunk.start, logits))
-
 
 class LogitsRunner(RecordingRunner):
     """A runner as it is made for its backend, which keeps the logits that tokens are sampled from, by request."""
@@ -120,6 +128,10 @@ class LogitsRunner(RecordingRunner):
             self.sampled.setdefault(id(request.turns), []).append(row.clone())
         self.num_graph_steps += self._decode_steps is not None and self._decode_steps.takes(batch)
         return logits
+
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """Never: all steps are to go through `run`."""
+        return None
 
     def forward(
         self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
@@ -254,6 +266,93 @@ def test_a_next_turn_takes_over_the_tables_of_the_one_before(loaded: LoadedModel
     second = next_turn("second", first, random_tokens(9), max_tokens=8)
     assert rig.rig.resume(second, "first")
     rig.check()
+
+
+# Steps that are run ahead of the tokens they take.
+
+
+class WaitingRunner(GraphRunner):
+    """One that runs nothing ahead."""
+
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+def test_requests_that_only_decode_run_ahead_but_for_their_first_and_last(loaded: LoadedModel) -> None:
+    """Also into blocks that they have not entered yet, and no step is run in vain."""
+    rig = GraphRig(loaded, max_step_tokens=64)
+    for at, recipe in enumerate(RECIPES[:3]):
+        rig.add(f"r{at}", 13 + at, recipe, max_tokens=20)
+    rig.check()
+    assert rig.graphs.num_steps == 19
+    assert rig.graphs.num_ahead == 18
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 30), recipes(3, 30), st.integers(1, 25), st.sampled_from([0.0, 1.5])),
+    st.tuples(st.just("cancel"), st.integers(0, 5)),
+    st.tuples(st.just("pause"), st.integers(0, 5)),
+    st.tuples(st.just("go on"), st.integers(0, 5)),
+    st.tuples(st.just("run"), st.integers(1, 8)),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(STEPS, min_size=2, max_size=12))
+def test_running_ahead_changes_no_token(loaded: LoadedModel, script: list[tuple[Any, ...]]) -> None:
+    """Whoever ends, leaves, waits or joins meanwhile."""
+    found = []
+    for make_runner in (GraphRunner, WaitingRunner):
+        settings = engine_config(block_size_tokens=16, max_model_tokens=256, max_running=4)
+        rig = build_rig(loaded, settings, eos_token_ids=range(4), make_runner=make_runner)
+        for at, (what, *details) in enumerate(script):
+            name = f"r{details[0] % max(1, len(rig.requests))}"
+            if what == "add":
+                prompt, recipe, max_tokens, temperature = details
+                sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=at, logprobs=1)
+                tokens = random_tokens(prompt, seed=at)
+                rig.add(build_request(f"r{len(rig.requests)}", tokens, recipe, sampling=sampling))
+            elif what == "cancel":
+                rig.engine.cancel(name)
+            elif what == "run":
+                for _ in range(details[0]):
+                    rig.step()
+            else:
+                rig.engine.set_paused(name, what == "pause")
+        for name in rig.requests:
+            rig.engine.set_paused(name, False)
+        rig.run()
+        logprobs = [output.logprob for output in rig.outputs if isinstance(output, TokenOutput)]
+        requests = rig.requests.values()
+        found.append((logprobs, [(request.token_ids, request.finish_reason) for request in requests]))
+    assert found[0] == found[1]
+
+
+def test_a_token_that_is_forced_is_not_what_was_run_ahead(loaded: LoadedModel) -> None:
+    rig = GraphRig(loaded)
+    request = rig.add("r", 20, SLIDING, max_tokens=12)
+    while request.num_generated_tokens < 4:
+        rig.rig.step()
+    assert rig.graphs.num_ahead
+    request.forced_token_id = (request.token_ids[-1] + 1) % 60
+    forced = request.forced_token_id
+    rig.check()
+    assert request.token_ids[20 + 4] == forced
+
+
+def test_logits_that_are_no_numbers_end_their_own_request_alone(loaded: LoadedModel) -> None:
+    """Though the step after them has been asked for."""
+    rig = GraphRig(loaded)
+    broken = rig.add("broken", 20, SLIDING, max_tokens=12)
+    other = rig.add("other", 25, LOOKBACK, max_tokens=12)
+    while broken.num_generated_tokens < 4:
+        rig.rig.step()
+    block = broken.block_tables[0][20 // 16]
+    rig.rig.runner.storage.fill([block], NAN)
+    rig.rig.run()
+    assert broken.finish_reason is FinishReason.NOT_A_NUMBER
+    assert other.num_generated_tokens == 12
+    assert_equals_oracle(rig.rig, loaded, other, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("kv_dtype", ["model", "int8"])

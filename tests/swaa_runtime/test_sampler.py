@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swaa_runtime.request import SamplingParams
-from swaa_runtime.sampler import filter_logits, sample, sample_rows, token_logprob
+from swaa_runtime.sampler import draw_rows, filter_logits, sample, token_logprob
 
 PROBABILITIES = (0.4, 0.3, 0.15, 0.1, 0.05)
 ORDER = (3, 0, 4, 1, 2)
@@ -140,16 +140,16 @@ def test_rows_are_sampled_as_each_would_be_alone() -> None:
         return [torch.Generator().manual_seed(seed) for seed in range(6)]
 
     want = [int(sample(*each)) for each in zip(logits, params, generators(), strict=True)]
-    assert sample_rows(logits, list(zip(params, generators(), strict=True))) == want
+    assert draw_rows(logits, list(zip(params, generators(), strict=True))).read() == want
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_row_that_is_no_numbers_has_no_token_and_leaves_the_others_theirs(wrong: float) -> None:
     logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
-    sane = sample_rows(logits, [(SamplingParams(), None)] * 4)
+    sane = draw_rows(logits, [(SamplingParams(), None)] * 4).read()
     logits[1, 3] = logits[2, 0] = wrong
     rows = [(params, torch.Generator().manual_seed(0)) for params in (SamplingParams(), WARM, SamplingParams(), WARM)]
-    got = sample_rows(logits, rows)
+    got = draw_rows(logits, rows).read()
     assert got[1] is got[2] is None
     assert got[0] == sane[0]
     assert got[3] == int(sample(logits[3], WARM, torch.Generator().manual_seed(0)))
