@@ -17,7 +17,15 @@ def launch_options(device: torch.device, num_rows: int) -> dict[str, bool]:
 
     Of one row only: there a launch counts beside its kernel. With 16 it costs more than it brings (benchmarks/LOG.md).
     """
-    if num_rows > 1 or device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+    return early_launch(device) if num_rows == 1 else {"PDL": False}
+
+
+def early_launch(device: torch.device) -> dict[str, bool]:
+    """The same of any number of rows, where the device can: for a small kernel that finishes what a large one began.
+
+    The large one gets PDL alone: it lets the small one start, but is launched as any other.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}
 

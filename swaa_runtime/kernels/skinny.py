@@ -3,11 +3,16 @@
 Twins: `torch.nn.functional.linear`, and that before `elementwise_reference.silu_and_mul`. Sums are float32, in an order
 that depends on shapes alone: the same input gives the same bits. Which tiles a shape gets is a small table, not a
 search at run time: starting takes the same time every time.
+
+A weight of few outputs is split along its inputs too, so that there are enough programs to read it:
+
+x [M, K], weight [N, K] ──▶ partial sums [split, M, N], float32 ──▶ their sum in this order, bias, gate ──▶ [M, N]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -15,28 +20,48 @@ from torch.nn import functional
 from triton import language as tl
 
 from swaa_runtime.kernels.elementwise import silu_and_mul
-from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
+from swaa_runtime.kernels.overlap import early_launch, launch_options, wait_for_previous
 
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
-
-MEDIUM_COLUMNS = 6144
-MANY_COLUMNS = 32768
-"""Outputs above this (the LM head) make enough programs of larger tiles."""
-
 
 MAX_UNROLL = 20
 """Turns of the loop over a row that are written out: of Qwen3-4B's shapes all, so that 10 to 20 loads are in flight."""
 
 
+SUM_TILE = 256
+"""Outputs of one row that a program adds up: 64 threads load 16 bytes of each part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What one program does: `columns` outputs, `depth` inputs at a time, with so many warps and loads in flight."""
+    """What one program does: `columns` outputs, `depth` inputs at a time, with so many warps and loads in flight.
+
+    Attributes:
+        split: so many programs share the inputs of the same outputs.
+    """
 
     columns: int
     depth: int
     num_warps: int
     num_stages: int
+    split: int = 1
+
+
+# All threads together load `depth` bfloat16 in 16 bytes each. Any other depth would have x laid out otherwise than the
+# weight, and exchanged between threads, which then wait for each other in every turn of the loop.
+ONE_ROW = Tiles(columns=2, depth=1024, num_warps=4, num_stages=1)
+
+# By the most outputs and inputs they are for: the first that takes a weight. Each program reads all of x, or its part,
+# beside the weight: of 16 rows as much again as 16 outputs. What is in flight, num_stages * (columns + 16) * depth * 2
+# bytes, is at most half of a multiprocessor's memory: two programs share one, and float32 fits.
+FEW_ROWS = (
+    (4096, 6144, Tiles(columns=64, depth=128, num_warps=4, num_stages=5, split=6)),  # o of Qwen3-4B
+    (4096, math.inf, Tiles(columns=64, depth=128, num_warps=4, num_stages=5, split=6)),  # its down
+    (8192, math.inf, Tiles(columns=32, depth=256, num_warps=4, num_stages=4)),  # qkv
+    (32767, math.inf, Tiles(columns=32, depth=256, num_warps=4, num_stages=4)),  # gate and up
+    (math.inf, math.inf, Tiles(columns=64, depth=128, num_warps=4, num_stages=4)),  # LM head
+)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,16 +89,12 @@ def skinny_linear(
     return out
 
 
-def choose_tiles(rows: int, columns: int) -> Tiles:
+def choose_tiles(rows: int, columns: int, depth: int) -> Tiles:
     """Enough programs to fill 132 multiprocessors several times, of loads as wide as they get."""
-    many = columns >= MANY_COLUMNS
     if rows == 1:
-        # All threads together load `depth` bfloat16 in 16 bytes each. Any other depth would have x laid out otherwise
-        # than the weight, and exchanged between threads, which then wait for each other in every turn of the loop.
-        return Tiles(columns=2, depth=1024, num_warps=4, num_stages=1)
-    if many:
-        return Tiles(columns=64, depth=128, num_warps=4, num_stages=4)
-    return Tiles(columns=32 if columns >= MEDIUM_COLUMNS else 16, depth=256, num_warps=4, num_stages=4)
+        return ONE_ROW
+    tiles = next(tiles for most, deepest, tiles in FEW_ROWS if columns <= most and depth <= deepest)
+    return replace(tiles, split=min(tiles.split, triton.cdiv(depth, tiles.depth)))
 
 
 def choose_unroll(depth: int, tiles: Tiles, *, peeled: bool) -> int:
@@ -85,8 +106,8 @@ def _launch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, gated: bool
 ) -> None:
     (rows, depth), columns = x.shape, weight.shape[0]
-    tiles = choose_tiles(rows, columns)
-    grid = (triton.cdiv(columns, tiles.columns),)
+    tiles = choose_tiles(rows, columns, depth)
+    grid = (triton.cdiv(columns, tiles.columns), tiles.split)
     known = {
         "K": depth,
         "BIAS": bias is not None,
@@ -95,15 +116,34 @@ def _launch(
         "K_TILE": tiles.depth,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
-        **launch_options(x.device, rows),
     }
     if rows == 1:
-        unroll = choose_unroll(depth, tiles, peeled=bool(known["PDL"]))
-        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known)
-    else:
-        # The interpreter, which runs on CPU, has no matmul of bfloat16.
-        widen = x.device.type == "cpu"
-        _rows_kernel[grid](x, weight, bias, out, rows, columns, M_TILE=MAX_ROWS, WIDEN=widen, **known)
+        overlap = launch_options(x.device, rows)
+        unroll = choose_unroll(depth, tiles, peeled=overlap["PDL"])
+        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known, **overlap)
+        return
+    # The interpreter, which runs on CPU, has no matmul of bfloat16.
+    known |= {"M_TILE": MAX_ROWS, "SPLIT": tiles.split, "WIDEN": x.device.type == "cpu"}
+    if tiles.split == 1:
+        _rows_kernel[grid](x, weight, bias, out, rows, columns, **known, **launch_options(x.device, rows))
+        return
+    partial = x.new_empty(tiles.split, rows, columns, dtype=torch.float32)
+    overlap = early_launch(x.device)
+    _rows_kernel[grid](x, weight, None, partial, rows, columns, **known, PDL=overlap["PDL"])
+    grid = (triton.cdiv(columns, SUM_TILE), rows)
+    _sum_kernel[grid](
+        partial,
+        bias,
+        out,
+        rows,
+        columns,
+        BIAS=bias is not None,
+        GATED=gated,
+        SPLIT=tiles.split,
+        N_TILE=SUM_TILE,
+        num_warps=2,
+        **overlap,
+    )
 
 
 @triton.jit
@@ -196,27 +236,90 @@ def _rows_kernel(
     M_TILE: tl.constexpr,
     N_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
     WIDEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Up to M_TILE rows on the matrix units. WIDEN: multiply in float32."""
+    """Up to M_TILE rows on the matrix units. WIDEN: multiply in float32.
+
+    SPLIT above 1: program_id(1) tells the part of the inputs, whose sums go to out [SPLIT, rows, columns].
+    """
     if PDL:
         wait_for_previous()
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
     row = tl.arange(0, M_TILE)
     column, inside = _weight_rows(columns, N_TILE, GATED)
     inside_row = (row < rows)[:, None]
-    sums = tl.zeros((M_TILE, N_TILE), dtype=tl.float32)
-    for start in range(0, K, K_TILE):
-        depth = start + tl.arange(0, K_TILE)
-        x_mask, weight_mask = inside_row, inside[None, :]
+    turns: tl.constexpr = (K + K_TILE - 1) // K_TILE
+    part = tl.program_id(1)
+    # 64 outputs are a first operand of Hopper's own matrix units, which read it where it was loaded to.
+    weight_first: tl.constexpr = N_TILE >= 64
+    sums = tl.zeros((N_TILE, M_TILE) if weight_first else (M_TILE, N_TILE), dtype=tl.float32)
+    for turn in range(part * turns // SPLIT, (part + 1) * turns // SPLIT):
+        depth = turn * K_TILE + tl.arange(0, K_TILE)
+        x_mask, weight_mask = inside_row, inside[:, None]
         if K % K_TILE != 0:
-            x_mask, weight_mask = x_mask & (depth < K)[None, :], weight_mask & (depth < K)[:, None]
+            x_mask, weight_mask = x_mask & (depth < K)[None, :], weight_mask & (depth < K)[None, :]
         x = tl.load(x_ptr + row[:, None] * K + depth[None, :], mask=x_mask, other=0.0)
-        weight = tl.load(weight_ptr + column[None, :] * K + depth[:, None], mask=weight_mask, other=0.0)
+        weight = tl.load(weight_ptr + column[:, None] * K + depth[None, :], mask=weight_mask, other=0.0)
         if WIDEN:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
-        sums = tl.dot(x, weight, sums, input_precision="ieee")
+        if weight_first:
+            sums = tl.dot(weight, tl.trans(x), sums, input_precision="ieee")
+        else:
+            sums = tl.dot(x, tl.trans(weight), sums, input_precision="ieee")
+    if weight_first:
+        sums = tl.trans(sums)
+    if SPLIT == 1:
+        _store_rows(sums, bias_ptr, out_ptr, row, rows, columns, BIAS, GATED, M_TILE, N_TILE)
+    else:  # gate and up in turn, as they are multiplied
+        at = tl.program_id(0) * N_TILE + tl.arange(0, N_TILE)
+        target = out_ptr + (part * rows + row)[:, None] * columns + at[None, :]
+        tl.store(target, sums, mask=inside_row & inside[None, :])
+
+
+@triton.jit
+def _sum_kernel(
+    partial_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    columns,
+    BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    N_TILE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Adds up one row of what `_rows_kernel` gives of the parts of the inputs, in their order."""
+    if PDL:
+        wait_for_previous()
+    row = tl.program_id(1) + tl.arange(0, 1)
+    at = tl.program_id(0) * N_TILE + tl.arange(0, N_TILE)
+    inside = (at < columns)[None, :]
+    sums = tl.zeros((1, N_TILE), dtype=tl.float32)
+    for part in tl.static_range(SPLIT):
+        source = partial_ptr + (part * rows + row)[:, None] * columns + at[None, :]
+        sums += tl.load(source, mask=inside, other=0.0)
+    _store_rows(sums, bias_ptr, out_ptr, row, rows, columns, BIAS, GATED, 1, N_TILE)
+
+
+@triton.jit
+def _store_rows(
+    sums,
+    bias_ptr,
+    out_ptr,
+    row,
+    rows,
+    columns,
+    BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    M_TILE: tl.constexpr,
+    N_TILE: tl.constexpr,
+):
+    """Finished sums [M_TILE, N_TILE] of the rows `row`: with bias, gated and rounded."""
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    column, inside = _weight_rows(columns, N_TILE, GATED)
+    inside_row = (row < rows)[:, None]
     if BIAS:
         sums += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if GATED:

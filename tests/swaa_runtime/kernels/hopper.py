@@ -89,8 +89,9 @@ def main() -> None:
         low = heads | {"keys_ptr": kept_in, "values_ptr": kept_in, "key_scales_ptr": FP32, "value_scales_ptr": FP32}
         scaled = {name: value for name, value in known.items() if name not in low} | {"LARGEST": largest}
         report(elementwise._norm_rope_store_kernel, low, scaled, 4)
-    for num_rows, columns, depth, gated in ((1, 2560, 9728, False), (1, 19456, 2560, True), (16, 6144, 2560, False)):
-        tiles = skinny.choose_tiles(num_rows, columns)
+    shapes = ((1, 2560, 9728, False), (1, 19456, 2560, True), (16, 6144, 2560, False), (16, 2560, 9728, False))
+    for num_rows, columns, depth, gated in shapes:
+        tiles = skinny.choose_tiles(num_rows, columns, depth)
         matmul = dict.fromkeys(("x_ptr", "weight_ptr", "out_ptr"), BF16) | {"columns": "i32"}
         known = {"bias_ptr": None, "K": depth, "BIAS": False, "GATED": gated}
         known |= {"N_TILE": tiles.columns, "K_TILE": tiles.depth}
@@ -102,8 +103,12 @@ def main() -> None:
                 tiles.num_warps,
             )
         else:
-            known |= {"M_TILE": skinny.MAX_ROWS, "WIDEN": False}
-            report(skinny._rows_kernel, matmul | {"rows": "i32"}, known, tiles.num_warps, tiles.num_stages)
+            known |= {"M_TILE": skinny.MAX_ROWS, "SPLIT": tiles.split, "WIDEN": False}
+            matmul |= {"rows": "i32"} | ({"out_ptr": FP32} if tiles.split > 1 else {})
+            report(skinny._rows_kernel, matmul, known, tiles.num_warps, tiles.num_stages)
+    summed = {"partial_ptr": FP32, "out_ptr": BF16, "rows": "i32", "columns": "i32"}
+    known = {"bias_ptr": None, "BIAS": False, "GATED": True, "SPLIT": 6, "N_TILE": skinny.SUM_TILE}
+    report(skinny._sum_kernel, summed, known, 2)
     for kept_in in ("bf16", "i8", "fp8e4nv"):
         report_attention(kept_in, rows=16, splits=32)
         report_attention(kept_in, rows=128, splits=1)

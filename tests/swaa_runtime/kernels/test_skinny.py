@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
+from swaa_runtime.kernels import skinny
 from swaa_runtime.kernels.elementwise_reference import silu_and_mul
-from swaa_runtime.kernels.skinny import MANY_COLUMNS, MAX_ROWS, choose_tiles, gated_linear, linear, skinny_linear
+from swaa_runtime.kernels.skinny import FEW_ROWS, MAX_ROWS, Tiles, choose_tiles, gated_linear, linear, skinny_linear
 from tests.swaa_runtime.kernels.test_elementwise import DEVICE, random
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+HALF_OF_SHARED_BYTES = 114 << 10
+# Of Qwen3-4B: queries, keys and values; o; gate and up; down; the LM head.
+REAL_SHAPES = [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (151936, 2560)]
 
 
 def assert_is_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -21,6 +30,23 @@ def assert_is_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     out = torch.empty_like(got)
     assert skinny_linear(x, weight, bias, out) is out
     assert torch.equal(out, got)
+
+
+def assert_is_gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    want, got = silu_and_mul(functional.linear(x, weight, bias)).float(), gated_linear(x, weight, bias)
+    assert got.dtype == x.dtype
+    assert got.shape == want.shape
+    # Gate and up are rounded first, and cut off by the interpreter.
+    assert ((got.float() - want).norm() / want.norm()).item() <= 2 * TOLERANCE[x.dtype]
+    assert torch.equal(gated_linear(x, weight, bias), got)
+
+
+@contextmanager
+def tiles_are(tiles: Tiles) -> Iterator[None]:
+    """Of every shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(skinny, "choose_tiles", lambda rows, columns, depth: tiles)
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,11 +64,33 @@ def test_skinny_linear(rows: int, columns: int, depth: int, with_bias: bool, dty
 def test_gated_linear(rows: int, with_bias: bool, dtype: torch.dtype) -> None:
     x, weight = random(rows, 48, dtype=dtype), random(2 * 21, 48, dtype=dtype, seed=1)
     bias = random(2 * 21, dtype=dtype, seed=2) if with_bias else None
-    want, got = silu_and_mul(functional.linear(x, weight, bias)).float(), gated_linear(x, weight, bias)
-    assert got.dtype == dtype
-    assert got.shape == want.shape
-    # Gate and up are rounded first, and cut off by the interpreter.
-    assert ((got.float() - want).norm() / want.norm()).item() <= 2 * TOLERANCE[dtype]
+    assert_is_gated_linear(x, weight, bias)
+
+
+@given(
+    rows=st.integers(2, MAX_ROWS),
+    columns=st.integers(1, 150),
+    depth=st.integers(1, 200),
+    tile=st.sampled_from([16, 32, 64, 128]),  # both orders of the operands
+    split=st.integers(1, 9),  # also parts of no inputs at all
+    with_bias=st.booleans(),
+    gated=st.booleans(),
+)
+@settings(max_examples=5 if DEVICE.type == "cuda" else 40)  # each compiles
+def test_however_the_weight_is_split(
+    rows: int, columns: int, depth: int, tile: int, split: int, with_bias: bool, gated: bool
+) -> None:
+    columns *= 2 if gated else 1
+    x, weight = random(rows, depth, dtype=torch.float32), random(columns, depth, dtype=torch.float32, seed=1)
+    bias = random(columns, dtype=torch.float32, seed=2) if with_bias else None
+    with tiles_are(Tiles(columns=tile, depth=32, num_warps=4, num_stages=3, split=split)):
+        (assert_is_gated_linear if gated else assert_is_linear)(x, weight, bias)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, weight = random(MAX_ROWS, 1000, dtype=torch.float32), random(70, 1000, dtype=torch.float32, seed=1)
+    assert choose_tiles(MAX_ROWS, *weight.shape).split > 1
+    assert torch.equal(skinny_linear(x[:2], weight), skinny_linear(x, weight)[:2])
 
 
 def test_more_rows_are_torchs() -> None:
@@ -50,17 +98,25 @@ def test_more_rows_are_torchs() -> None:
     assert torch.equal(linear(x, weight), functional.linear(x, weight))
 
 
-@pytest.mark.parametrize("columns", [2560, 6144, MANY_COLUMNS])
-def test_there_are_enough_programs_to_fill_a_gpu(columns: int) -> None:
+@pytest.mark.parametrize(("columns", "depth"), REAL_SHAPES)
+def test_there_are_enough_programs_to_fill_a_gpu(columns: int, depth: int) -> None:
     for rows in (1, 2, MAX_ROWS):
-        assert columns / choose_tiles(rows, columns).columns >= 132
+        tiles = choose_tiles(rows, columns, depth)
+        assert columns / tiles.columns * tiles.split >= 132
+
+
+def test_two_programs_fit_a_multiprocessor_at_once() -> None:
+    for _, _, tiles in FEW_ROWS:
+        assert tiles.num_stages * (tiles.columns + MAX_ROWS) * tiles.depth * 2 <= HALF_OF_SHARED_BYTES
+
+
+def test_a_shallow_weight_has_no_part_without_inputs() -> None:
+    assert choose_tiles(MAX_ROWS, 40, 48).split == 1
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 2, MAX_ROWS])
-@pytest.mark.parametrize(
-    ("columns", "depth"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (151936, 2560)]
-)
+@pytest.mark.parametrize(("columns", "depth"), REAL_SHAPES)
 def test_the_shapes_of_a_real_model_in_a_graph(rows: int, columns: int, depth: int) -> None:
     x, weight = random(rows, depth, dtype=torch.bfloat16), random(columns, depth, dtype=torch.bfloat16, seed=1)
     assert_is_linear(x, weight, None)
@@ -76,5 +132,19 @@ def test_the_shapes_of_a_real_model_in_a_graph(rows: int, columns: int, depth: i
 @pytest.mark.parametrize("rows", [1, 2, MAX_ROWS])
 def test_the_gate_of_a_real_model(rows: int) -> None:
     x, weight = random(rows, 2560, dtype=torch.bfloat16), random(19456, 2560, dtype=torch.bfloat16, seed=1) / 50
-    want = silu_and_mul(functional.linear(x, weight)).float()
-    assert ((gated_linear(x, weight).float() - want).norm() / want.norm()).item() <= 1e-2
+    assert_is_gated_linear(x, weight, None)
+
+
+@pytest.mark.gpu
+def test_a_split_gate_of_a_real_model_in_a_graph() -> None:
+    x, weight = random(MAX_ROWS, 2560, dtype=torch.bfloat16), random(19456, 2560, dtype=torch.bfloat16, seed=1) / 50
+    with tiles_are(Tiles(columns=128, depth=64, num_warps=4, num_stages=4, split=3)):
+        assert_is_gated_linear(x, weight, None)
+        want = gated_linear(x, weight)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = gated_linear(x, weight)
+    for _ in range(3):
+        got.zero_()
+        graph.replay()
+        assert torch.equal(got, want)
