@@ -71,11 +71,13 @@ class ModelRunner:
         self._lm_head: Any = loaded.model.get_output_embeddings()
         self._contexts: ContextFactory
         self._decode_steps: DecodeSteps | None = None
+        self._warm_up_kernels: Callable[[], None] | None = None
         self.attention_name: str = config.attention_backend
         if config.attention_backend == "triton":
             prefix = make_prefix_attention(config.dense_attention, shape, self.device)
             self.attention_name = f"triton (dense: {prefix.name})"
-            self._decoder, self._contexts, self._decode_steps = _on_triton(self.part, loaded, config, prefix)
+            parts = _on_triton(self.part, loaded, config, prefix)
+            self._decoder, self._contexts, self._decode_steps, self._warm_up_kernels = parts
         else:
             self._decoder = TransformersDecoder(loaded.model)
             self._contexts = partial(PagedContext, self.part, make_backend(config.attention_backend))
@@ -141,8 +143,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Do once what the first requests would wait for: on a GPU, capture the graphs of decoding."""
-        if self._decode_steps is not None and self.device.type == "cuda":
+        """Do once what requests would wait for: on a GPU, compile and prepare kernels, and capture decoding's graphs.
+
+        Takes about half a minute, and 5 to 10 s where Triton finds its cache. Call it on the thread that runs batches:
+        some of it is a thread's own (see `PrefixAttention.warm_up`). KV memory stays as it is.
+        """
+        if self.device.type != "cuda":
+            return
+        if self._warm_up_kernels is not None:
+            self._warm_up_kernels()
+        if self._decode_steps is not None:
             self._decode_steps.capture_all()
 
     def check(self) -> None:
@@ -186,17 +196,19 @@ def fastest_backend(shape: ModelShape, device: torch.device, block_size_tokens: 
     return "triton"
 
 
-TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None]
+TritonParts = tuple[Decoder, ContextFactory, DecodeSteps | None, Callable[[], None]]
 
 
 def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, prefix: PrefixAttention) -> TritonParts:
-    """Decoder, contexts and decoding steps on Triton's kernels, which are imported only here: a CPU need not have them.
+    """Decoder, contexts and decoding steps on Triton's kernels, and what warms these up.
+
+    They are imported only here: a CPU need not have them.
 
     Raises:
         ModelNotSupported: if triton is not installed, or the kernels do not take the model's shape.
     """
     try:
-        from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape
+        from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape, warm_up
         from swaa_runtime.decode_graphs import DecodeGraphs
         from swaa_runtime.model.fused import FusedDecoder
     except ModuleNotFoundError as exc:
@@ -206,8 +218,16 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
     check_kv_dtype(config.kv_dtype, loaded.model.device)
     contexts = partial(TritonContext, storage, shape, prefix)
     decoder = gpu_decoder(loaded.model, loaded.group)
+
+    def warm_up_kernels() -> None:
+        query_row = shape.num_heads * shape.head_dim
+        if isinstance(decoder, FusedDecoder):
+            decoder.warm_up(storage, config.max_step_tokens)
+            query_row = decoder.query_row
+        warm_up(storage, shape, prefix, query_row, config.max_step_tokens, config.max_model_tokens)
+
     if not isinstance(decoder, FusedDecoder):
-        return decoder, contexts, None
+        return decoder, contexts, None, warm_up_kernels
     lm_head = loaded.model.get_output_embeddings()
     graphs = DecodeGraphs(decoder, lm_head, storage, shape, config.max_running, config.max_model_tokens)
-    return decoder, contexts, graphs
+    return decoder, contexts, graphs, warm_up_kernels

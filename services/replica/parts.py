@@ -146,7 +146,6 @@ async def running_parts(
         store = ObservedStore(redis, StoreMetrics(telemetry.registry))
         folder = await asyncio.to_thread(model_folder, config)
         loaded, engine_config, model_runner = await asyncio.to_thread(_model, folder, config, runner, stack, hang_s)
-        await asyncio.to_thread(model_runner.warm_up)
         attention_name = f"{model_runner.attention_name}, {model_runner.decoder_name} decoder"
         if loaded.quantized_by is not None:
             attention_name += f", {loaded.quantized_by} weights"
@@ -154,6 +153,7 @@ async def running_parts(
         engine = EngineLoop(_engine(folder, model_runner, engine_config, loaded.eos_token_ids))
         engine.start()
         stack.callback(engine.close)
+        await engine.call(lambda engine: engine.runner.warm_up())  # on the thread that will run it
         replica = Replica(
             loaded,
             engine,

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.attention.prefix import PrefixAttention
+from swaa_runtime.attention.prefix import MAX_PIECE, PrefixAttention
 from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL, TILE_FIELDS, Launch, Tiles, paged_attention, queries_per_tile
+from swaa_runtime.kv_cache.block_pool import NULL_BLOCK
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.shape import ModelShape
@@ -115,6 +117,40 @@ class TritonContext:
         return self._prefix.attend(query, key[: run.stop], value[: run.stop], scale)
 
 
+def warm_up(
+    storage: KVStorage, shape: ModelShape, prefix: PrefixAttention, query_row: int, max_queries: int, max_keys: int
+) -> None:
+    """Compile all variants of the attention kernels, and prepare dense attention for all sizes that it is given.
+
+    Eight variants of 1 s each, or milliseconds from Triton's cache; for cuDNN 3 to 5 s in every process. No block is
+    written, and of them only the null block is read. Beside them K of one layer of the longest sequence is allocated.
+
+    Args:
+        query_row: elements from one query to the next, as the decoder gives them.
+        max_queries, max_keys: of a step, and of a sequence.
+    """
+    device, num_keys = storage.keys.device, min(max_keys, MAX_PIECE)
+    rows = torch.zeros(min(max_queries, num_keys), query_row, dtype=storage.dtype, device=device)
+    query = rows.view(len(rows), -1, shape.head_dim)[:, : shape.num_heads]
+    key = rows.new_zeros(num_keys, shape.num_kv_heads, shape.head_dim)
+    prefix.warm_up(query, key, key, shape.head_dim**-0.5)
+
+    # One query, at position 0 of a sequence in the null block.
+    ints = partial(torch.tensor, dtype=torch.int32, device=device)
+    fields, rules, table = ints([[0, 1, 0, 0, 0]]), ints([[SEES_ALL, 0]]), ints([NULL_BLOCK])
+    offsets, row = table.new_zeros((1, 2), dtype=torch.int64), table.new_zeros(1, dtype=torch.int64)
+    one, out = query[:1], torch.empty_like(query[:1])
+    for max_queries in _doubled(queries_per_tile(shape.num_heads, shape.num_kv_heads)):
+        for splits in _doubled(num_splits(1, device)):
+            launch = Launch(Tiles(fields, rules, max_queries, splits, row), offsets, table)
+            paged_attention(one, storage.keys, storage.values, launch, 1.0, out, storage.scales)
+
+
+def _doubled(most: int) -> list[int]:
+    """1, 2, 4 and so on, up to `most`."""
+    return [1 << bit for bit in range(most.bit_length())]
+
+
 def check_shape(shape: ModelShape, block_size_tokens: int) -> None:
     """Raise ModelNotSupported unless the kernels take such heads and blocks."""
     for name, size in (("head_dim", shape.head_dim), ("block_size_tokens", block_size_tokens)):
@@ -137,29 +173,35 @@ def plan_layer(
 ) -> LayerPlan:
     """Where the queries of each chunk go, in layers in which chunk i attends by rules[i].
 
-    Dense attention is given multiples of `dense_multiple` queries.
+    Dense attention is given queries from one multiple of `dense_multiple` positions to another; what lies before and
+    after goes to tiles.
     """
     dense: list[DenseRun] = []
     whole: list[tuple[int, QueryRun]] = []
     shared: list[tuple[int, QueryRun]] = []
     for index, chunk in enumerate(chunks):
         for run in query_runs(rules[index], chunk.turns, chunk.start, chunk.stop):
-            count = run.stop - run.start
-            if count <= SPLIT_QUERIES:
-                shared.append((index, run))
-                continue
-            num_dense = 0
-            if run.sees_all and run.stop > DENSE_KEYS:
-                num_dense = count - count % dense_multiple
-                if num_dense:
-                    dense.append(DenseRun(index, chunk.row + run.start - chunk.start, run.start, run.start + num_dense))
-            if num_dense < count:
-                whole.append((index, QueryRun(run.start + num_dense, run.stop, run.sees_all)))
+            start, stop = _dense_queries(run, dense_multiple)
+            if start < stop:
+                dense.append(DenseRun(index, chunk.row + start - chunk.start, start, stop))
+            for low, high in ((run.start, start), (stop, run.stop)):
+                if low < high:
+                    part = QueryRun(low, high, run.sees_all)
+                    (shared if high - low <= SPLIT_QUERIES else whole).append((index, part))
     launches = []
     for runs, is_shared in ((whole, False), (shared, True)):
         if runs:
             launches.append(_tiles(chunks, rules, runs, is_shared, shape, device))
     return LayerPlan(tuple(dense), tuple(launches))
+
+
+def _dense_queries(run: QueryRun, multiple: int) -> tuple[int, int]:
+    """Those [start, stop) of a run that dense attention takes; none: its start, twice."""
+    if run.sees_all and run.stop > DENSE_KEYS and run.stop - run.start > SPLIT_QUERIES:
+        start, stop = -(-run.start // multiple) * multiple, run.stop // multiple * multiple
+        if start < stop:
+            return start, stop
+    return run.start, run.start
 
 
 def _tiles(

@@ -5,7 +5,11 @@
     queries                             |################|    query i sees the keys up to position start + i
 
 flash-attn takes this as one call, since its causal mask ends at the last key; it prepares itself once. cuDNN's begins
-at the first key, so there it is pieces, merged by log-sum-exp, of few different sizes: it prepares itself for each.
+at the first key, so there it is pieces, merged by log-sum-exp, of few different sizes: for each pair of sizes (queries,
+keys) it makes a plan, which takes 0.1 s. So queries and past are cut into powers of two:
+
+    past 5,120, queries 3,072       2,048 queries over 4,096 + 1,024 keys and their own, then
+                                    1,024 queries over 4,096 + 2,048 + 1,024 keys and their own
 
 Shapes: query [n, num_heads, head_dim]; key, value [stop, num_kv_heads, head_dim]; the result is the query's.
 """
@@ -15,7 +19,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any, Protocol
@@ -30,6 +33,9 @@ from swaa_runtime.shape import ModelShape
 logger = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
+MAX_PIECE = 1 << 17
+"""Of a longer past there are several such pieces: no sequence has one that nobody prepared for."""
+
 WARM_TOKENS = 512
 """Enough for flash-attn to take the way of a long prompt."""
 
@@ -39,7 +45,7 @@ class PrefixAttention(Protocol):
 
     Attributes:
         name: for logs.
-        query_multiple: it is best given multiples of so many queries.
+        query_multiple: it is best given queries that start and end at multiples of so many positions.
     """
 
     @property
@@ -51,22 +57,50 @@ class PrefixAttention(Protocol):
         """The result for the last n of `stop` positions; see the module."""
         ...
 
+    def warm_up(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> None:
+        """Do once what would be waited for: afterwards no such `attend`, of at most so many queries and keys, is slow.
+
+        Strides count, and so does the thread, where plans are a thread's own (cuDNN's, in torch).
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PiecewisePrefix:
-    """By `dense_attention`: the queries' own keys causally, the past in pieces."""
+    """By `dense_attention`: some queries' own keys causally, their past in pieces; then the next queries."""
 
     name: str
     query_multiple: int = 1024
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """See PrefixAttention.attend."""
-        start = len(key) - len(query)
+        past = len(key) - len(query)
         query, key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in (query, key, value))
-        parts: list[Partial] = [dense_attention(query, key[:, :, start:], value[:, :, start:], scale, causal=True)]
-        for low, high in pairwise(past_pieces(start)):
-            parts.append(dense_attention(query, key[:, :, low:high], value[:, :, low:high], scale))
-        return merge_partials(parts)[0].transpose(0, 1)
+        outs = []
+        for first, last in pairwise(pieces(query.shape[2])):
+            start, stop = past + first, past + last
+            rows, own = query[:, :, first:last], slice(start, stop)
+            parts: list[Partial] = [dense_attention(rows, key[:, :, own], value[:, :, own], scale, causal=True)]
+            for low, high in pairwise(pieces(start)):
+                parts.append(dense_attention(rows, key[:, :, low:high], value[:, :, low:high], scale))
+            outs.append(merge_partials(parts)[0].transpose(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def warm_up(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> None:
+        """See PrefixAttention.warm_up. Of cuDNN: 0.1 s for each of about log2(queries / 1,024) log2(keys / 1,024)."""
+        if self.name != "cudnn":
+            return
+        query, key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in (query, key, value))
+        for num_queries in self._sizes(query):
+            rows, own = query[:, :, :num_queries], slice(num_queries)
+            dense_attention(rows, key[:, :, own], value[:, :, own], scale, causal=True)
+            for num_keys in self._sizes(key):
+                dense_attention(rows, key[:, :, :num_keys], value[:, :, :num_keys], scale)
+
+    def _sizes(self, rows: torch.Tensor) -> list[int]:
+        """Of pieces of up to so many rows, [1, heads, rows, head_dim], at multiples of `query_multiple`."""
+        most = min(rows.shape[2], MAX_PIECE) // self.query_multiple
+        return [self.query_multiple << bit for bit in range(most.bit_length())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +117,10 @@ class FlashPrefix:
         result = self.function(*batch, softmax_scale=scale, causal=True)
         out: torch.Tensor = result[0] if isinstance(result, tuple) else result  # some return the log-sum-exp too
         return out.squeeze(0)
+
+    def warm_up(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> None:
+        """See PrefixAttention.warm_up. Version 4 compiles for seconds when it is first called."""
+        self.attend(query[:WARM_TOKENS], key[: 2 * WARM_TOKENS], value[: 2 * WARM_TOKENS], scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +146,7 @@ FLASH_VERSIONS = (
 
 
 def make_prefix_attention(choice: DenseAttentionName, shape: ModelShape, device: torch.device) -> PrefixAttention:
-    """The way that `choice` names, ready: what it compiles is compiled.
+    """The way that `choice` names.
 
     Raises:
         ModelNotSupported: if what was asked for is not to be had here.
@@ -128,7 +166,6 @@ def make_prefix_attention(choice: DenseAttentionName, shape: ModelShape, device:
             modules = ", ".join(version.module for version in FLASH_VERSIONS)
             raise ModelNotSupported(f"dense_attention 'flash' needs flash-attn: none of {modules} can be imported")
         return PiecewisePrefix("cudnn")
-    _warm(flash, shape, dtype, device)
     return flash
 
 
@@ -149,19 +186,11 @@ def find_flash(architecture: int | None) -> FlashPrefix | None:
     return None
 
 
-def past_pieces(num_tokens: int) -> list[int]:
+def pieces(num_tokens: int) -> list[int]:
     """Edges that cut [0, num_tokens) into pieces of few different sizes: powers of two, the largest first."""
-    edges = [0]
-    for bit in reversed(range(num_tokens.bit_length())):
-        if num_tokens & (1 << bit):
+    edges = [*range(0, num_tokens + 1, MAX_PIECE)]
+    left = num_tokens - edges[-1]
+    for bit in reversed(range(left.bit_length())):
+        if left & (1 << bit):
             edges.append(edges[-1] + (1 << bit))
     return edges
-
-
-def _warm(attention: PrefixAttention, shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
-    """Version 4 compiles for seconds when it is first called: before the first request rather than in it."""
-    zeros = partial(torch.zeros, dtype=dtype, device=device)
-    query = zeros(WARM_TOKENS, shape.num_heads, shape.head_dim)
-    key, value = (zeros(2 * WARM_TOKENS, shape.num_kv_heads, shape.head_dim) for _ in range(2))
-    with torch.inference_mode():
-        attention.attend(query, key, value, shape.head_dim**-0.5)

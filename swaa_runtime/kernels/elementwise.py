@@ -175,7 +175,8 @@ def _silu_and_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr, PDL: tl.cons
     tl.store(out_ptr + row * size + column, (silu * up).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+# One layer's slots begin anywhere among those of all.
+@triton.jit(do_not_specialize=["slots_ptr", "num_tokens"])
 def _norm_rope_store_kernel(
     qkv_ptr,
     cos_ptr,

@@ -10,6 +10,9 @@ With `splits` > 1 the key blocks of a tile are shared out over as many programs,
 log-sum-exp (as in FlashDecoding, arXiv 2311.01282): few queries over many keys fill the GPU that way.
 
 What varies from step to step is read from device memory, so that a launch can be captured in a CUDA graph.
+
+Compiling a variant takes a second, so there are few, and a service has all of them before its first request (see
+`paged_triton.warm_up`): of what varies from step to step, only ROWS and whether keys are shared out make another one.
 """
 
 from __future__ import annotations
@@ -114,7 +117,7 @@ def paged_attention(
         scale * math.log2(math.e), 0 if splits == 1 else count,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         HEADS=num_heads, GROUP=group, PACKED=packed, HEAD_DIM=head_dim, ROWS=rows, TILE_KEYS=tile_keys,
-        BLOCK_SIZE=block_size, SPLITS=splits, FIELDS=TILE_FIELDS,
+        BLOCK_SIZE=block_size, SHARED=splits > 1, FIELDS=TILE_FIELDS,
         num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
@@ -124,13 +127,14 @@ def paged_attention(
         )  # fmt: skip
 
 
-@triton.jit
+# How many there are, and where in a larger tensor they begin, is no reason for another variant.
+@triton.jit(do_not_specialize=["tiles_ptr", "rules_ptr", "offsets_ptr", "table_ptr", "num_partial"])
 def _attend_kernel(
     query_ptr, key_rows, value_rows, key_scales, value_scales, out_ptr, partial_ptr, lse_ptr,
     tiles_ptr, rules_ptr, offsets_ptr, table_ptr,
     scale_log2, num_partial, query_row, query_head, out_row, out_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
-    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr, FIELDS: tl.constexpr,
+    TILE_KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SHARED: tl.constexpr, FIELDS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -164,7 +168,7 @@ def _attend_kernel(
     last = tl.maximum(total - 1, 0)  # may be the lower edge's as well, and reach beyond what is written
     edge = tl.minimum(num_sinks + tl.maximum(tl.cdiv(tl.maximum(stop - window, 0), TILE_KEYS) - first, 0), last)
     diagonal = tl.minimum(tl.maximum(num_sinks + (position0 + 1) // TILE_KEYS - first, edge), last)
-    share = tl.cdiv(total, SPLITS)
+    share = tl.cdiv(total, tl.num_programs(2))
     begin = split * share
     end = tl.minimum(begin + share, total)
 
@@ -196,16 +200,16 @@ def _attend_kernel(
     )  # fmt: skip
 
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
-    if SPLITS == 1:
-        out_offset = (row0 + query_index).to(tl.int64) * out_row + head * out_head
-        tl.store(
-            out_ptr + out_offset[:, None] + dim[None, :], result.to(out_ptr.dtype.element_ty), mask=present[:, None]
-        )
-    else:
+    if SHARED:
         at = ((split * num_partial + partial0 + query_index) * HEADS + head).to(tl.int64)
         tl.store(partial_ptr + at[:, None] * HEAD_DIM + dim[None, :], result, mask=present[:, None])
         lse = tl.where(weight > 0, best + tl.log2(tl.where(weight > 0, weight, 1.0)), -1e30)
         tl.store(lse_ptr + at, lse, mask=present)
+    else:
+        out_offset = (row0 + query_index).to(tl.int64) * out_row + head * out_head
+        tl.store(
+            out_ptr + out_offset[:, None] + dim[None, :], result.to(out_ptr.dtype.element_ty), mask=present[:, None]
+        )
 
 
 @triton.jit
@@ -256,7 +260,7 @@ def _read_keys(
     return acc, weight, best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "num_partial"])
 def _merge_kernel(
     partial_ptr, lse_ptr, out_ptr, rows_ptr, num_partial, out_row, out_head,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,

@@ -222,7 +222,7 @@ def _vector_kernel(
         tl.store(out_ptr + column, result.to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rows_kernel(
     x_ptr,
     weight_ptr,

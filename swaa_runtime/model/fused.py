@@ -23,6 +23,7 @@ from torch.nn import functional
 from swaa_runtime.attention.backend import StoredContext
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.group import Group
+from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.adapters import AdaptedLinear
 from swaa_runtime.model.quantized import described, is_plain
 
@@ -119,6 +120,17 @@ class Layer:
     next_qkv: Projection | None
 
 
+@dataclass(frozen=True, slots=True)
+class _NoContext:
+    """See StoredContext: nothing is stored, and queries are what they attend to."""
+
+    storage: KVStorage
+    slots: torch.Tensor
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        return query.contiguous()
+
+
 class FusedDecoder:
     """A dense transformers decoder, from token ids to the hidden states after the last norm.
 
@@ -196,6 +208,21 @@ class FusedDecoder:
                 attended, residual = attended[rows], residual[rows]
             qkv = self._mix(layer, attended, residual)
         return hidden[:0] if stored_only else qkv
+
+    def warm_up(self, storage: KVStorage, num_tokens: int) -> None:
+        """Run steps of one token, of few and of `num_tokens`, which store nothing: what they compile is compiled.
+
+        Of all ranks together. The longest one takes its time and memory; compiling a quarter of a second a kernel.
+        """
+        for size in (1, 2, num_tokens):
+            positions = torch.zeros(size, dtype=torch.int64, device=storage.keys.device)
+            slots = positions.new_full((len(self._layers), size), -1)
+            self.forward(positions, positions, _NoContext(storage, slots))
+
+    @property
+    def query_row(self) -> int:
+        """Elements from one query to the next, as `attend_stored` gets them: a view of queries, keys and values."""
+        return len(self._first_qkv.weight)
 
     def _store(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ from swaa_runtime.attention.paged_triton import (
     num_splits,
     plan_layer,
     step_tables,
+    warm_up,
 )
 from swaa_runtime.attention.prefix import PiecewisePrefix
+from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
-from swaa_runtime.kernels.paged_attention import SEES_ALL
+from swaa_runtime.kernels.paged_attention import SEES_ALL, Launch, paged_attention
 from swaa_runtime.kv_cache.storage import KVStorage, slot_ids
 from swaa_runtime.recipe import LayerRule, Recipe
 from swaa_runtime.shape import ModelShape
@@ -198,13 +201,42 @@ def plan_of(part: Part) -> paged_triton.LayerPlan:
     return plan_layer([chunk], part.rules, model_shape(1, 32, 8), DEVICE, 1024)
 
 
-def test_long_full_attention_is_dense_in_whole_pieces_and_the_rest_is_tiles() -> None:
+def test_long_full_attention_is_dense_between_whole_multiples_and_the_rest_is_tiles() -> None:
     plan = plan_of(Part(1500, 4000, (LayerRule(),)))
-    assert plan.dense == (DenseRun(0, 7, 1500, 3548),)
+    assert plan.dense == (DenseRun(0, 7 + 548, 2048, 3072),)
     (launch,) = plan.launches
     assert launch.splits == 1
-    assert launch.fields[:, :3].tolist()[0] == [7 + 2048, 32, 3548]
-    assert int(launch.fields[:, 1].sum()) == 4000 - 3548
+    assert launch.fields[:, :3].tolist()[0] == [7, 32, 1500]
+    assert launch.fields[:, :3].tolist()[18] == [7 + 1572, 32, 3072]
+    assert int(launch.fields[:, 1].sum()) == 548 + 928
+
+
+def test_few_queries_before_and_after_the_dense_ones_share_out_their_keys() -> None:
+    plan = plan_of(Part(2040, 4100, (LayerRule(),)))
+    assert plan.dense == (DenseRun(0, 7 + 8, 2048, 4096),)
+    (launch,) = plan.launches
+    assert launch.fields.tolist() == [[7, 8, 2040, 0, 0], [7 + 2056, 4, 4096, 0, 8]]
+    assert launch.splits == num_splits(2 * 8, DEVICE)
+
+
+def test_nothing_is_dense_where_no_multiple_lies_between() -> None:
+    assert plan_of(Part(1500, 3000, (LayerRule(),))).dense == ()
+    assert plan_of(Part(1025, 2047, (LayerRule(),))).dense == ()
+
+
+@given(st.integers(0, 9000), st.integers(1, 9000), st.sampled_from([1, 1024]))
+def test_every_query_goes_one_way(start: int, count: int, multiple: int) -> None:
+    chunk = ChunkView(7, start, start + count, (LayerRule(),), PROMPT, [[]])
+    plan = plan_layer([chunk], chunk.rules, model_shape(1, 32, 8), DEVICE, multiple)
+    found = [(run.row, run.stop - run.start, run.start) for run in plan.dense]
+    assert all(run.start % multiple == run.stop % multiple == 0 for run in plan.dense)
+    for launch in plan.launches:
+        found += [(row, queries, at) for row, queries, at, _, _ in launch.fields.tolist()]
+    at = start
+    for row, queries, position in sorted(found):
+        assert (row, position) == (7 + at - start, at)
+        at += queries
+    assert at == start + count
 
 
 def test_short_full_attention_and_windows_are_tiles() -> None:
@@ -259,6 +291,32 @@ def test_a_step_sends_only_block_ids_that_it_sees() -> None:
             assert table[block_0 + low : block_0 + last + 1].tolist() == tables[layer][low : last + 1]
             if layer == 0:
                 assert table[sink_0 : sink_0 + 4].tolist() == tables[layer][:4]
+
+
+# Before the first step.
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "int8", "fp8"])
+def test_warming_up_runs_all_variants_and_leaves_memory_as_it_is(
+    kv_dtype: KVDtypeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = model_shape(2, 6, 2)
+    storage = KVStorage(3, BLOCK, 2, HEAD_DIM, torch.float32, DEVICE, kv_dtype)
+    storage.fill([1, 2], NAN)
+    memory = [storage.keys, storage.values, *(storage.scales or ())]
+    before = [tensor.clone() for tensor in memory]
+    launched: list[tuple[int, int]] = []
+
+    def kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, launch: Launch, *rest: Any) -> None:
+        launched.append((launch.tiles.max_queries, launch.tiles.splits))
+        paged_attention(query, keys, values, launch, *rest)
+
+    monkeypatch.setattr(paged_triton, "paged_attention", kernel)
+    warm_up(storage, shape, PiecewisePrefix("torch"), 10 * HEAD_DIM, 2048, 100)
+    assert {most for most, _ in launched} == {1, 2, 4, 8, 16, 32}
+    assert {splits for _, splits in launched} == {1, 2} | {num_splits(1, DEVICE)}
+    for tensor, kept in zip(memory, before, strict=True):
+        assert torch.equal(tensor.view(torch.uint8), kept.view(torch.uint8))
 
 
 @pytest.mark.parametrize(("head_dim", "block"), [(16, 16), (128, 32), (64, 256)])

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa_runtime.attention import prefix
-from swaa_runtime.attention.dense import dense_attention_math
+from swaa_runtime.attention.dense import Partial, dense_attention_math
 from swaa_runtime.attention.prefix import (
     FLASH_VERSIONS,
     FlashPrefix,
     PiecewisePrefix,
     find_flash,
     make_prefix_attention,
-    past_pieces,
+    pieces,
 )
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.shape import ModelShape
@@ -97,12 +97,59 @@ def test_flash_attention_is_one_call(queries: int, keys: int, as_tuple: bool) ->
 
 
 @given(st.integers(0, 1 << 20))
-def test_a_past_is_cut_into_few_pieces_of_few_sizes(num_tokens: int) -> None:
-    edges = past_pieces(num_tokens)
+def test_tokens_are_cut_into_few_pieces_of_few_sizes(num_tokens: int) -> None:
+    edges = pieces(num_tokens)
     sizes = [high - low for low, high in pairwise(edges)]
     assert (edges[0], edges[-1]) == (0, num_tokens)
-    assert sizes == sorted(set(sizes), reverse=True)
-    assert all(size & (size - 1) == 0 for size in sizes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) - len(set(sizes)) == max(0, num_tokens // prefix.MAX_PIECE - 1)
+    assert all(size & (size - 1) == 0 and size <= prefix.MAX_PIECE for size in sizes)
+
+
+class Plans:
+    """In place of `dense_attention`: what cuDNN would make a plan for."""
+
+    def __init__(self) -> None:
+        self.keys: set[Any] = set()
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool = False
+    ) -> Partial:
+        assert (value.shape, value.stride()) == (key.shape, key.stride())
+        self.keys.add((query.shape, query.stride(), key.shape, key.stride(), causal))
+        return torch.zeros(query.shape), torch.zeros(query.shape[:3])
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 90), st.integers(1, 300), st.data())
+def test_nothing_of_up_to_so_many_queries_and_keys_needs_a_plan_after_the_warm_up(
+    most_queries: int, most_keys: int, data: st.DataObject
+) -> None:
+    most_queries = min(most_queries, most_keys)
+    warm, later = Plans(), Plans()
+    cudnn = PiecewisePrefix("cudnn", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix, "MAX_PIECE", 64)
+        patch.setattr(prefix, "dense_attention", warm)
+        query, key, value = qkv(most_keys, most_keys)
+        cudnn.warm_up(query[:most_queries], key, value, SCALE)
+        if most_queries < 8:
+            assert not warm.keys
+            return
+        queries = 8 * data.draw(st.integers(1, most_queries // 8), label="queries")
+        past = 8 * data.draw(st.integers(0, (most_keys - queries) // 8), label="past")
+        patch.setattr(prefix, "dense_attention", later)
+        out = cudnn.attend(query[past : past + queries], key[: past + queries], value[: past + queries], SCALE)
+    assert out.shape == (queries, 6, 16)
+    assert later.keys <= warm.keys
+    assert len(warm.keys) <= 4 * (4 + 1)
+
+
+def test_torchs_own_has_nothing_to_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = Plans()
+    monkeypatch.setattr(prefix, "dense_attention", plans)
+    PiecewisePrefix("torch", 1).warm_up(*qkv(40, 40), SCALE)
+    assert not plans.keys
 
 
 # What is chosen.
@@ -193,15 +240,12 @@ def test_auto_takes_flash_attention_where_it_is_faster(
 ) -> None:
     installed(["flash_attn"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    warmed = []
-    monkeypatch.setattr(prefix, "_warm", lambda attention, *rest: warmed.append(attention.name))
     assert make_prefix_attention("auto", model_shape(), CUDA).name == name
-    assert warmed == [name] * (name != "cudnn")
 
 
-def test_what_is_compiled_is_compiled_before_the_first_request() -> None:
+def test_flash_attention_is_warmed_up_by_the_beginning_of_a_long_prompt() -> None:
     function = FakeFlash()
-    prefix._warm(FlashPrefix("flash", function), model_shape(), torch.bfloat16, CPU)
+    FlashPrefix("flash", function).warm_up(*qkv(2 * prefix.WARM_TOKENS, 3 * prefix.WARM_TOKENS), SCALE)
     (call,) = function.calls
     assert call["q"] == (1, prefix.WARM_TOKENS, 6, 16)
     assert call["k"] == (1, 2 * prefix.WARM_TOKENS, 2, 16)
@@ -214,7 +258,7 @@ def test_on_a_gpu_it_is_the_written_out_one(choice: Any, head_dim: int) -> None:
     if choice == "flash" and find_flash(None) is None:
         pytest.skip("no flash-attn")
     attention = make_prefix_attention(choice, model_shape(head_dim), CUDA)
-    for queries, keys in ((512, 512), (130, 3000), (1024, 5000)):
+    for queries, keys in ((512, 512), (130, 3000), (1024, 5000), (3072, 8192)):
         inputs = [tensor.bfloat16() for tensor in qkv(queries, keys, head_dim, CUDA)]
         out = attention.attend(inputs[0], inputs[1], inputs[2], SCALE)
         want = written_out(inputs[0], inputs[1], inputs[2])

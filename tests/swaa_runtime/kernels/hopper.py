@@ -22,11 +22,15 @@ BF16, FP32 = "*bf16", "*fp32"
 def compiled(
     kernel: Any, arguments: Mapping[str, str], known: Mapping[str, object], options: Mapping[str, object]
 ) -> Any:
-    """The kernel with arguments of these types, of which those not `known` are divisible by 16 if they are integers."""
+    """The kernel with arguments of these types; integers and pointers are divisible by 16 where that counts."""
     names = kernel.arg_names
     signature = {name: arguments.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in known.items()}
-    whole = [name for name, kind in arguments.items() if kind != "fp32" and not kind.startswith("tensordesc")]
+    whole = [
+        name
+        for name, kind in arguments.items()
+        if kind != "fp32" and not kind.startswith("tensordesc") and name not in kernel.do_not_specialize
+    ]
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in whole}
     return triton.compile(ASTSource(kernel, signature, constants, aligned), target=HOPPER, options=dict(options))
 
@@ -47,17 +51,17 @@ def report(
     print(json.dumps(found))
 
 
-def report_attention(kept_in: str, rows: int, splits: int) -> None:
-    """The attention kernel as a decoding step (few rows, many splits) and as a prompt's chunk launch it."""
+def report_attention(kept_in: str, rows: int, *, is_shared: bool) -> None:
+    """The attention kernel as a decoding step (few rows, shared keys) and as a prompt's chunk launch it."""
     block, head_dim = 64, 128
-    partial = FP32 if splits > 1 else BF16
+    partial = FP32 if is_shared else BF16
     tiles = f"tensordesc<{kept_in}[{block},{head_dim}]>"
     arguments = {"query_ptr": BF16, "key_rows": tiles, "value_rows": tiles, "out_ptr": BF16}
     arguments |= {"partial_ptr": partial, "lse_ptr": partial, "tiles_ptr": "*i32", "rules_ptr": "*i32"}
     arguments |= {"offsets_ptr": "*i64", "table_ptr": "*i32", "scale_log2": "fp32"}
     arguments |= dict.fromkeys(("num_partial", "query_row", "query_head", "out_row", "out_head"), "i32")
     known: dict[str, object] = {"HEADS": 32, "GROUP": 4, "PACKED": 4, "HEAD_DIM": head_dim, "ROWS": rows, "FIELDS": 5}
-    known |= {"TILE_KEYS": block, "BLOCK_SIZE": block, "SPLITS": splits}
+    known |= {"TILE_KEYS": block, "BLOCK_SIZE": block, "SHARED": is_shared}
     scales = ("key_scales", "value_scales")
     if kept_in == "bf16":
         known |= dict.fromkeys(scales)
@@ -110,8 +114,8 @@ def main() -> None:
     known = {"bias_ptr": None, "BIAS": False, "GATED": True, "SPLIT": 6, "N_TILE": skinny.SUM_TILE}
     report(skinny._sum_kernel, summed, known, 2)
     for kept_in in ("bf16", "i8", "fp8e4nv"):
-        report_attention(kept_in, rows=16, splits=32)
-        report_attention(kept_in, rows=128, splits=1)
+        report_attention(kept_in, rows=16, is_shared=True)
+        report_attention(kept_in, rows=128, is_shared=False)
 
 
 if __name__ == "__main__":
