@@ -61,6 +61,15 @@ def test_what_is_copied_is_in_the_context(image: str) -> None:
             assert re.sub(r"requirements-\w+", "requirements-*", source) in kept, source
 
 
+def test_a_replica_that_restarts_finds_what_triton_compiled() -> None:
+    """Triton keeps it under HOME, which is the pod's volume that the models' cache is in too."""
+    base = (REPOSITORY / "k8s" / "base" / "kustomization.yaml").read_text(encoding="utf-8")
+    (home,) = re.findall(r"\bHOME=(\S+)", dockerfile("replica"))
+    (models,) = re.findall(r"SWAA_CACHE_DIR=(\S+)", base)
+    assert Path(models).is_relative_to(home)
+    assert "TRITON_CACHE_DIR" not in base + dockerfile("replica")
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_a_lock_is_what_the_image_needs_of_the_whole_lock(image: str) -> None:
     assert locked(image) == locks.images()[image], "run make k8s-locks"

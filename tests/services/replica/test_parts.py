@@ -26,6 +26,7 @@ from swaa_runtime.errors import EngineFailed, InvalidRequest, ModelNotSupported
 from swaa_runtime.outputs import Finished, TokenOutput
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
+from swaa_runtime.runner import ModelRunner
 
 from .builders import read_all
 
@@ -99,6 +100,30 @@ def test_a_service_learns_from_its_engine(tmp_path: Path, tiny_folder: Path) -> 
             cost = await learning_cost(config, parts, lambda done, total: None)
             assert cost.profile == await cost_profile(config, parts, None, lambda done, total: None)
             assert await parts.engine.call(lambda engine: engine._cost is cost)
+
+    asyncio.run(run())
+
+
+class WarmRunner(ModelRunner):
+    """A runner that keeps which thread warmed it up."""
+
+    warmed_by: threading.Thread | None = None
+
+    def warm_up(self) -> None:
+        super().warm_up()
+        self.warmed_by = threading.current_thread()
+
+
+@pytest.mark.model
+@pytest.mark.redis
+def test_the_thread_that_runs_batches_warms_up_before_parts_are_there(tmp_path: Path, tiny_folder: Path) -> None:
+    """cuDNN's plans are a thread's own."""
+
+    async def run() -> None:
+        async with running_parts(make_config(tmp_path, tiny_folder), WarmRunner) as parts:
+            thread, runner = await parts.engine.call(lambda engine: (threading.current_thread(), engine.runner))
+            assert isinstance(runner, WarmRunner)
+            assert runner.warmed_by is thread
 
     asyncio.run(run())
 

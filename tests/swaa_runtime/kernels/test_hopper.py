@@ -7,16 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[3]
 HALF_OF_SHARED_BYTES = 114 << 10
 
 
-def test_all_kernels_compile_and_load_16_bytes_at_a_time(tmp_path: Path) -> None:
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.swaa_runtime.kernels.hopper"]
+def lines_of(module: str, cache: Path) -> list[Any]:
+    """What a module beside this prints, of JSON."""
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", f"tests.swaa_runtime.kernels.{module}"]
     done = subprocess.run(command, env=env, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=300)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_all_kernels_compile_and_load_16_bytes_at_a_time(tmp_path: Path) -> None:
+    found = lines_of("hopper", tmp_path)
     attention = [kernel for kernel in found if kernel["kernel"] == "_attend_kernel"]
     others = [kernel for kernel in found if kernel not in attention]
     assert (len(attention), len(others)) == (6, 10)
@@ -30,3 +36,10 @@ def test_all_kernels_compile_and_load_16_bytes_at_a_time(tmp_path: Path) -> None
         assert kernel["shared_bytes"] <= HALF_OF_SHARED_BYTES, kernel
         if kernel["kernel"] == "_vector_kernel":
             assert kernel["shared_bytes"] < 1024, "x goes through shared memory: its layout is not the weight's"
+
+
+def test_no_step_needs_a_variant_that_the_warm_up_did_not_compile(tmp_path: Path) -> None:
+    (found,) = lines_of("variants", tmp_path)
+    assert len(found) == 7
+    assert {name: new for name, (_, new) in found.items()} == dict.fromkeys(found, 0)
+    assert found["_attend_kernel"][0] == 2 * 2 * 4, "of K and V in two dtypes: shared or not, by rows"

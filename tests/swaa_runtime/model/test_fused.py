@@ -102,6 +102,23 @@ def test_mixed_batches_in_chunks_equal_the_oracle(family: str) -> None:
         assert_equals_oracle(rig, loaded, request)
 
 
+def test_warming_up_runs_steps_of_all_kinds_and_stores_nothing() -> None:
+    loaded = fresh_model("qwen3", num_layers=2, num_heads=2, num_kv_heads=1)
+    loaded.model.to(DEVICE)
+    storage = KVStorage(2, 8, 1, 8, torch.float32, DEVICE)
+    storage.fill([0, 1], float("nan"))
+    sizes: list[int] = []
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(len(x))
+        return skinny.linear(x, weight, bias)
+
+    FusedDecoder(loaded.model, elementwise, linear, skinny.gated_linear).warm_up(storage, 70)
+    assert set(sizes) == {1, 2, 70}
+    assert storage.keys.isnan().all()
+    assert storage.values.isnan().all()
+
+
 @pytest.mark.parametrize("family", DENSE)
 def test_the_kernels_give_the_same(family: str) -> None:
     """A few tokens: each takes a tenth of a second in the interpreter."""
