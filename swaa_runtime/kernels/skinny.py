@@ -52,15 +52,13 @@ class Tiles:
 # weight, and exchanged between threads, which then wait for each other in every turn of the loop.
 ONE_ROW = Tiles(columns=2, depth=1024, num_warps=4, num_stages=1)
 
-# By the most outputs and inputs they are for: the first that takes a weight. Each program reads all of x, or its part,
-# beside the weight: of 16 rows as much again as 16 outputs. What is in flight, num_stages * (columns + 16) * depth * 2
-# bytes, is at most half of a multiprocessor's memory: two programs share one, and float32 fits.
+# By the most outputs they are for: the first that takes a weight; from a sweep (benchmarks/LOG.md). Each program reads
+# all of x, or its part, beside the weight: of 16 rows as much again as 16 outputs. What is in flight, num_stages *
+# (columns + 16) * depth * 2 bytes, is at most half of a multiprocessor's memory: two programs share it, float32 fits.
 FEW_ROWS = (
-    (4096, 6144, Tiles(columns=64, depth=128, num_warps=4, num_stages=5, split=6)),  # o of Qwen3-4B
-    (4096, math.inf, Tiles(columns=64, depth=128, num_warps=4, num_stages=5, split=6)),  # its down
-    (8192, math.inf, Tiles(columns=32, depth=256, num_warps=4, num_stages=4)),  # qkv
-    (32767, math.inf, Tiles(columns=32, depth=256, num_warps=4, num_stages=4)),  # gate and up
-    (math.inf, math.inf, Tiles(columns=64, depth=128, num_warps=4, num_stages=4)),  # LM head
+    (4096, Tiles(columns=64, depth=128, num_warps=4, num_stages=5, split=6)),  # o and down of Qwen3-4B
+    (8192, Tiles(columns=32, depth=256, num_warps=4, num_stages=4)),  # its qkv
+    (math.inf, Tiles(columns=64, depth=128, num_warps=4, num_stages=3)),  # gate and up, LM head
 )
 
 
@@ -93,7 +91,7 @@ def choose_tiles(rows: int, columns: int, depth: int) -> Tiles:
     """Enough programs to fill 132 multiprocessors several times, of loads as wide as they get."""
     if rows == 1:
         return ONE_ROW
-    tiles = next(tiles for most, deepest, tiles in FEW_ROWS if columns <= most and depth <= deepest)
+    tiles = next(tiles for most, tiles in FEW_ROWS if columns <= most)
     return replace(tiles, split=min(tiles.split, triton.cdiv(depth, tiles.depth)))
 
 
@@ -277,7 +275,7 @@ def _rows_kernel(
         tl.store(target, sums, mask=inside_row & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _sum_kernel(
     partial_ptr,
     bias_ptr,

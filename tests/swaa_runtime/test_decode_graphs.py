@@ -25,7 +25,7 @@ from swaa_runtime.attention.prefix import PiecewisePrefix
 from swaa_runtime.batch import Batch, ScheduledChunk, build_batch
 from swaa_runtime.config import EngineConfig, KVDtypeName
 from swaa_runtime.decode_graphs import DecodeGraphs, bucket
-from swaa_runtime.kernels import elementwise_reference, skinny
+from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import FusedDecoder
@@ -104,7 +104,8 @@ class GraphRunner(RecordingRunner):
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
-        decoder = FusedDecoder(loaded.model, elementwise_reference)
+        ops = elementwise if DEVICE.type == "cuda" else elementwise_reference  # whose calls a graph cannot record
+        decoder = FusedDecoder(loaded.model, ops)
         self._decoder = decoder
         self._contexts = partial(TritonContext, self.part, loaded.shape, PiecewisePrefix("torch"))
         self.graphs = RecordingGraphs(
@@ -142,7 +143,7 @@ class LogitsRunner(RecordingRunner):
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     """Its own, as fusing writes to it."""
-    return wrap_model(build_transformer(tiny_config("llama", head_dim=16), ATTENTION_NAME), "graphs")
+    return wrap_model(build_transformer(tiny_config("llama", head_dim=16), ATTENTION_NAME).to(DEVICE), "graphs")
 
 
 class GraphRig:

@@ -106,7 +106,7 @@ def test_there_are_enough_programs_to_fill_a_gpu(columns: int, depth: int) -> No
 
 
 def test_two_programs_fit_a_multiprocessor_at_once() -> None:
-    for _, _, tiles in FEW_ROWS:
+    for _, tiles in FEW_ROWS:
         assert tiles.num_stages * (tiles.columns + MAX_ROWS) * tiles.depth * 2 <= HALF_OF_SHARED_BYTES
 
 
