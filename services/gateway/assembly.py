@@ -61,3 +61,4 @@ async def open_front_doors(
     finally:
         watching.cancel()
         await server.stop(config.drain_s)
+        await asyncio.gather(watching, return_exceptions=True)  # else asyncio logs the cancellation as an error

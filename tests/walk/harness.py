@@ -107,6 +107,7 @@ class Service:
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(STOP_TIMEOUT_S)
         self._close()
+        assert "ERROR asyncio" not in self.log, "something that nobody waited for"
         return code
 
     def kill(self) -> None:
