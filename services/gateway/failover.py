@@ -74,7 +74,7 @@ async def run_turn(
             if attempt < MAX_ATTEMPTS:
                 replica = await stack.enter_async_context(replicas.lease(job.session))
                 job = await replan(replace(job, sent_token_ids=tuple(sent)), replica)
-    raise ReplicaLost(f"{MAX_ATTEMPTS} replicas were lost while they ran the turn; the last: {lost}")
+    raise ReplicaLost(f"{MAX_ATTEMPTS} attempts at the turn lost their replica; the last: {lost}")
 
 
 async def _saved_turn(

@@ -123,7 +123,7 @@ def test_lost_again(first: int, second: int) -> None:
 
 def test_enough_is_enough() -> None:
     replicas = [FakeReplica(2) for _ in range(MAX_ATTEMPTS)]
-    with pytest.raises(ReplicaLost, match=f"{MAX_ATTEMPTS} replicas were lost while they ran the turn; the last: gone"):
+    with pytest.raises(ReplicaLost, match=f"{MAX_ATTEMPTS} attempts at the turn lost their replica; the last: gone"):
         asyncio.run(run(*replicas))
     assert all(len(replica.jobs) == 1 for replica in replicas)
 
