@@ -13,6 +13,10 @@ LOCKS := deps/locks
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 AUDIT := .cache/audit
 
+# Images of Python often set it. Then each of the hundreds of processes that tests start would compile
+# everything it imports, torch alone for 4 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 export SWAA_CACHE_DIR ?= $(CURDIR)/.cache/swaa
 export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
 
