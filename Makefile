@@ -13,6 +13,10 @@ LOCKS := deps/locks
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 AUDIT := .cache/audit
 
+# Images of Python often set it. Then each of the hundreds of processes that tests start would compile
+# everything it imports, torch alone for 4 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 export SWAA_CACHE_DIR ?= $(CURDIR)/.cache/swaa
 export SWAA_STATE_DIR ?= $(CURDIR)/.cache/state
 
@@ -25,10 +29,12 @@ help: ## Show this list
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything the other targets need
 
-$(STAMP): pyproject.toml $(LOCKS)/requirements.lock $(LOCKS)/requirements.nodeps.lock $(LOCKS)/requirements.cpu.lock $(LOCKS)/requirements.cuda.lock
+$(STAMP): pyproject.toml $(LOCKS)/requirements.pip.lock $(LOCKS)/requirements.lock $(LOCKS)/requirements.nodeps.lock $(LOCKS)/requirements.cpu.lock $(LOCKS)/requirements.cuda.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "needs Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.pip.lock 2>/dev/null \
+		|| echo "pip's indexes have no newer pip: an old one takes a minute more"
 	@$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.cpu.lock 2>/dev/null \
 		|| { echo "pip's indexes have no CPU build of PyTorch that is locked: taking the public one, with CUDA"; \
 			$(PIP_INSTALL) --require-hashes -r $(LOCKS)/requirements.cuda.lock; }

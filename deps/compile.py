@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deps.lock import AUDIT, CPU, CUDA, FUZZ, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
+from deps.lock import AUDIT, CPU, CUDA, FUZZ, MAIN, NODEPS, PIP, REPOSITORY, Locked, parse, read, write
 
 OLDEST_PYTHON = "3.11"
 ENVIRONMENTS = [
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(NODEPS, SAYS.format("packages that carry a file we use, without their dependencies"), carriers)
     tools = compiled(list(AUDIT_TOOLS), read(AUDIT) if AUDIT.exists() else [], upgrades)
     write(AUDIT, SAYS.format("tools of `make sbom` and `make audit`"), tools)
+    # pip-audit needs pip, so it is among the tools, and is audited with them.
+    write(PIP, SAYS.format("the pip that `make setup` installs with"), [each for each in tools if each.name == "pip"])
 
 
 def compiled(

@@ -6,6 +6,7 @@ requirements.nodeps.lock    packages that carry a file we use, and whose own dep
 requirements.cpu.lock       PyTorch's CPU build, where pip's indexes have it
 requirements.cuda.lock      what PyTorch's CUDA build needs more; its CPU build does without
 requirements.fuzz.lock      what `make fuzz` needs more
+requirements.pip.lock       the pip that `make setup` installs with: that of the tools, as Python's own may be old
 requirements.audit.lock     tools that look at the other locks, in an environment of their own
 
 k8s/docker/requirements-*.lock  what of the first two an image needs (`k8s.docker.locks`)
@@ -22,8 +23,8 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / "deps" / "locks"
-MAIN, NODEPS, CPU, CUDA, FUZZ, AUDIT = (
-    FOLDER / f"requirements{kind}.lock" for kind in ("", ".nodeps", ".cpu", ".cuda", ".fuzz", ".audit")
+MAIN, NODEPS, CPU, CUDA, FUZZ, PIP, AUDIT = (
+    FOLDER / f"requirements{kind}.lock" for kind in ("", ".nodeps", ".cpu", ".cuda", ".fuzz", ".pip", ".audit")
 )
 
 _HASH = re.compile(r" \\\n    --hash=(sha256:[0-9a-f]{64})")

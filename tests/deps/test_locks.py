@@ -13,9 +13,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from deps.compile import EXTRAS, applies, for_us
-from deps.lock import AUDIT, CPU, CUDA, MAIN, NODEPS, REPOSITORY, Locked, parse, read, write
+from deps.lock import AUDIT, CPU, CUDA, MAIN, NODEPS, PIP, REPOSITORY, Locked, parse, read, write
 
-ALL = (MAIN, NODEPS, CPU, CUDA, AUDIT)
+ALL = (MAIN, NODEPS, CPU, CUDA, PIP, AUDIT)
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENTRY = f"six==1.17.0 ; python_version < '3.13' \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{'1' * 64}\n"
 
@@ -78,10 +78,14 @@ def test_setup_installs_nothing_without_a_hash() -> None:
     installs = [
         line for line in makefile.splitlines() if "$(PIP_INSTALL)" in line or re.search(r"pip install.* -r ", line)
     ]
-    assert len(installs) == 6
+    assert len(installs) == 7
     assert [line for line in installs if "--require-hashes" not in line] == [
         "\t$(PIP_INSTALL) --no-build-isolation --editable ."
     ]
+
+
+def test_pip_is_the_one_that_is_audited() -> None:
+    assert read(PIP) == [package for package in read(AUDIT) if package.name == "pip"]
 
 
 def test_a_lock_is_read_as_it_is_written(tmp_path: Path) -> None:
