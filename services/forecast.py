@@ -15,7 +15,7 @@ from functools import cached_property
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
-from swaa_runtime.urgency import SLACK_GRAIN_MS
+from swaa_runtime.urgency import grain
 
 COARSE = 0.2
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
@@ -172,6 +172,4 @@ def _until_next_is_done(order: Sequence[int], left: Sequence[float]) -> float:
 def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int, int]:
     """As `swaa_runtime.urgency`."""
     slack_ms = math.inf if turn.due_in_ms is None else turn.due_in_ms - now_ms - left_ms
-    is_late = slack_ms < 0.0
-    grains = 0.0 if is_late else slack_ms if math.isinf(slack_ms) else slack_ms // SLACK_GRAIN_MS
-    return is_late, grains, -turn.priority, at
+    return slack_ms < 0.0, grain(slack_ms), -turn.priority, at
