@@ -13,8 +13,8 @@ from services.replica.job import Job
 RECENT_TURNS = 16
 """The rate of arrivals is that of so many: a burst shows soon, and no single gap decides it."""
 
-SHORTEST_S = 1e-3
-"""Several that come at once count as having come within this time."""
+SHORTEST_S = 1.0
+"""A few that come at once are no rate: they count as having come within this time."""
 
 
 class Promises:

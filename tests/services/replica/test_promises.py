@@ -60,6 +60,9 @@ def test_the_rate_of_arrivals_is_that_of_the_recent_ones_until_now() -> None:
         if number == 0:
             assert promises.added_to(Backlog()).arrivals_per_s == 0.0, "one tells of no rate"
     assert promises.added_to(Backlog()).arrivals_per_s == pytest.approx(2.0)
+    for number in range(5):
+        promises.add(replace(JOB, request_id=f"burst {number}"))
+    assert promises.added_to(Backlog()).arrivals_per_s < 4.0, "a burst is no rate"
     clock.now_s += 1000.0
     assert promises.added_to(Backlog()).arrivals_per_s < 0.015
     assert promises.added_to(Backlog(arrivals_per_s=3.0)).arrivals_per_s == 3.0, "a replica sees those of all gateways"
