@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from swaa_runtime.load import EngineLoad
@@ -16,6 +17,7 @@ class PendingTurn:
         work_ms: predicted time that takes, had the turn the engine for itself.
         due_in_ms: when that token is due, negative if that is past; None: at no particular time.
         ready_in_ms: when it can run: later than now if its state is on its way in, negative if it could already.
+        tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
     """
 
     request_id: str
@@ -24,15 +26,18 @@ class PendingTurn:
     due_in_ms: float | None
     priority: int
     ready_in_ms: float = 0.0
+    tpot_ms: float | None = None
+    answer_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingTurn:
-    """A turn that generates tokens, at `tpot_ms` each if it aims at that."""
+    """A turn that generates tokens, at `tpot_ms` each if it aims at that, and `left_tokens` more at most."""
 
     request_id: str
     tpot_ms: float | None
     priority: int
+    left_tokens: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +48,26 @@ class Backlog:
         pending: in the order they came.
         decode_step_ms: predicted time of a step that runs one token for each of `decoding` and nothing else.
         age_ms: how long ago a step began, the last that is known of.
+        arrivals_per_s: how many turns come, as of late.
+        interrupt_tokens: newcomers with at most so many tokens may interrupt a step that runs as many; 0: none.
     """
 
     pending: tuple[PendingTurn, ...] = ()
     decoding: tuple[DecodingTurn, ...] = ()
     decode_step_ms: float = 0.0
     age_ms: float = 0.0
+    arrivals_per_s: float = 0.0
+    interrupt_tokens: int = 0
 
     @property
     def request_ids(self) -> frozenset[str]:
         """Of all its turns."""
         return frozenset([turn.request_id for turn in self.pending] + [turn.request_id for turn in self.decoding])
+
+    @property
+    def pending_ms(self) -> float:
+        """Predicted time of all that is pending."""
+        return sum(turn.work_ms for turn in self.pending)
 
     def aged(self, elapsed_ms: float) -> Backlog:
         """The same figures when so much time has passed since."""
@@ -83,8 +97,12 @@ def backlog_of(load: EngineLoad, now_s: float) -> Backlog:
             None if turn.ttft_due_s is None else (turn.ttft_due_s - now_s) * 1e3,
             turn.priority,
             ready_in_ms=-age_ms,
+            tpot_ms=turn.tpot_ms,
+            answer_tokens=turn.answer_tokens,
         )
         for turn in load.prefills
     )
-    decoding = tuple(DecodingTurn(turn.request_id, turn.tpot_ms, turn.priority) for turn in load.decodes)
-    return Backlog(pending, decoding, load.decode_step_ms, age_ms)
+    decoding = tuple(
+        DecodingTurn(turn.request_id, turn.tpot_ms, turn.priority, turn.left_tokens) for turn in load.decodes
+    )
+    return Backlog(pending, decoding, load.decode_step_ms, age_ms, interrupt_tokens=load.interrupt_tokens)

@@ -2,8 +2,9 @@
 
 Plays the rules of `swaa_runtime.scheduler` forward: a fixed share of each step goes to all prompts evenly, the rest to
 the one with the least slack; what cannot meet its due time any more stands behind what still can, by priority;
-decoding takes its part of every step. Steps are the scheduler's own at first, coarser the further away they are, so
-that a long queue is foreseen as cheaply as a short one.
+decoding takes its part of every step, that of turns that have their first token by then as well; short newcomers
+interrupt long steps. Steps are the scheduler's own at first, coarser the further away they are, so that a long queue is
+foreseen as cheaply as a short one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,34 @@ from functools import cached_property
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
-from swaa_runtime.urgency import SLACK_GRAIN_MS
+from swaa_runtime.urgency import grain
 
 COARSE = 0.2
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
 
 SHORTEST_STEP_MS = 0.01
 ROUNDING_TOKENS = ROUNDING_MS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What steps are like.
+
+    Attributes:
+        prompt_ms: what one with prompt tokens takes besides, and `decode_ms` one that has answers' tokens only.
+    """
+
+    max_tokens: int
+    prompt_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    def needed(self, num_tokens: float) -> float:
+        """For so many tokens of one prompt."""
+        return math.ceil(num_tokens / self.max_tokens - ROUNDING_TOKENS)
+
+    def token_ms(self, turn: PendingTurn) -> float:
+        """What a token of a turn takes, without what steps take besides."""
+        return max(0.0, turn.work_ms - self.needed(turn.num_tokens) * self.prompt_ms) / turn.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +64,14 @@ class Outcome:
 class Forecast:
     """Foresees newcomers to one backlog."""
 
-    def __init__(self, backlog: Backlog, max_step_tokens: int) -> None:
+    def __init__(self, backlog: Backlog, steps: Steps) -> None:
         self.backlog = backlog
-        self._max_step_tokens = max_step_tokens
+        self._steps = steps
 
     @cached_property
     def first_tokens_ms(self) -> tuple[float, ...]:
         """When the first token of each pending turn comes if nobody else does, from now."""
-        return first_tokens_ms(self.backlog, self._max_step_tokens)
+        return first_tokens_ms(self.backlog, self._steps)
 
     def outcome(self, newcomer: PendingTurn, token_ms: float = 0.0) -> Outcome:
         """What becomes of a newcomer. `token_ms`: what its own decoding adds to a step."""
@@ -61,7 +83,7 @@ class Forecast:
         }
         # Only they and the newcomer matter, and they only until they are due: a long queue need not be played out.
         watched = {**promised, len(backlog.pending): math.inf}
-        with_it, _ = _play(backlog.with_turn(newcomer), self._max_step_tokens, math.inf, watched)
+        with_it, _ = _play(backlog.with_turn(newcomer), self._steps, math.inf, watched)
         prefills = tuple(backlog.pending[at] for at, due_in_ms in promised.items() if due_in_ms < with_it[at])
         decode_ms = backlog.decode_step_ms
         decodes = tuple(
@@ -76,27 +98,27 @@ class Forecast:
 
     def later(self, in_ms: float) -> Forecast:
         """The forecast for newcomers that come so much later, if nobody else does until then."""
-        left = left_tokens(self.backlog, self._max_step_tokens, in_ms)
+        left = left_tokens(self.backlog, self._steps, in_ms)
         pending = tuple(
             replace(turn, num_tokens=tokens, work_ms=turn.work_ms * tokens / turn.num_tokens)
             for turn, tokens in zip(self.backlog.aged(in_ms).pending, left, strict=True)
             if tokens > 0.0
         )
-        return Forecast(replace(self.backlog, pending=pending, age_ms=0.0), self._max_step_tokens)
+        return Forecast(replace(self.backlog, pending=pending, age_ms=0.0), self._steps)
 
 
-def first_tokens_ms(backlog: Backlog, max_step_tokens: int) -> tuple[float, ...]:
+def first_tokens_ms(backlog: Backlog, steps: Steps) -> tuple[float, ...]:
     """When the first token of each pending turn comes, in ms from now, in the order of `backlog.pending`."""
-    return _play(backlog, max_step_tokens, math.inf)[0]
+    return _play(backlog, steps, math.inf)[0]
 
 
-def left_tokens(backlog: Backlog, max_step_tokens: int, in_ms: float) -> tuple[float, ...]:
+def left_tokens(backlog: Backlog, steps: Steps, in_ms: float) -> tuple[float, ...]:
     """Tokens that each pending turn has to compute yet after so long."""
-    return _play(backlog, max_step_tokens, in_ms)[1]
+    return _play(backlog, steps, in_ms)[1]
 
 
 def _play(
-    backlog: Backlog, max_step_tokens: int, until_ms: float, watched: Mapping[int, float] | None = None
+    backlog: Backlog, steps: Steps, until_ms: float, watched: Mapping[int, float] | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """First tokens (inf if later), and what is left to compute, as the rules go on from the last known step.
 
@@ -105,10 +127,17 @@ def _play(
         watched: turns by their place, with the time from which on they do not matter any more; stops when none does.
     """
     turns, left = backlog.pending, [turn.num_tokens for turn in backlog.pending]
-    prices = [turn.work_ms / turn.num_tokens for turn in turns]
+    prices = [steps.token_ms(turn) for turn in turns]
     first_tokens = [math.inf] * len(turns)
     unfinished = list(range(len(turns)))
+    answers = Answers(backlog, steps)
     now_ms = start_ms = -backlog.age_ms
+
+    def end(at: int, end_ms: float) -> None:
+        left[at], first_tokens[at] = 0.0, max(end_ms, 0.0)
+        unfinished.remove(at)
+        answers.begin(turns[at])
+
     while unfinished and until_ms - now_ms > ROUNDING_MS:
         ready = [at for at in unfinished if turns[at].ready_in_ms <= now_ms]
         next_ready_ms = min(
@@ -117,35 +146,116 @@ def _play(
         if not ready:
             now_ms = next_ready_ms
             continue
-        order = sorted(ready, key=lambda at: _rank(turns[at], at, left[at] * prices[at], now_ms))
-        step_tokens, step_ms = _step(backlog, order, left, prices, max_step_tokens)
+        left_ms = {at: left[at] * prices[at] + steps.needed(left[at]) * steps.prompt_ms for at in unfinished}
+        long, short = _interruption(backlog, answers, steps, unfinished, left, left_ms, now_ms)
+        interrupted_ms, at_ms = {}, now_ms
+        for at in short:
+            at_ms = interrupted_ms[at] = max(at_ms, turns[at].ready_in_ms) + left_ms[at]
+            now_ms += left_ms[at]
+        ready = long if short else ready
+        order = sorted(ready, key=lambda at: _rank(turns[at], at, left_ms[at], now_ms))
+        step_tokens, step_ms = _step(answers, order, left, prices, steps)
         # As many steps as go alike: until one turn is done or another comes, but not too coarse, and at least one.
         num_steps = min(_until_next_is_done(order, left) / step_tokens, (next_ready_ms - now_ms) / step_ms)
+        num_steps = min(num_steps, answers.fewest_tokens)
         num_steps = max(1.0, min(num_steps, COARSE * (now_ms - start_ms) / step_ms) // 1.0)
-        num_steps = min(num_steps, (until_ms - now_ms) / step_ms)
+        num_steps = max(0.0, min(num_steps, (until_ms - now_ms) / step_ms))
         spent = share(order, left, num_steps * step_tokens)
-        now_ms += sum(spent[at] * prices[at] for at in order) + num_steps * backlog.decode_step_ms
+        now_ms += sum(spent[at] * prices[at] for at in order) + num_steps * answers.besides_ms
+        answers.go_on(num_steps)
+        for at, end_ms in interrupted_ms.items():
+            end(at, end_ms)
         for at, spent_tokens in spent.items():
             left[at] -= spent_tokens
             if left[at] <= ROUNDING_TOKENS:
-                left[at], first_tokens[at] = 0.0, max(now_ms, 0.0)
-        unfinished = [at for at in unfinished if left[at] > 0.0]
+                end(at, now_ms)
         if watched is not None and not any(left[at] > 0.0 and now_ms <= end_ms for at, end_ms in watched.items()):
             break
     return tuple(first_tokens), tuple(left)
 
 
+class Answers:
+    """Turns that generate tokens while the forecast goes on: those that do now, and each pending one after its first.
+
+    What one of these adds to a step is not known, and left out; that of the others goes as they end.
+    """
+
+    def __init__(self, backlog: Backlog, steps: Steps) -> None:
+        self._steps = steps
+        self._known_ms = backlog.decode_step_ms / max(1, len(backlog.decoding))
+        self._known = [(turn.left_tokens, turn.tpot_ms) for turn in backlog.decoding]
+        self._begun: list[tuple[float, float | None]] = []
+
+    @property
+    def _all(self) -> list[tuple[float, float | None]]:
+        return [*self._known, *self._begun]
+
+    @property
+    def decode_ms(self) -> float:
+        """A step with nothing else."""
+        return self._known_ms * len(self._known)
+
+    @property
+    def besides_ms(self) -> float:
+        """What a step takes beside its prompts' tokens."""
+        return self._steps.prompt_ms + max(0.0, self.decode_ms - self._steps.decode_ms)
+
+    @property
+    def targets_ms(self) -> list[float]:
+        """Times per token that they aim at."""
+        return [tpot_ms for _, tpot_ms in self._all if tpot_ms is not None]
+
+    @property
+    def fewest_tokens(self) -> float:
+        """Until the first of them ends."""
+        return min((left for left, _ in self._all), default=math.inf)
+
+    def begin(self, turn: PendingTurn) -> None:
+        """A turn has its first token."""
+        if turn.answer_tokens > 1:
+            self._begun.append((turn.answer_tokens - 1, turn.tpot_ms))
+
+    def go_on(self, num_steps: float) -> None:
+        """So many steps run, with a token of each."""
+        for turns in (self._known, self._begun):
+            turns[:] = [(left - num_steps, tpot_ms) for left, tpot_ms in turns if left - num_steps > ROUNDING_TOKENS]
+
+
+def _interruption(
+    backlog: Backlog,
+    answers: Answers,
+    steps: Steps,
+    unfinished: Sequence[int],
+    left: Sequence[float],
+    left_ms: Mapping[int, float],
+    now_ms: float,
+) -> tuple[list[int], list[int]]:
+    """As `swaa_runtime.interruption`: turns of a long step, and those that have their first tokens in its midst."""
+    bound, turns = backlog.interrupt_tokens, backlog.pending
+    if bound == 0 or answers.targets_ms:
+        return [], []
+    long = [at for at in unfinished if left[at] > bound and turns[at].ready_in_ms <= now_ms]
+    spent = share(long, left, steps.max_tokens)
+    room = sum(spent.values()) // bound * bound
+    ends_ms = now_ms + sum(left_ms[at] * tokens / left[at] for at, tokens in spent.items())
+    short = []
+    for at in sorted(unfinished, key=lambda at: turns[at].ready_in_ms):
+        if left[at] <= min(bound, room) and turns[at].ready_in_ms < ends_ms:
+            room -= left[at]
+            short.append(at)
+    return long, short
+
+
 def _step(
-    backlog: Backlog, order: Sequence[int], left: Sequence[float], prices: Sequence[float], max_step_tokens: int
+    answers: Answers, order: Sequence[int], left: Sequence[float], prices: Sequence[float], steps: Steps
 ) -> tuple[float, float]:
     """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none."""
-    spent = share(order, left, max_step_tokens)
+    spent = share(order, left, steps.max_tokens)
     prefill_ms = sum(spent[at] * prices[at] for at in order)
-    decode_ms = backlog.decode_step_ms
-    targets = [turn.tpot_ms for turn in backlog.decoding if turn.tpot_ms is not None and turn.tpot_ms >= decode_ms]
-    room_ms = min(targets, default=math.inf) * TPOT_SHARE - decode_ms
-    part = min(1.0, max(MIN_PREFILL_TOKENS / max_step_tokens, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
-    return part * max_step_tokens, max(part * prefill_ms + backlog.decode_step_ms, SHORTEST_STEP_MS)
+    targets = [tpot_ms for tpot_ms in answers.targets_ms if tpot_ms >= answers.decode_ms]
+    room_ms = min(targets, default=math.inf) * TPOT_SHARE - answers.besides_ms
+    part = min(1.0, max(MIN_PREFILL_TOKENS / steps.max_tokens, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
+    return part * steps.max_tokens, max(part * prefill_ms + answers.besides_ms, SHORTEST_STEP_MS)
 
 
 def share(order: Sequence[int], left: Sequence[float], budget: float) -> dict[int, float]:
@@ -172,6 +282,4 @@ def _until_next_is_done(order: Sequence[int], left: Sequence[float]) -> float:
 def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int, int]:
     """As `swaa_runtime.urgency`."""
     slack_ms = math.inf if turn.due_in_ms is None else turn.due_in_ms - now_ms - left_ms
-    is_late = slack_ms < 0.0
-    grains = 0.0 if is_late else slack_ms if math.isinf(slack_ms) else slack_ms // SLACK_GRAIN_MS
-    return is_late, grains, -turn.priority, at
+    return slack_ms < 0.0, grain(slack_ms), -turn.priority, at

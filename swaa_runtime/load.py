@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -14,6 +15,7 @@ class PrefillLoad:
         remaining_ms: predicted time until its first token if it had the engine for itself.
         ttft_due_s: when that is due, on the engine's clock (time.monotonic); None: at no particular time.
         waiting: whether it waits for admission still.
+        tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
     """
 
     request_id: str
@@ -22,15 +24,18 @@ class PrefillLoad:
     ttft_due_s: float | None
     priority: int
     waiting: bool
+    tpot_ms: float | None = None
+    answer_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLoad:
-    """A request that generates tokens, at `tpot_ms` each if it aims at that."""
+    """A request that generates tokens, at `tpot_ms` each if it aims at that, and `left_tokens` more at most."""
 
     request_id: str
     tpot_ms: float | None
     priority: int
+    left_tokens: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,14 @@ class EngineLoad:
         taken_s: that moment, on the engine's clock.
         prefills: in the order they came.
         decode_step_ms: predicted time of a step that does nothing but one token for each of `decodes`.
+        interrupt_tokens: newcomers with at most so many tokens may interrupt a step that runs as many; 0: none.
     """
 
     taken_s: float
     prefills: tuple[PrefillLoad, ...] = ()
     decodes: tuple[DecodeLoad, ...] = ()
     decode_step_ms: float = 0.0
+    interrupt_tokens: int = 0
 
     @property
     def prefill_ms(self) -> float:

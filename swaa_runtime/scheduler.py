@@ -317,8 +317,9 @@ class Scheduler:
         return EngineLoad(
             self._clock(),
             tuple(self._prefill_load(request) for request in requests if not request.is_decoding),
-            tuple(DecodeLoad(request.request_id, request.tpot_ms, request.priority) for request in decoding),
+            tuple(map(_decode_load, decoding)),
             self._decode_step_ms(decoding),
+            0 if self._by_arrival else self._config.interrupt_tokens,
         )
 
     def _prefill_load(self, request: Request) -> PrefillLoad:
@@ -329,7 +330,18 @@ class Scheduler:
             request.ttft_due_s,
             request.priority,
             request.status is not Status.RUNNING,
+            request.tpot_ms,
+            _left_tokens(request),
         )
+
+
+def _decode_load(request: Request) -> DecodeLoad:
+    return DecodeLoad(request.request_id, request.tpot_ms, request.priority, _left_tokens(request))
+
+
+def _left_tokens(request: Request) -> int:
+    """Tokens that a request may generate yet."""
+    return max(1, request.sampling.max_tokens - request.num_generated_tokens)
 
 
 def _tokens_to_compute(request: Request) -> int:

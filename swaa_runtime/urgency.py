@@ -13,7 +13,11 @@ import math
 from swaa_runtime.request import Request
 
 SLACK_GRAIN_MS = 250.0
-"""Slack within one such grain is a tie: two that are equally urgent would else take turns, and both come too late."""
+"""Slack within the first grain is a tie, and each further grain is as long as all before it together.
+
+Two that are equally urgent would else take turns, and both come too late. And with a minute left a second says nothing
+of who needs it more: whoever came first goes first, and what it was told of its wait holds.
+"""
 
 Urgency = tuple[bool, float, int, float]
 """Sorts the most urgent first."""
@@ -26,6 +30,11 @@ def slack_ms(due_s: float | None, now_s: float, remaining_ms: float) -> float:
 
 def urgency(request: Request, slack: float) -> Urgency:
     """Sort key of a request that has so much slack, in ms."""
-    is_late = slack < 0
-    grains = 0.0 if is_late else slack if math.isinf(slack) else slack // SLACK_GRAIN_MS
-    return (is_late, grains, -request.priority, request.arrival_s)
+    return (slack < 0, grain(slack), -request.priority, request.arrival_s)
+
+
+def grain(slack: float) -> float:
+    """In which grain a slack lies; all that is late is in the first."""
+    if slack < SLACK_GRAIN_MS or math.isinf(slack):
+        return 0.0 if slack < SLACK_GRAIN_MS else slack
+    return float(math.frexp(slack / SLACK_GRAIN_MS)[1])

@@ -2,7 +2,7 @@
 
 Each recipe is weighed by what it would do here and now: its own work, what waits and decodes already (see
 `services.backlog`), its quality at this length, and whose promises it would break. Among equals in quality the least
-work wins: it leaves the most for others. Where others wait, much less work wins over a little quality as well.
+work wins: it leaves the most for others. Where others wait or come, much less work wins over a little quality as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from services.backlog import Backlog, PendingTurn
 from services.cost import CostProfile, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
-from services.forecast import Forecast
+from services.forecast import Forecast, Steps
 from services.gateway.catalog import Catalog, NamedRecipe
 from services.gateway.sla import RECIPE_HEADER, Objective
 from services.restore_plan import RestorePlan, SavedState, plan_restore
@@ -121,13 +121,15 @@ class Scene:
         return map(self.weigh, sorted(map(self.alone, recipes), key=self.preference))
 
     def preference(self, alone: Alone) -> tuple[float, ...]:
-        """Sorts the best first: by quality, less what its time costs those to come.
+        """Sorts the best first: by quality, less what its time costs the others.
 
-        Nobody knows who comes next, but whoever waits now stands for one: each would wait for as long as this turn
-        takes, and lose that part of an objective like this one's. Where nobody waits, quality alone counts.
+        Whoever waits now, and whoever comes before this turn begins, waits for as long as it takes; whoever comes while
+        it runs, for half of that on average. Each loses that part of an objective like this one's. Where nobody waits
+        or comes, quality alone counts.
         """
-        work_ms = alone.restore.work_ms
-        others_ms = len(self.work.backlog.pending) * work_ms
+        work_ms, backlog = alone.restore.work_ms, self.work.backlog
+        to_come = backlog.arrivals_per_s / 1e3 * (backlog.pending_ms + work_ms / 2)
+        others_ms = (len(backlog.pending) + to_come) * work_ms
         return (others_ms - alone.quality * self.objective.ttft_ms, -alone.quality, work_ms, alone.tpot_ms)
 
     def alone(self, named: NamedRecipe) -> Alone:
@@ -163,6 +165,8 @@ class Scene:
             objective.ttft_ms - work.spent_ms,
             objective.priority,
             restore.fetch_ms,
+            objective.tpot_ms,
+            work.max_tokens,
         )
         outcome = self.forecast.outcome(newcomer, alone.token_ms)
         prediction = Prediction(
@@ -221,6 +225,11 @@ def misses(
     return tuple(out)
 
 
+def steps_of(cost: CostProfile) -> Steps:
+    """What a forecast has to know of steps."""
+    return Steps(cost.max_step_tokens, cost.prompt_step_ms, cost.decode_step_ms)
+
+
 def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, bytes_per_token_layer: int) -> Plan:
     """Pick a recipe.
 
@@ -228,29 +237,36 @@ def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, 
         SlaUnattainable: if the request is strict and nothing (or not the recipe it names) is predicted to meet it.
         InvalidRequest: if it names a recipe that does not exist.
     """
-    forecast = Forecast(work.backlog, cost.max_step_tokens)
+    forecast = Forecast(work.backlog, steps_of(cost))
     scene = Scene(objective, work, forecast, catalog, cost, bytes_per_token_layer)
     if objective.recipe_name is not None:
         eligible = [catalog.recipe(RECIPE_HEADER, objective.recipe_name)]
         [chosen], reason = scene.ranked(eligible), f"asked for by {RECIPE_HEADER}"
     else:
         eligible = list(catalog.recipes.values())
-        chosen, reason = choose(scene.ranked(eligible), len(work.backlog.pending))
+        chosen, reason = choose(scene.ranked(eligible), _others(work.backlog))
     if objective.strict and not chosen.meets:
         raise _refusal(scene, chosen, eligible)
     return Plan(chosen, reason, scene)
 
 
-def choose(candidates: Iterable[Candidate], num_waiting: int = 0) -> tuple[Candidate, str]:
+def _others(backlog: Backlog) -> str:
+    """For whose sake time counts beside quality, in words; empty if for nobody's."""
+    if backlog.pending:
+        return f"{len(backlog.pending)} wait"
+    return "others come" if backlog.arrivals_per_s > 0.0 else ""
+
+
+def choose(candidates: Iterable[Candidate], others: str = "") -> tuple[Candidate, str]:
     """The best of candidates that come best first, and the reason in words. Takes no more of them than it needs.
 
-    `num_waiting`: others that wait, for whose sake time counted beside quality.
+    `others`: for whose sake time counted beside quality.
     """
     missing = []
     for candidate in candidates:
         if candidate.meets:
-            others = f", as {num_waiting} wait less time counts, too" if num_waiting else ""
-            return candidate, f"best quality of those predicted to meet the SLA{others}"
+            why = f", as {others} less time counts, too" if others else ""
+            return candidate, f"best quality of those predicted to meet the SLA{why}"
         missing.append(candidate)
     good_enough = [c for c in missing if not any(miss.startswith("quality") for miss in c.misses)]
     if good_enough:
@@ -264,7 +280,7 @@ def _refusal(scene: Scene, nearest: Candidate, eligible: Sequence[NamedRecipe]) 
     """Why a strict request is refused, and when it would not be."""
     wait_ms, name = nearest.prediction.wait_ms, nearest.named.name
     nothing = Backlog()
-    idle = scene.at(nothing, Forecast(nothing, scene.cost.max_step_tokens))
+    idle = scene.at(nothing, Forecast(nothing, steps_of(scene.cost)))
     alone = list(idle.ranked(eligible))
     would = [c for c in alone if c.meets]
     if not would:

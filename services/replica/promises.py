@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 from services.backlog import Backlog, PendingTurn
 from services.replica.job import Job
+
+RECENT_TURNS = 16
+"""The rate of arrivals is that of so many: a burst shows soon, and no single gap decides it."""
+
+SHORTEST_S = 1.0
+"""A few that come at once are no rate: they count as having come within this time."""
 
 
 class Promises:
@@ -20,10 +27,13 @@ class Promises:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._jobs: dict[str, tuple[Job, float]] = {}
+        self._came_s: deque[float] = deque(maxlen=RECENT_TURNS)
 
     def add(self, job: Job) -> None:
         """A job has been promised to run from now on."""
-        self._jobs[job.request_id] = (job, self._clock())
+        now_s = self._clock()
+        self._jobs[job.request_id] = (job, now_s)
+        self._came_s.append(now_s)
 
     def end(self, request_id: str) -> None:
         """Its first token is there, or it will not run. Nothing happens if that was known."""
@@ -33,7 +43,14 @@ class Promises:
         """A backlog with the promised turns that it does not tell of."""
         now_s, known = self._clock(), backlog.request_ids
         more = tuple(_pending(job, made_s, now_s) for job, made_s in self._jobs.values() if job.request_id not in known)
-        return replace(backlog, pending=(*backlog.pending, *more)) if more else backlog
+        rate = max(backlog.arrivals_per_s, self._arrivals_per_s(now_s))
+        return replace(backlog, pending=(*backlog.pending, *more), arrivals_per_s=rate)
+
+    def _arrivals_per_s(self, now_s: float) -> float:
+        """From the oldest of the recent turns until now, that one not counted: a first one tells of no rate."""
+        if len(self._came_s) < 2:
+            return 0.0
+        return (len(self._came_s) - 1) / max(now_s - self._came_s[0], SHORTEST_S)
 
 
 def _pending(job: Job, made_s: float, now_s: float) -> PendingTurn:
@@ -47,4 +64,6 @@ def _pending(job: Job, made_s: float, now_s: float) -> PendingTurn:
         None if job.ttft_due_s is None else (job.ttft_due_s - now_s) * 1e3,
         job.priority,
         (made_s - now_s) * 1e3 + fetch_ms,
+        job.tpot_ms,
+        job.sampling.max_tokens,
     )

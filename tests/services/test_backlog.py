@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn, backlog_of
-from services.forecast import Forecast, Outcome, first_tokens_ms, left_tokens, share
+from services.forecast import Forecast, Outcome, Steps, first_tokens_ms, left_tokens, share
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams
@@ -19,6 +19,7 @@ from tests.swaa_runtime.builders import LinearCost, build_request, engine_config
 from tests.swaa_runtime.test_scheduling_simulated import Simulation
 
 STEP_MS, STEP_TOKENS = 100.0, 1000
+STEPS = Steps(STEP_TOKENS)
 
 
 def pending(work_ms: float, due_in_ms: float | None = None, priority: int = 0, ready_in_ms: float = 0.0) -> PendingTurn:
@@ -27,7 +28,7 @@ def pending(work_ms: float, due_in_ms: float | None = None, priority: int = 0, r
 
 
 def outcome(backlog: Backlog, newcomer: PendingTurn, token_ms: float = 0.0) -> Outcome:
-    return Forecast(backlog, STEP_TOKENS).outcome(newcomer, token_ms)
+    return Forecast(backlog, STEPS).outcome(newcomer, token_ms)
 
 
 def test_alone_a_turn_takes_its_own_time() -> None:
@@ -47,19 +48,19 @@ def test_a_state_on_its_way_in_is_waited_for_but_is_no_wait_for_others() -> None
 
 def test_the_least_slack_runs_first_but_for_the_fair_share() -> None:
     urgent, patient = pending(1000.0, 1200.0), pending(1000.0, 9000.0)
-    first, second = first_tokens_ms(Backlog((patient, urgent)), STEP_TOKENS)[::-1]
+    first, second = first_tokens_ms(Backlog((patient, urgent)), STEPS)[::-1]
     assert first == pytest.approx(1000.0 / (1 - FAIR_SHARE / 2), abs=STEP_MS)
     assert second == pytest.approx(2000.0, abs=STEP_MS)
 
 
 def test_what_is_late_stands_behind_what_can_still_be_met() -> None:
     late, met = pending(1000.0, 10.0, priority=9), pending(1000.0, 1500.0)
-    assert first_tokens_ms(Backlog((late, met)), STEP_TOKENS)[1] <= 1500.0
+    assert first_tokens_ms(Backlog((late, met)), STEPS)[1] <= 1500.0
 
 
 def test_of_late_ones_the_priority_counts_then_who_came_first() -> None:
     turns = (pending(500.0, -1.0), pending(500.0, -1.0), pending(500.0, -1.0, priority=5))
-    a, b, c = first_tokens_ms(Backlog(turns), STEP_TOKENS)
+    a, b, c = first_tokens_ms(Backlog(turns), STEPS)
     assert c < a < b
 
 
@@ -90,6 +91,37 @@ def test_a_newcomer_waits_for_the_end_of_the_step_that_runs() -> None:
     assert started.first_token_ms == pytest.approx(70.0 + STEP_MS)
 
 
+def test_who_has_a_first_token_generates_and_holds_up_the_others_from_then_on() -> None:
+    first, second = pending(100.0), pending(1000.0)
+    steps = Steps(STEP_TOKENS, prompt_ms=10.0)
+    alone = first_tokens_ms(Backlog((first, second)), steps)
+    answering = replace(first, tpot_ms=20.0, answer_tokens=11)
+    ends = first_tokens_ms(Backlog((answering, second)), steps)
+    assert ends[1] > alone[1] + 5 * 10.0, "steps of 19 ms, while the answer lasts"
+    assert first_tokens_ms(Backlog((replace(answering, answer_tokens=1), second)), steps) == alone
+
+
+def test_an_answer_that_ends_takes_nothing_any_more() -> None:
+    known = Backlog(decoding=(DecodingTurn("d", None, 0, left_tokens=2),), decode_step_ms=25.0)
+    assert outcome(known, pending(1000.0)).first_token_ms == pytest.approx(1050.0)
+
+
+def test_a_step_with_prompts_takes_its_own_time_instead_of_that_of_a_step_with_answers_only() -> None:
+    busy = Backlog(decoding=(DecodingTurn("d", None, 0),), decode_step_ms=25.0)
+    steps = Steps(STEP_TOKENS, prompt_ms=10.0, decode_ms=20.0)
+    assert Forecast(Backlog(), steps).outcome(pending(1000.0)).first_token_ms == pytest.approx(1000.0)
+    assert Forecast(busy, steps).outcome(pending(1000.0)).first_token_ms == pytest.approx(1000.0 + 10 * 5.0)
+
+
+def test_a_short_newcomer_interrupts_a_long_step_and_a_long_one_does_not() -> None:
+    running = Backlog((pending(60_000.0, ready_in_ms=-30.0),), age_ms=30.0, interrupt_tokens=200)
+    assert outcome(running, pending(15.0)).first_token_ms == pytest.approx(15.0)
+    assert outcome(running, pending(21.0)).first_token_ms > 70.0
+    assert outcome(replace(running, interrupt_tokens=0), pending(15.0)).first_token_ms > 70.0
+    protected = replace(running, decoding=(DecodingTurn("d", 200.0, 0),))
+    assert outcome(protected, pending(15.0)).first_token_ms > 70.0, "a step with a token that is due is not interrupted"
+
+
 def test_harm_is_a_promise_that_the_newcomer_would_break() -> None:
     promised = pending(1000.0, 1050.0)
     backlog = Backlog((promised,))
@@ -117,15 +149,17 @@ def test_an_answer_that_would_become_too_slow_is_harmed() -> None:
 def test_an_engine_tells_its_backlog() -> None:
     load = EngineLoad(
         taken_s=10.0,
-        prefills=(PrefillLoad("a", 80, 500.0, 12.0, 3, False), PrefillLoad("b", 9, 70.0, None, 1, True)),
-        decodes=(DecodeLoad("c", 20.0, 4),),
+        prefills=(PrefillLoad("a", 80, 500.0, 12.0, 3, False, 30.0, 9), PrefillLoad("b", 9, 70.0, None, 1, True)),
+        decodes=(DecodeLoad("c", 20.0, 4, 7.0),),
         decode_step_ms=8.0,
+        interrupt_tokens=2048,
     )
     assert backlog_of(load, now_s=10.5) == Backlog(
-        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
-        (DecodingTurn("c", 20.0, 4),),
+        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
+        (DecodingTurn("c", 20.0, 4, 7.0),),
         8.0,
         500.0,
+        interrupt_tokens=2048,
     )
 
 
@@ -157,7 +191,7 @@ backlogs = st.builds(
 
 @given(backlogs)
 def test_all_is_done_in_the_time_that_all_of_it_takes(backlog: Backlog) -> None:
-    ends = first_tokens_ms(backlog, STEP_TOKENS)
+    ends = first_tokens_ms(backlog, STEPS)
     for turn, end_ms in zip(backlog.pending, ends, strict=True):
         assert end_ms >= turn.ready_in_ms + turn.work_ms - 1e-3
     if backlog.pending:
@@ -165,7 +199,7 @@ def test_all_is_done_in_the_time_that_all_of_it_takes(backlog: Backlog) -> None:
         total_ms = sum(turn.work_ms for turn in backlog.pending)
         if not backlog.decoding:
             backlog = replace(backlog, decode_step_ms=0.0)
-            ends = first_tokens_ms(backlog, STEP_TOKENS)
+            ends = first_tokens_ms(backlog, STEPS)
             assert max(ends) <= last_ready_ms + total_ms + 1e-3, "an engine with work never idles"
 
 
@@ -198,12 +232,12 @@ def test_the_wait_grows_with_the_backlog(others: list[PendingTurn], more: Pendin
 
 @given(backlogs, st.floats(0.0, 30_000.0))
 def test_what_is_left_later_is_what_is_not_done_until_then(backlog: Backlog, in_ms: float) -> None:
-    left = left_tokens(backlog, STEP_TOKENS, in_ms)
+    left = left_tokens(backlog, STEPS, in_ms)
     assert all(0.0 <= now <= turn.num_tokens for now, turn in zip(left, backlog.pending, strict=True))
-    later = Forecast(backlog, STEP_TOKENS).later(in_ms)
+    later = Forecast(backlog, STEPS).later(in_ms)
     assert sum(turn.num_tokens for turn in later.backlog.pending) == pytest.approx(sum(left))
-    if math.isfinite(end := max(first_tokens_ms(backlog, STEP_TOKENS), default=0.0)):
-        assert Forecast(backlog, STEP_TOKENS).later(end + 1.0).backlog.pending == ()
+    if math.isfinite(end := max(first_tokens_ms(backlog, STEPS), default=0.0)):
+        assert Forecast(backlog, STEPS).later(end + 1.0).backlog.pending == ()
 
 
 @given(st.lists(st.floats(0.1, 500.0), min_size=1, max_size=6), st.floats(1.0, 400.0))
@@ -219,7 +253,7 @@ def test_a_step_is_divided_whole_and_everybody_gets_a_fair_part(left: list[float
 def test_what_is_said_of_others_is_as_if_the_queue_were_played_out(backlog: Backlog) -> None:
     newcomer = PendingTurn("new", 700, 900.0, 2_000.0, 5)
     said = outcome(backlog, newcomer)
-    before, after = first_tokens_ms(backlog, STEP_TOKENS), first_tokens_ms(backlog.with_turn(newcomer), STEP_TOKENS)
+    before, after = first_tokens_ms(backlog, STEPS), first_tokens_ms(backlog.with_turn(newcomer), STEPS)
     assert said.first_token_ms == after[-1]
     late = {
         turn.request_id
@@ -258,7 +292,7 @@ def error_of_a_newcomer(rng: random.Random) -> float:
     newcomer = arrives("new", rng, now_s)
     due_in_ms = None if newcomer.ttft_due_s is None else (newcomer.ttft_due_s - now_s) * 1e3
     work = (newcomer.num_remaining_tokens, COST.prefill_ms(newcomer), due_in_ms, newcomer.priority)
-    forecast = Forecast(backlog_of(simulation.scheduler.load(), now_s), CONFIG.max_step_tokens)
+    forecast = Forecast(backlog_of(simulation.scheduler.load(), now_s), Steps(CONFIG.max_step_tokens))
     foreseen_ms = forecast.outcome(PendingTurn("new", *work)).first_token_ms
     simulation.scheduler.add(newcomer)
     while newcomer.first_token_s is None:

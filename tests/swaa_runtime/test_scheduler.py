@@ -383,8 +383,9 @@ def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> Non
     assert load == EngineLoad(
         taken_s=clock.now_s,
         prefills=(PrefillLoad("b", 4, 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 10, 25.0, None, 3, True)),
-        decodes=(DecodeLoad("a", 40.0, 3),),
+        decodes=(DecodeLoad("a", 40.0, 3, 1),),
         decode_step_ms=7.0,
+        interrupt_tokens=2048,
     )
     assert load.prefill_ms == 38.0
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swaa_runtime.urgency import SLACK_GRAIN_MS, slack_ms, urgency
+from swaa_runtime.urgency import SLACK_GRAIN_MS, grain, slack_ms, urgency
 from tests.swaa_runtime.builders import build_request
 
 
@@ -35,6 +35,16 @@ def test_equal_slack_goes_by_priority_then_arrival() -> None:
     assert order(("c", 7.0, 0, 2.0), ("b", 7.0, 0, 1.0), ("a", 7.0, 1, 3.0)) == "abc"
     assert order(("c", 1.0, 0, 2.0), ("b", 0.9 * SLACK_GRAIN_MS, 0, 1.0)) == "bc", "nearly equal is a tie"
     assert order(("c", math.inf, 0, 2.0), ("b", math.inf, 0, 1.0), ("a", math.inf, 1, 3.0)) == "abc"
+
+
+def test_the_more_slack_there_is_the_more_of_it_is_a_tie() -> None:
+    bounds = [SLACK_GRAIN_MS * factor for factor in (1, 2, 4, 8, 256)]
+    assert [grain(bound - 1e-6) for bound in bounds] == [0.0, 1.0, 2.0, 3.0, 8.0]
+    assert [grain(bound) for bound in bounds] == [1.0, 2.0, 3.0, 4.0, 9.0]
+    assert grain(math.inf) == math.inf
+    assert grain(-1.0) == 0.0
+    assert order(("c", 90_000.0, 0, 2.0), ("b", 100_000.0, 0, 1.0)) == "bc", "a promise to whoever came first holds"
+    assert order(("c", 2_000.0, 0, 2.0), ("b", 12_000.0, 0, 1.0)) == "cb", "who needs it goes before it"
 
 
 @given(st.floats(0, 1e6), st.floats(-1e6, -1e-3), st.integers(-5, 5), st.integers(-5, 5))

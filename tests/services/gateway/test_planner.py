@@ -15,7 +15,7 @@ from services.cost import CostProfile
 from services.errors import SlaUnattainable
 from services.forecast import Forecast
 from services.gateway.catalog import Catalog
-from services.gateway.planner import Candidate, Plan, Prediction, Scene, Work, choose, misses, plan
+from services.gateway.planner import Candidate, Plan, Prediction, Scene, Work, choose, misses, plan, steps_of
 from services.gateway.sla import Objective
 from services.restore_plan import SavedState
 from swaa_runtime.errors import InvalidRequest
@@ -32,7 +32,7 @@ def make_plan(objective: Objective, work: Work) -> Plan:
 
 
 def make_scene(work: Work, catalog: Catalog | None = None, cost: CostProfile = COST, **objective: Any) -> Scene:
-    forecast = Forecast(work.backlog, cost.max_step_tokens)
+    forecast = Forecast(work.backlog, steps_of(cost))
     return Scene(make_objective(**objective), work, forecast, catalog or make_catalog(), cost, BYTES_PER_TOKEN_LAYER)
 
 
@@ -147,7 +147,7 @@ def test_strict_refuses_what_would_wait_too_long_and_says_when_it_would_not() ->
     work = make_work(4000, backlog=BUSY)
     objective = make_objective(ttft_ms=alone + 1.0, min_quality=1.0, strict=True, priority=0)
     error = refused(objective, work)
-    assert error.retry_after_ms == pytest.approx(max(Forecast(BUSY, COST.max_step_tokens).first_tokens_ms))
+    assert error.retry_after_ms == pytest.approx(max(Forecast(BUSY, steps_of(COST)).first_tokens_ms))
     assert "'full' is the nearest recipe, but its predicted ttft" in str(error)
     assert f"with a wait of {error.wait_ms:.0f} ms; try again in {error.retry_after_ms:.0f} ms" in str(error)
     assert make_plan(replace(objective, strict=False), work).reason == FASTEST
@@ -237,6 +237,21 @@ def test_the_more_wait_the_more_quality_is_given_for_their_time() -> None:
     )
     patient = replace(objective, ttft_ms=3e6)
     assert make_plan(patient, make_work(4000, backlog=waiting(4))).chosen.named.name == "full"
+
+
+def test_on_an_idle_replica_those_count_who_come_while_a_turn_runs() -> None:
+    objective, work = make_objective(ttft_ms=40_000.0), make_work(4000)
+    assert make_plan(objective, work).chosen.named.name == "full", "nobody comes"
+    coming = make_plan(objective, replace(work, backlog=Backlog(arrivals_per_s=0.001)))
+    assert coming.reason == f"{BEST}, as others come less time counts, too"
+    names = []
+    for rate in (0.01, 1.0, 1000.0):
+        [*ranked] = make_scene(replace(work, backlog=Backlog(arrivals_per_s=rate)), ttft_ms=40_000.0).ranked(
+            make_catalog().recipes.values()
+        )
+        names.append(ranked[0].named.name)
+    assert names[0] == "full"
+    assert names[-1] == min(ranked, key=lambda candidate: candidate.prediction.work_ms).named.name
 
 
 def test_candidates_are_told_by_quality_whoever_waits() -> None:
@@ -339,6 +354,7 @@ works = st.builds(
             st.builds(DecodingTurn, st.just("d"), st.none() | st.floats(5.0, 200.0), st.integers(0, 20)), max_size=2
         ).map(tuple),
         st.floats(0.0, 40.0),
+        arrivals_per_s=st.floats(0.0, 2.0),
     ),
 )
 objectives = st.builds(
@@ -351,9 +367,10 @@ objectives = st.builds(
 
 
 def worth(candidate: Candidate, objective: Objective, work: Work) -> float:
-    """Quality where nobody waits; else less of it for what the turn takes of each other's time."""
-    figures = candidate.prediction
-    return figures.quality * objective.ttft_ms - len(work.backlog.pending) * figures.work_ms
+    """Quality where nobody waits or comes; else less of it for what the turn takes of each other's time."""
+    figures, backlog = candidate.prediction, work.backlog
+    to_come = backlog.arrivals_per_s / 1e3 * (backlog.pending_ms + figures.work_ms / 2)
+    return figures.quality * objective.ttft_ms - (len(backlog.pending) + to_come) * figures.work_ms
 
 
 @settings(max_examples=60)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from services.backlog import Backlog, DecodingTurn, PendingTurn
 from services.replica.job import Job
-from services.replica.promises import Promises
+from services.replica.promises import RECENT_TURNS, Promises
 from services.restore_plan import RestorePlan
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams
 
 PLAN = RestorePlan("load", "session", "", 0, 90, 700.0, "", work_tokens=10, work_ms=200.0)
-JOB = Job("a", (1, 2, 3), "full", Recipe(), SamplingParams(), priority=4, ttft_due_s=102.0, restore=PLAN)
+JOB = Job("a", (1, 2, 3), "full", Recipe(), SamplingParams(9), priority=4, ttft_due_s=102.0, tpot_ms=40.0, restore=PLAN)
 
 
 class Clock:
@@ -24,9 +28,9 @@ def test_a_promise_counts_from_the_moment_it_is_made() -> None:
     clock = Clock()
     promises = Promises(clock)
     promises.add(JOB)
-    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 2000.0, 4, 500.0),)
+    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 2000.0, 4, 500.0, 40.0, 9),)
     clock.now_s += 1.0
-    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 1000.0, 4, -500.0),)
+    assert promises.added_to(Backlog()).pending == (PendingTurn("a", 10, 200.0, 1000.0, 4, -500.0, 40.0, 9),)
 
 
 def test_what_the_backlog_tells_of_is_not_counted_twice() -> None:
@@ -44,3 +48,21 @@ def test_a_promise_that_has_ended_counts_no_more() -> None:
     promises.end("a")
     promises.end("a")
     assert promises.added_to(Backlog()) == Backlog()
+
+
+def test_the_rate_of_arrivals_is_that_of_the_recent_ones_until_now() -> None:
+    clock = Clock()
+    promises = Promises(clock)
+    assert promises.added_to(Backlog()).arrivals_per_s == 0.0
+    for number in range(3 * RECENT_TURNS):
+        clock.now_s += 5.0 if number < RECENT_TURNS else 0.5
+        promises.add(replace(JOB, request_id=str(number)))
+        if number == 0:
+            assert promises.added_to(Backlog()).arrivals_per_s == 0.0, "one tells of no rate"
+    assert promises.added_to(Backlog()).arrivals_per_s == pytest.approx(2.0)
+    for number in range(5):
+        promises.add(replace(JOB, request_id=f"burst {number}"))
+    assert promises.added_to(Backlog()).arrivals_per_s < 4.0, "a burst is no rate"
+    clock.now_s += 1000.0
+    assert promises.added_to(Backlog()).arrivals_per_s < 0.015
+    assert promises.added_to(Backlog(arrivals_per_s=3.0)).arrivals_per_s == 3.0, "a replica sees those of all gateways"

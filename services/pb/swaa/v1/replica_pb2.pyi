@@ -45,42 +45,52 @@ class LeaseGrant(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., address: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., is_hot: _Optional[bool] = ..., model: _Optional[_Union[ModelFacts, _Mapping]] = ..., backlog: _Optional[_Union[Backlog, _Mapping]] = ...) -> None: ...
 
 class Backlog(_message.Message):
-    __slots__ = ("pending", "decoding", "decode_step_ms", "age_ms")
+    __slots__ = ("pending", "decoding", "decode_step_ms", "age_ms", "arrivals_per_s", "interrupt_tokens")
     PENDING_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DECODE_STEP_MS_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     pending: _containers.RepeatedCompositeFieldContainer[PendingTurn]
     decoding: _containers.RepeatedCompositeFieldContainer[DecodingTurn]
     decode_step_ms: float
     age_ms: float
-    def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ...) -> None: ...
+    arrivals_per_s: float
+    interrupt_tokens: int
+    def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., interrupt_tokens: _Optional[int] = ...) -> None: ...
 
 class PendingTurn(_message.Message):
-    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens")
+    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORK_MS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     READY_IN_MS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     work_ms: float
     due_in_ms: float
     priority: int
     ready_in_ms: float
     num_tokens: float
-    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ...) -> None: ...
+    tpot_ms: float
+    answer_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
 
 class DecodingTurn(_message.Message):
-    __slots__ = ("request_id", "tpot_ms", "priority")
+    __slots__ = ("request_id", "tpot_ms", "priority", "left_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tpot_ms: float
     priority: int
-    def __init__(self, request_id: _Optional[str] = ..., tpot_ms: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    left_tokens: float
+    def __init__(self, request_id: _Optional[str] = ..., tpot_ms: _Optional[float] = ..., priority: _Optional[int] = ..., left_tokens: _Optional[float] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
     __slots__ = ("fingerprint", "device", "attention_backend", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_model_tokens", "dtype", "max_session_tokens", "cost_profile_json", "eos_token_ids", "adapter_ids")
