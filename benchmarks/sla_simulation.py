@@ -165,6 +165,10 @@ class SimulatedRunner(ModelRunner):
             self._clock.advance(self._clock() + layer_s)
         return torch.zeros(len(batch.sampled), 1)
 
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """See ModelRunner: nothing runs ahead in virtual time."""
+        return None
+
     def timer(self) -> VirtualTimer:
         """See ModelRunner."""
         return VirtualTimer(self._clock, self._clock())

@@ -56,12 +56,13 @@ def arrival_times_s(
         raise InvalidRequest("duration_s", duration_s, "must be above 0")
     times: list[float] = []
     for start_s, stop_s, factor in _phases(duration_s, rng, bursts):
-        if factor == 0:
+        phase_rate_per_s = rate_per_s * factor
+        if phase_rate_per_s == 0:  # also if it is too small for a float
             continue
-        at_s = start_s + rng.expovariate(rate_per_s * factor)  # no memory: a new phase may start a new draw
+        at_s = start_s + rng.expovariate(phase_rate_per_s)  # no memory: a new phase may start a new draw
         while at_s < stop_s:
             times.append(at_s)
-            at_s += rng.expovariate(rate_per_s * factor)
+            at_s += rng.expovariate(phase_rate_per_s)
     return times
 
 

@@ -222,13 +222,13 @@ def test_rows_that_stay_move_down_when_fewer_run(loaded: LoadedModel) -> None:
     while last.num_generated_tokens < 10:
         rig.rig.step()
     sizes: list[int] = []
-    forward = rig.graphs._forward
+    replay = rig.graphs._replay
 
     def sized(num_rows: int) -> torch.Tensor:
         sizes.append(num_rows)
-        return forward(num_rows)
+        return replay(num_rows)
 
-    rig.graphs._forward = sized  # type: ignore[method-assign]
+    rig.graphs._replay = sized  # type: ignore[method-assign]
     rig.check()
     assert set(sizes) == {1}
 
