@@ -145,8 +145,8 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Do once what requests would wait for: on a GPU, compile and prepare kernels, and capture decoding's graphs.
 
-        Takes about half a minute, and 5 to 10 s where Triton finds its cache. Call it on the thread that runs batches:
-        some of it is a thread's own (see `PrefixAttention.warm_up`). KV memory stays as it is.
+        Where Triton has to compile it takes 10 to 20 s (an H100's host), else a few seconds. Call it on the thread that
+        runs batches: some of it is a thread's own (see `PrefixAttention.warm_up`). KV memory stays as it is.
         """
         if self.device.type != "cuda":
             return

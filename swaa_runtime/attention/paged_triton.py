@@ -122,8 +122,9 @@ def warm_up(
 ) -> None:
     """Compile all variants of the attention kernels, and prepare dense attention for all sizes that it is given.
 
-    Eight variants of 1 s each, or milliseconds from Triton's cache; for cuDNN 3 to 5 s in every process. No block is
-    written, and of them only the null block is read. Beside them K of one layer of the longest sequence is allocated.
+    Eight variants of about 1 s each, or milliseconds from Triton's cache; of cuDNN 0.1 s a pair of sizes, in every
+    process. No block is written, and of them only the null block is read. Beside them K of one layer of the longest
+    sequence is allocated.
 
     Args:
         query_row: elements from one query to the next, as the decoder gives them.
