@@ -66,7 +66,7 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 TEST_PARTS := cluster walk services runtime
 CHECKS := $(TEST_PARTS:%=test-%) lint
 LOGS := .cache/logs
-JOBS ?= 3
+JOBS ?= 4
 
 .PHONY: test
 test: $(STAMP) ## Lint, type-check and run all tests

@@ -7,7 +7,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.load.arrivals import Bursts, arrival_times_s
@@ -17,6 +17,7 @@ BURSTS = st.builds(Bursts, peak=st.floats(1.1, 10), quiet=st.floats(0, 0.9), bur
 
 
 @given(seed=st.integers(0, 2**32), rate=st.floats(0.1, 50), duration=st.floats(0.1, 60), bursts=st.none() | BURSTS)
+@example(seed=0, rate=0.5, duration=1.0, bursts=Bursts(peak=2.0, quiet=5e-324, burst_s=1.0))  # times the rate: 0
 def test_times_ascend_within_the_duration_and_depend_on_the_seed_only(
     seed: int, rate: float, duration: float, bursts: Bursts | None
 ) -> None:
