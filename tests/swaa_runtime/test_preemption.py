@@ -44,7 +44,7 @@ def test_those_that_are_late_already_go_first_then_those_without_a_due_time() ->
 
 
 def test_no_more_are_taken_out_than_needed() -> None:
-    small, large = candidate("small", blocks=2, slack=9e3), candidate("large", blocks=10, slack=8e3)
+    small, large = candidate("small", blocks=2, slack=9e3), candidate("large", blocks=10, slack=4e3)
     assert victims(need(10), small, large) == ["large"]
     assert victims(need(11), small, large) == ["large", "small"]
     assert victims(need(13), small, large) == [], "nobody goes if it would not help"
