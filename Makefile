@@ -63,10 +63,10 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 	$(BIN)/swaa calibrate
 
 # Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
-TEST_PARTS := cluster walk services runtime
+TEST_PARTS := cluster walk runtime services
 CHECKS := $(TEST_PARTS:%=test-%) lint
 LOGS := .cache/logs
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: test
 test: $(STAMP) ## Lint, type-check and run all tests

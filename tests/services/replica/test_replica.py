@@ -235,10 +235,10 @@ async def test_the_lease_is_free_and_the_turn_saved_when_done_arrives(open_store
 @asynchronous
 async def test_a_turn_longer_than_the_lease_keeps_it(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
-    async with running_engine() as rig, open_store(lease_ttl_ms=400) as store:
+    async with running_engine() as rig, open_store(lease_ttl_ms=1500) as store:
         async with contextlib.aclosing(make_replica(rig, store).generate(make_job(20, NEW))) as events:
             await up_to_first_token(events)
-            until = time.monotonic() + 1.2
+            until = time.monotonic() + 3.5
             while time.monotonic() < until:
                 with pytest.raises(SessionBusy):
                     await store.acquire(TENANT, SESSION, "thief")
