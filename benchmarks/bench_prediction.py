@@ -34,7 +34,7 @@ from services.gateway.limits import GRPC_OPTIONS
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
-from services.replica.calibrate import quantile
+from services.replica.calibrate import quantile, relative_error
 
 WARM_UP = 8
 """Requests at a time that nothing is told of: what a first use costs is not a prompt's."""
@@ -66,7 +66,7 @@ class Answer:
     @property
     def error(self) -> float:
         """Of the prediction, relative to what happened."""
-        return abs(self.predicted_ms - self.measured_ms) / self.measured_ms
+        return relative_error(self.predicted_ms, self.measured_ms)
 
 
 async def ask(stub: Any, question: Question) -> Answer:

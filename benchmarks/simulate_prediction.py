@@ -30,7 +30,7 @@ from services.gateway.catalog_file import ServedModel, load_catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER
 from services.load.results import Result
 from services.load.trace import TraceRequest
-from services.replica.calibrate import quantile
+from services.replica.calibrate import quantile, relative_error
 from swaa_runtime.visibility import Turn
 
 
@@ -56,11 +56,6 @@ def make_trace(questions: Sequence[Question], mean_gap_ms: float, rng: random.Ra
         )
         for question, arrival_ms in zip(questions, accumulate(gaps_ms), strict=True)
     ]
-
-
-def off(predicted_ms: float, measured_ms: float) -> float:
-    """Relative error, as `bench_prediction` counts it."""
-    return abs(predicted_ms - measured_ms) / measured_ms
 
 
 def figures(errors: Sequence[float]) -> str:
@@ -90,7 +85,7 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
         mean_ms = sum(work_ms(question, catalog, profile) for question in questions) / len(questions)
         trace = make_trace(questions, mean_ms / args.utilisation, rng)
         results = run(trace, seed)
-        of_seed = [off(result.predicted_ttft_ms, result.ttft_ms) for result in results]
+        of_seed = [relative_error(result.predicted_ttft_ms, result.ttft_ms) for result in results]
         by_seed[seed] = (round(quantile(of_seed, 0.5), 4), round(quantile(of_seed, 0.95), 4))
         errors += of_seed
         print(f"seed {seed}: TTFT off by {figures(of_seed)}", flush=True)
@@ -98,13 +93,13 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
             line = ""
             if args.causes:
                 alone = run(trace[: at + 1], seed)[-1]
-                own.append(off(alone.predicted_ttft_ms, alone.ttft_ms))
-                later.append(off(alone.ttft_ms, result.ttft_ms))
+                own.append(relative_error(alone.predicted_ttft_ms, alone.ttft_ms))
+                later.append(relative_error(alone.ttft_ms, result.ttft_ms))
                 line = f"{alone.ttft_ms:12,.0f}"
             if args.lines:
                 print(
                     f"  {question.recipe:16}{question.prompt_tokens:8,}{result.predicted_ttft_ms:12,.0f}"
-                    f"{result.ttft_ms:12,.0f}{line}{off(result.predicted_ttft_ms, result.ttft_ms):9.1%}"
+                    f"{result.ttft_ms:12,.0f}{line}{relative_error(result.predicted_ttft_ms, result.ttft_ms):9.1%}"
                 )
     print(f"all seeds: TTFT off by {figures(errors)}")
     if args.causes:

@@ -165,9 +165,9 @@ class SimulatedRunner(ModelRunner):
             self._clock.advance(self._clock() + layer_s)
         return torch.zeros(len(batch.sampled), 1)
 
-    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+    def runs_ahead_of(self, batch: Batch) -> bool:
         """See ModelRunner: nothing runs ahead in virtual time."""
-        return None
+        return False
 
     def timer(self) -> VirtualTimer:
         """See ModelRunner."""

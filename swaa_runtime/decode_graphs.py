@@ -135,9 +135,9 @@ class DecodeGraphs:
         self._inputs[1, index] += 1
         return self._logits(num_rows, index)
 
-    def _index(self, rows: Sequence[int]) -> slice | torch.Tensor:
+    def _index(self, rows: list[int]) -> slice | torch.Tensor:
         """The rows as an index on the device."""
-        if list(rows) == list(range(len(rows))):
+        if rows == list(range(len(rows))):
             return slice(0, len(rows))
         return upload(np.array(rows), self._device)
 

@@ -432,7 +432,7 @@ class Engine:
         See `ahead`. Whoever ends for another reason than its length, or comes meanwhile, costs one step in vain.
         """
         requests = batch.sampled
-        if self._in_flight is not None or self.moves_states or not batch.only_decodes:
+        if self._in_flight is not None or self.moves_states or not self.runner.runs_ahead_of(batch):
             return None
         if sum(not request.paused for request in self.scheduler.requests) > len(requests):
             return None
@@ -441,8 +441,7 @@ class Engine:
         for request in requests:
             self.manager.extend(request, request.num_computed_tokens + 1)
         timer = self.runner.timer()
-        logits = self.runner.run_next(batch, drawn.token_ids)
-        return None if logits is None else (logits, timer)
+        return self.runner.run_next(batch, drawn.token_ids), timer
 
     def _checkpoint(self, live: _Live) -> None:
         """Export the state at a checkpoint, unless the last one is on its way still: a slow store costs checkpoints."""

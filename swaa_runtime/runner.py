@@ -98,8 +98,12 @@ class ModelRunner:
             return self._decode_steps.run(batch)
         return self.logits(self.forward(batch, upload(batch.sampled_rows, self.device), between_layers))
 
+    def runs_ahead_of(self, batch: Batch) -> bool:
+        """Whether `run_next` may be called after this batch. Only of batches that only decode."""
+        return self._decode_steps is not None and self._decode_steps.takes(batch)
+
     @torch.inference_mode()
-    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor:
         """Ask for the step after `batch`, which ran last, if it gives each request the token that was drawn after it.
 
         Should it be another, running that one puts right what this one stores: K and V of the tokens after `batch`.
@@ -108,10 +112,9 @@ class ModelRunner:
             token_ids: int64 [n] on the device, of `batch.sampled`. The block tables have room for them.
 
         Returns:
-            What `run` would; None, and nothing is asked for, if steps of this kind are not run ahead.
+            What `run` would.
         """
-        if self._decode_steps is None or not self._decode_steps.takes(batch):
-            return None
+        assert self._decode_steps is not None  # noqa: S101 - see `runs_ahead_of`
         return self._decode_steps.run_next(batch, token_ids)
 
     @torch.inference_mode()

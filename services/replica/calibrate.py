@@ -229,11 +229,16 @@ async def _error(loaded: LoadedModel, engine: EngineLoop, profile: CostProfile, 
     rules = prompt.recipe.resolve(loaded.shape.num_layers)
     predicted_ms = profile.prefill_ms(prefill_work(rules, (Turn(0, prompt.num_tokens),), 0, prompt.num_tokens))
     [measured_ms] = await _run(loaded, engine, [prompt])
-    return abs(predicted_ms - measured_ms) / measured_ms
+    return relative_error(predicted_ms, measured_ms)
 
 
 async def _set_cost(engine: EngineLoop, cost: StepCost) -> None:
     await engine.call(lambda engine: engine.set_cost(cost))
+
+
+def relative_error(predicted_ms: float, measured_ms: float) -> float:
+    """Of a prediction, relative to what happened."""
+    return abs(predicted_ms - measured_ms) / measured_ms
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.attention.prefix import MAX_PIECE, PrefixAttention
+from swaa_runtime.attention.prefix import MAX_PIECE, PrefixAttention, doubled
 from swaa_runtime.config import KVDtypeName
 from swaa_runtime.errors import ModelNotSupported
 from swaa_runtime.kernels.paged_attention import SEES_ALL, TILE_FIELDS, Launch, Tiles, paged_attention, queries_per_tile
@@ -141,15 +141,10 @@ def warm_up(
     fields, rules, table = ints([[0, 1, 0, 0, 0]]), ints([[SEES_ALL, 0]]), ints([NULL_BLOCK])
     offsets, row = table.new_zeros((1, 2), dtype=torch.int64), table.new_zeros(1, dtype=torch.int64)
     one, out = query[:1], torch.empty_like(query[:1])
-    for max_queries in _doubled(queries_per_tile(shape.num_heads, shape.num_kv_heads)):
-        for splits in _doubled(num_splits(1, device)):
+    for max_queries in doubled(queries_per_tile(shape.num_heads, shape.num_kv_heads)):
+        for splits in doubled(num_splits(1, device)):
             launch = Launch(Tiles(fields, rules, max_queries, splits, row), offsets, table)
             paged_attention(one, storage.keys, storage.values, launch, 1.0, out, storage.scales)
-
-
-def _doubled(most: int) -> list[int]:
-    """1, 2, 4 and so on, up to `most`."""
-    return [1 << bit for bit in range(most.bit_length())]
 
 
 def check_shape(shape: ModelShape, block_size_tokens: int) -> None:

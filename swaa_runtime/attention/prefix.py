@@ -99,8 +99,7 @@ class PiecewisePrefix:
 
     def _sizes(self, rows: torch.Tensor) -> list[int]:
         """Of pieces of up to so many rows, [1, heads, rows, head_dim], at multiples of `query_multiple`."""
-        most = min(rows.shape[2], MAX_PIECE) // self.query_multiple
-        return [self.query_multiple << bit for bit in range(most.bit_length())]
+        return [self.query_multiple * size for size in doubled(min(rows.shape[2], MAX_PIECE) // self.query_multiple)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +183,11 @@ def find_flash(architecture: int | None) -> FlashPrefix | None:
         if function is not None:  # `flash_attn` is also the bare folder of version 4
             return FlashPrefix(version.name, function)
     return None
+
+
+def doubled(most: int) -> list[int]:
+    """1, 2, 4 and so on, up to `most`."""
+    return [1 << bit for bit in range(most.bit_length())]
 
 
 def pieces(num_tokens: int) -> list[int]:

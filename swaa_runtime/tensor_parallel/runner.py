@@ -38,9 +38,9 @@ class SharedRunner(ModelRunner):
         with self._ranks.together():
             return super().run(batch)
 
-    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
-        """None: the other ranks are told tokens by the host."""
-        return None
+    def runs_ahead_of(self, batch: Batch) -> bool:
+        """Never: the other ranks are told tokens by the host."""
+        return False
 
     def warm_up(self) -> None:
         """See ModelRunner.warm_up."""

@@ -130,9 +130,9 @@ class LogitsRunner(RecordingRunner):
         self.num_graph_steps += self._decode_steps is not None and self._decode_steps.takes(batch)
         return logits
 
-    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
+    def runs_ahead_of(self, batch: Batch) -> bool:
         """Never: all steps are to go through `run`."""
-        return None
+        return False
 
     def forward(
         self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
@@ -275,8 +275,8 @@ def test_a_next_turn_takes_over_the_tables_of_the_one_before(loaded: LoadedModel
 class WaitingRunner(GraphRunner):
     """One that runs nothing ahead."""
 
-    def run_next(self, batch: Batch, token_ids: torch.Tensor) -> torch.Tensor | None:
-        return None
+    def runs_ahead_of(self, batch: Batch) -> bool:
+        return False
 
 
 def test_requests_that_only_decode_run_ahead_but_for_their_first_and_last(loaded: LoadedModel) -> None:
