@@ -63,7 +63,7 @@ calibrate: $(STAMP) ## Measure this machine's costs thoroughly, for the planner
 	$(BIN)/swaa calibrate
 
 # Side by side, as most of them wait more than they compute. The longest first; each prints when it is done.
-TEST_PARTS := cluster walk runtime services
+TEST_PARTS := cluster walk runtime gateway services
 CHECKS := $(TEST_PARTS:%=test-%) lint
 LOGS := .cache/logs
 JOBS ?= 3
@@ -86,7 +86,8 @@ $(TEST_PARTS:%=test-%): export OMP_NUM_THREADS ?= 1
 $(TEST_PARTS:%=test-%): $(STAMP)
 	$(BIN)/pytest -q $(TESTS)
 test-walk: TESTS = tests/walk
-test-services: TESTS = tests/services
+test-gateway: TESTS = tests/services/gateway
+test-services: TESTS = tests/services --ignore=tests/services/gateway
 test-cluster: TESTS = tests/cluster tests/chaos tests/soak
 test-runtime: TESTS = tests $(patsubst %,--ignore=tests/%,walk services cluster chaos soak)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from benchmarks.workload import make_tiny_model
 from services.certificate_source import channel_credentials
 from services.client import NO_RETRY, AsyncClient, Busy, SessionResult, TurnOptions, Unavailable
+from services.config import ServeConfig
 from services.replica.wire import REPLICA_NAME
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.tls import read_certificate
@@ -46,15 +46,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateFolder:
 
 
 @pytest.fixture(scope="module")
-def running(default_model_folder: Path, certificates: CertificateFolder) -> Iterator[Running]:
+def running(config: ServeConfig, certificates: CertificateFolder) -> Iterator[Running]:
+    """With the model of the folder's other cluster, and what has been measured of it."""
     files = {"cert_file": certificates.cert, "key_file": certificates.key, "ca_file": certificates.ca}
     settings = {f"replica_tls_{name}": str(path) for name, path in files.items()}
+    settings["cache_dir"] = str(config.cache_dir)
     with tempfile.TemporaryDirectory(prefix="swaa-fo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        model = make_tiny_model(folder, default_model_folder)
         with (
             EmbeddedRedis(folder / "redis") as redis,
-            running_process(folder, model, redis, NUM_REPLICAS, 2, settings) as it,
+            running_process(folder, Path(config.model), redis, NUM_REPLICAS, 2, settings) as it,
         ):
             yield it
 
