@@ -34,7 +34,7 @@ def config(folder: Path, default_model_folder: Path) -> ServeConfig:
         kv_memory_mib=8,
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
-        drain_s=180.0,  # longer than replicas take to start on a busy machine: those with leases wait for them
+        drain_s=180.0,  # longer than a lease without a turn lasts, on a busy machine, too
         cache_dir=folder / "cache",
         state_dir=folder / "state",
     )
