@@ -209,16 +209,17 @@ def test_a_redis_that_restarts_loses_no_turn_it_acknowledged(running: Running) -
         async with connect(running.gateways[1]) as client:
             _, first = await answer(client, prompt_of(5))
             session = first.session_id
-            asking = asyncio.create_task(answer(client, prompt_of(6), session))
-            await asyncio.sleep(0.2)
+            stream = client.stream(prompt_of(6), session=session, **OPTIONS)
+            await anext(stream)
             running.redis.kill()
             await asyncio.sleep(0.5)
             running.redis.start()
-            tokens, second = await asking
-            assert len(tokens) == MAX_TOKENS
+            second = await stream.answer()
+            assert len(second.token_ids) == MAX_TOKENS
+            assert second.session is not None
             async with asyncio.timeout(240):
                 third = await when_free(client, prompt_of(7), session)
-            assert third.version == (3 if second.saved else 2)
+            assert third.version == (3 if second.session.saved else 2)
             assert third.saved
 
     asyncio.run(check())

@@ -38,8 +38,9 @@ def leased(channel: grpc.Channel) -> set[str]:
 
 
 def two_replicas(channel: grpc.Channel) -> set[str]:
-    """Ids of the replicas that two leases at a time get; empty as long as there is one replica only."""
-    with held(channel) as first, held(channel) as second:
+    """Ids of the replicas that two leases at a time get; empty as long as there are no two."""
+    ids = set()
+    with contextlib.suppress(grpc.RpcError), held(channel) as first, held(channel) as second:
         ids = {first.replica_id, second.replica_id}
     return ids if len(ids) == 2 else set()
 
@@ -53,7 +54,9 @@ def two_held(channel: grpc.Channel) -> Iterator[dict[Lease, pb.LeaseGrant]]:
             grants = {}
             for lease in (Lease(channel), Lease(channel)):
                 stack.callback(lease.cancel)
-                grants[lease] = lease.grant()
+                with contextlib.suppress(grpc.RpcError):  # refused: others' leases have not ended yet
+                    grants[lease] = lease.grant()
+            time.sleep(SETTLE_S)
             if len({grant.replica_id for grant in grants.values()}) == 2:
                 yield grants
                 return
