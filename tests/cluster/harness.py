@@ -42,15 +42,32 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(channel: grpc.Channel, session_id: str = "", timeout_s: float = LEASE_TIMEOUT_S) -> Iterator[pb.LeaseGrant]:
+def opened(
+    channel: grpc.Channel, session_id: str = "", timeout_s: float = LEASE_TIMEOUT_S
+) -> Iterator[tuple[Lease, pb.LeaseGrant]]:
     """A lease that was granted, and is given back on leaving."""
     lease = Lease(channel, session_id, timeout_s)
     try:
-        yield lease.grant()
+        yield lease, lease.grant()
         time.sleep(SETTLE_S)  # a turn takes a moment; without, Serve may lose the cancellation
     finally:
         lease.cancel()
         time.sleep(SETTLE_S)  # until the router has heard of it
+
+
+@contextlib.contextmanager
+def held(channel: grpc.Channel, session_id: str = "", timeout_s: float = LEASE_TIMEOUT_S) -> Iterator[pb.LeaseGrant]:
+    """The same where only the grant is of interest."""
+    with opened(channel, session_id, timeout_s) as (_, grant):
+        yield grant
+
+
+def is_ready(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Whether it gets a connection within so long; it is closed then."""
+    with channel, contextlib.suppress(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(timeout_s)
+        return True
+    return False
 
 
 def pid_of(grant: pb.LeaseGrant) -> int:

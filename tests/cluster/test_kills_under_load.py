@@ -6,7 +6,6 @@ Between its gateways and replicas is mutual TLS.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -27,7 +26,7 @@ from services.sessions.embedded_redis import EmbeddedRedis
 from services.tls import read_certificate
 from tests.services.certificates import CertificateFolder, issued_in, replace
 
-from .harness import held, is_running, processes_with, until
+from .harness import held, is_ready, is_running, processes_with, until
 from .running import REPLACED_TIMEOUT_S, Running, running_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
@@ -107,10 +106,7 @@ def is_reachable(address: str, own: CertificateFolder | None) -> bool:
     else:
         credentials = channel_credentials(read_certificate(own.files(asks_clients=True)))
         channel = grpc.secure_channel(address, credentials, options)
-    with channel, contextlib.suppress(grpc.FutureTimeoutError):
-        grpc.channel_ready_future(channel).result(CONNECT_S)
-        return True
-    return False
+    return is_ready(channel, CONNECT_S)
 
 
 def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:

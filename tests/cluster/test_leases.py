@@ -22,10 +22,12 @@ from services.cost import CostProfile
 from services.pb.swaa.v1 import replica_pb2 as pb
 
 from .conftest import OPTIONS
-from .harness import SETTLE_S, Lease, held, is_running, pid_of, until
+from .harness import Lease, held, is_ready, is_running, opened, pid_of, until
 
 ENDED_S = 180.0
 """Several checks of a replica's health, and then some."""
+
+CONNECT_S = 60.0
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.model]
 
@@ -51,16 +53,12 @@ def two_held(channel: grpc.Channel) -> Iterator[dict[Lease, pb.LeaseGrant]]:
     deadline_s = time.monotonic() + ENDED_S
     while time.monotonic() < deadline_s:
         with contextlib.ExitStack() as stack:
-            grants = {}
-            for lease in (Lease(channel), Lease(channel)):
-                stack.callback(lease.cancel)
-                with contextlib.suppress(grpc.RpcError):  # refused: others' leases have not ended yet
-                    grants[lease] = lease.grant()
-            time.sleep(SETTLE_S)
+            grants: dict[Lease, pb.LeaseGrant] = {}
+            with contextlib.suppress(grpc.RpcError):  # refused: others' leases have not ended yet
+                grants |= [stack.enter_context(opened(channel)) for _ in range(2)]
             if len({grant.replica_id for grant in grants.values()}) == 2:
                 yield grants
                 return
-        time.sleep(SETTLE_S)
     raise AssertionError("two leases at a time are always on one replica")
 
 
@@ -161,7 +159,8 @@ def test_a_replica_that_is_replaced_by_another_version_waits_for_its_leases(
             until("one of them is to go", lambda: leased(channel) - ids or deployment.done(), ENDED_S)
             time.sleep(2)
             for lease, grant in grants.items():
-                assert is_running(pid_of(grant)) or lease.call.code() is grpc.StatusCode.OK
+                serves = is_running(pid_of(grant)) and is_ready(grpc.insecure_channel(grant.address), CONNECT_S)
+                assert serves or lease.call.code() is grpc.StatusCode.OK
         deployment.result(timeout=ENDED_S)
     until("both are gone", lambda: not any(is_running(pid_of(grant)) for grant in grants.values()), ENDED_S)
     assert not ids & until("there are two replicas", lambda: two_replicas(channel), ENDED_S)
