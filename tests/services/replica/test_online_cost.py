@@ -58,7 +58,7 @@ def mixed_step() -> list[ScheduledChunk]:
 
 
 class Machine:
-    """Takes what the profile says, times how slow it is: for prompts, answers, and what steps of prompts take besides."""
+    """Takes what the profile says, times how slow it is: for prompts, answers, and what prompts' steps take besides."""
 
     def __init__(self, prompts: float = 1.0, answers: float = 1.0, besides: float | None = None) -> None:
         self._truth = OnlineCost(PROFILE.corrected(prompts if besides is None else besides, prompts, answers))
