@@ -114,6 +114,7 @@ def _launch_norm(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor
 ) -> None:
     num_tokens, size = x.shape
+    block = triton.next_power_of_2(size)
     _norm_kernel[(num_tokens,)](
         x,
         residual,
@@ -122,15 +123,10 @@ def _launch_norm(
         eps,
         SIZE=size,
         ADD=residual is not None,
-        **row_options(size),
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 512)),
         **launch_options(x.device, num_tokens),
     )
-
-
-def row_options(size: int) -> dict[str, int]:
-    """BLOCK and warps of a program that holds a row of so many."""
-    block = triton.next_power_of_2(size)
-    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}
 
 
 @triton.jit
@@ -154,25 +150,13 @@ def _norm_kernel(
         wait_for_previous()
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        x = add_to_residual(x, residual_ptr + at, inside)
-    store_normed(x, weight, out_ptr + at, inside, eps, SIZE)
-
-
-@triton.jit
-def add_to_residual(x, residual_ptr, inside):
-    """x + residual, float32, as it is rounded and stored there."""
-    x += tl.load(residual_ptr, mask=inside, other=0.0).to(tl.float32)
-    rounded = x.to(residual_ptr.dtype.element_ty)
-    tl.store(residual_ptr, rounded, mask=inside)
-    return rounded.to(tl.float32)
-
-
-@triton.jit
-def store_normed(x, weight, out_ptr, inside, eps, SIZE: tl.constexpr):
-    """Store the RMS norm of a row of SIZE; x and weight are float32, 0 where they do not exist."""
+        x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        rounded = x.to(residual_ptr.dtype.element_ty)
+        tl.store(residual_ptr + at, rounded, mask=inside)
+        x = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
     normed = (x * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight
-    tl.store(out_ptr, normed.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at, normed.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -121,16 +121,6 @@ def main() -> None:
     summed = {"partial_ptr": FP32, "out_ptr": BF16, "rows": "i32", "columns": "i32"}
     known = {"bias_ptr": None, "BIAS": False, "GATED": True, "SPLIT": 6, "N_TILE": skinny.SUM_TILE}
     report(skinny._sum_kernel, summed, known, 2)
-    normed = {
-        "partial_ptr": FP32,
-        "residual_ptr": BF16,
-        "norm_ptr": BF16,
-        "out_ptr": BF16,
-        "eps": "fp32",
-        "rows": "i32",
-    }
-    known = {"bias_ptr": None, "BIAS": False, "SPLIT": 6, "SIZE": 2560, "BLOCK": 4096}
-    report(skinny._sum_norm_kernel, normed, known, 8)
     for kept_in in ("bf16", "i8", "fp8e4nv"):
         report_attention(kept_in, rows=16, is_shared=True)
         report_attention(kept_in, rows=128, is_shared=False)
