@@ -207,15 +207,15 @@ def shipped(default_model_folder: Path) -> LoadedModel:
 
 
 def long_prompt(tokenizer: Any) -> list[int]:
-    """About 400 tokens of plain English that ends in a question about its middle."""
+    """About 200 tokens of plain English that ends in a question about its middle."""
     towns = ("Aldermoor", "Brackwater", "Cindervale", "Dunmarrow", "Eastwick", "Fernhollow", "Greystone", "Harrowgate")
     goods = ("wool", "honey", "timber", "salt", "copper", "candles", "barley", "glass")
     lines = [
         f"In the year {1700 + 7 * index}, the people of {town} sold {goods[(3 * index) % 8]} at the autumn market, "
         f"and the mayor of {town} wrote in the town's book that the harvest had been good for the {index + 2}th time."
-        for index, town in enumerate(towns[:7])
+        for index, town in enumerate(towns[:3])
     ]
-    lines.insert(4, "The secret number that opens the mayor's safe is 48213.")
+    lines.insert(1, "The secret number that opens the mayor's safe is 48213.")
     text = (
         " ".join(lines)
         + "\nQuestion: What is the secret number that opens the mayor's safe?\nAnswer: The secret number is"
@@ -269,7 +269,7 @@ def oracle_generating(shipped: LoadedModel, request: Request) -> torch.Tensor:
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe(window=128, sink_tokens=10, full_tail=64, full_decode=True)], ids=["full", "tail"]
+    "recipe", [Recipe(), Recipe(window=64, sink_tokens=10, full_tail=64, full_decode=True)], ids=["full", "tail"]
 )
 def test_the_shipped_model_in_bfloat16_gives_the_oracles_attention_and_tokens(
     shipped: LoadedModel, default_model_folder: Path, recipe: Recipe
@@ -281,8 +281,8 @@ def test_the_shipped_model_in_bfloat16_gives_the_oracles_attention_and_tokens(
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(default_model_folder)
     prompt = long_prompt(tokenizer)
-    assert 300 < len(prompt) < 500
-    config = EngineConfig(num_blocks=1500, max_model_tokens=2048, max_step_tokens=256)
+    assert 150 < len(prompt) < 250
+    config = EngineConfig(num_blocks=1500, max_model_tokens=2048, max_step_tokens=128)
     runner = SamplingRecorder(shipped, config)
     runner.storage.fill(range(1, config.num_blocks), NAN)
     engine = Engine(runner, config, tokenizer, shipped.eos_token_ids)
