@@ -17,7 +17,7 @@ HALF_OF_SHARED_BYTES = 114 << 10
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What `hopper` prints, and then `variants`, of JSON; in one process, as importing all that they need takes long."""
+    """What `hopper` and then `variants` print, of JSON: in one process, as importing what they need takes long."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     code = "from tests.swaa_runtime.kernels import hopper, variants; hopper.main(); variants.main()"
     command = [sys.executable, "-c", code]
