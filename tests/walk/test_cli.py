@@ -234,3 +234,11 @@ def test_serve_refuses_settings_that_are_none() -> None:
     [line] = ran.stderr.decode().strip().splitlines()
     assert line.startswith("InvalidRequest: SWAA_KV_MEMORY is '(not shown)': unknown setting; known are ")
     assert fail("serve", "--kv-memory-mib", "0").startswith("setting kv_memory_mib: ")
+
+
+def test_a_service_whose_store_does_not_answer_does_not_start(fail_here: Fail) -> None:
+    url = "redis://:secret@127.0.0.1:1/0"
+    [line] = fail_here(1, "serve", "--listen", "127.0.0.1:0", "--redis-url", url).strip().splitlines()
+    assert line.startswith("StoreUnavailable: session store: cannot be reached: ")
+    assert "127.0.0.1:1" in line
+    assert "secret" not in line
