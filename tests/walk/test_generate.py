@@ -100,9 +100,9 @@ def test_token_ids_give_what_their_text_gives(service: Service, turn: Turn, toke
 
 def test_messages_give_what_the_template_gives(service: Service, tokenizer: Any) -> None:
     chat = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "Name a colour."}]
-    by_messages = run_turn(service, pb.Prompt(messages=[pb.ChatMessage(**m) for m in chat]), max_tokens=16)
+    by_messages = run_turn(service, pb.Prompt(messages=[pb.ChatMessage(**m) for m in chat]), max_tokens=8)
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    by_text = run_turn(service, rendered, max_tokens=16)
+    by_text = run_turn(service, rendered, max_tokens=8)
     assert by_messages.token_ids == by_text.token_ids
     assert by_messages.accepted.prompt_tokens == by_text.accepted.prompt_tokens
 
@@ -129,7 +129,7 @@ def test_greedy_is_repeatable_and_max_tokens_cuts(service: Service, turn: Turn) 
 def test_a_seed_repeats_what_it_drew(service: Service, turn: Turn) -> None:
     def draw(seed: int | None) -> list[int]:
         options: dict[str, Any] = {} if seed is None else {"seed": seed}
-        return run_turn(service, "The ship", max_tokens=12, temperature=1.5, ignore_eos=True, **options).token_ids
+        return run_turn(service, "The ship", max_tokens=8, temperature=1.5, ignore_eos=True, **options).token_ids
 
     one = draw(1)
     assert draw(1) == one
@@ -229,7 +229,7 @@ def test_headers_that_hold_are_echoed(service: Service) -> None:
 
 
 def upload(*parts: pb.GenerateUploadRequest, **sampling: Any) -> Iterator[pb.GenerateUploadRequest]:
-    sampling = {"max_tokens": 24, "ignore_eos": True, **sampling}
+    sampling = {"max_tokens": 8, "ignore_eos": True, **sampling}
     yield pb.GenerateUploadRequest(request=pb.GenerateRequest(sampling=pb.Sampling(**sampling)))
     yield from parts
 
@@ -239,11 +239,11 @@ def test_an_upload_in_pieces_gives_what_one_message_gives(service: Service, turn
     pieces = [pb.GenerateUploadRequest(text=data[at : at + 7]) for at in range(0, len(data), 7)]
     headers = (("x-swaa-recipe", "full"),)
     by_text = Turn(tuple(service.stub.GenerateUpload(upload(*pieces), metadata=headers, timeout=120)))
-    assert by_text.token_ids == turn.token_ids
+    assert by_text.token_ids == turn.token_ids[:8]
     ids = tokenizer(TEXT)["input_ids"]
     halves = [pb.GenerateUploadRequest(token_ids=pb.TokenIds(token_ids=half)) for half in (ids[:50], ids[50:])]
     by_ids = Turn(tuple(service.stub.GenerateUpload(upload(*halves), metadata=headers, timeout=120)))
-    assert by_ids.token_ids == turn.token_ids
+    assert by_ids.token_ids == turn.token_ids[:8]
 
 
 def test_characters_cut_between_pieces_arrive_whole(service: Service) -> None:
