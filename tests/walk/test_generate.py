@@ -189,7 +189,7 @@ def test_requests_at_once_get_what_each_gets_alone(service: Service) -> None:
 
     def run(index: int) -> Turn:
         headers = {"x-swaa-recipe": recipes[index]}
-        return run_turn(service, prompts[index], headers, max_tokens=6, ignore_eos=True, logprobs=3)
+        return run_turn(service, prompts[index], headers, max_tokens=10, ignore_eos=True, logprobs=3)
 
     alone = [run(index) for index in range(len(recipes))]
     with ThreadPoolExecutor(len(recipes)) as pool:
