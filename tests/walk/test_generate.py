@@ -183,9 +183,8 @@ def test_logprobs_are_those_of_the_model(service: Service, turn: Turn) -> None:
 
 def test_requests_at_once_get_what_each_gets_alone(service: Service) -> None:
     recipes = ("full", "interleaved", "sliding", recipes_with_a_tail(service)[-1])
-    prompts = [
-        log_of(lines, seed=lines * 100) + QUESTION for lines in (6, 14, 16, 18)
-    ]  # the last three exceed a window
+    # The last three exceed a window of 256 tokens.
+    prompts = [log_of(lines, seed=lines * 100) + QUESTION for lines in (6, 14, 16, 18)]
 
     def run(index: int) -> Turn:
         headers = {"x-swaa-recipe": recipes[index]}
