@@ -145,6 +145,11 @@ class CostProfile:
         """The part of steps' time that prompts make."""
         return self._ms(work, PROMPT_PRICES)
 
+    def prompt_parts_ms(self, work: StepWork) -> tuple[float, float]:
+        """The same in two parts: what each step takes besides, and what grows with its prompts."""
+        besides_ms = work.prompt_steps * self.prompt_step_ms
+        return besides_ms, self.prompt_ms(work) - besides_ms
+
     def decode_ms(self, work: StepWork) -> float:
         """The part of steps' time that answers make."""
         return self._ms(work, DECODE_PRICES)
@@ -161,11 +166,11 @@ class CostProfile:
         """Predicted time per generated token when it attends to `num_keys` keys, summed over layers."""
         return self.decode_ms(StepWork(decode_steps=1.0, decode_rows=1.0, decode_keys=num_keys))
 
-    def corrected(self, prompt_factor: float, decode_factor: float) -> CostProfile:
-        """The same with all prices of prompts times a factor, and all of answers times another."""
-        prompt = {name: getattr(self, name) * prompt_factor for name in PROMPT_PRICES.values()}
-        decode = {name: getattr(self, name) * decode_factor for name in DECODE_PRICES.values()}
-        return replace(self, **prompt, **decode)
+    def corrected(self, step_factor: float, prompt_factor: float, decode_factor: float) -> CostProfile:
+        """The same with the price of a prompts' step times a factor, and all others of prompts and of answers too."""
+        factors = dict.fromkeys(PROMPT_PRICES.values(), prompt_factor) | {"prompt_step_ms": step_factor}
+        factors |= dict.fromkeys(DECODE_PRICES.values(), decode_factor)
+        return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
 
     def _ms(self, work: StepWork, prices: Mapping[str, str]) -> float:
         return sum(float(getattr(work, count) * getattr(self, name)) * _MS_PER[name] for count, name in prices.items())

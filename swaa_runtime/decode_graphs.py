@@ -12,7 +12,9 @@ nothing and stores nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,7 +165,7 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         pool: Any = next((other.pool() for other, _ in self._graphs.values()), None)
         # They run one at a time, so they share memory. What other threads do on the device is not recorded.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with _uncollected(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits = self._forward(num_rows)
         self._inputs.copy_(kept)
         return graph, logits
@@ -214,6 +216,19 @@ class DecodeGraphs:
             ids = np.array([table[written:num_blocks] for table in chunk.block_tables], dtype=np.int32)
             self._tables[:, index, written:num_blocks] = upload(ids, self._device)
         return _Row(chunk.block_tables, chunk.rules, num_blocks)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector: what it happens to free, another engine's graphs say, would end the recording."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def bucket(num_rows: int, max_rows: int) -> int:

@@ -1,8 +1,10 @@
 """What steps are expected to take: the measured profile, corrected by what they really take.
 
-A machine is slower when others use it, and no fit is perfect. So two factors are learnt, one for steps that are mostly
-prompts, one for steps that are mostly answers. Each follows the median of the last steps' ratios of measured to
-predicted time: one stall among them moves nothing, a machine that is twice as slow is believed after a few steps.
+A machine is slower when others use it, and no fit is perfect. So three factors are learnt: one for what a step with
+prompts takes besides, one for what grows with its prompts, one for answers. Short and long steps of prompts tell the
+first two apart, which a few measurements on a busy machine cannot. Each follows the median of the last ratios of
+measured to predicted time that were put down to it: one stall among them moves nothing, a machine that is twice as slow
+is believed after a few steps.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from swaa_runtime.request import Request
 MEMORY_STEPS = 5
 """Of so many ratios the median is taken: up to two stalls among them are ignored."""
 
-GAIN = 0.4
+GAIN = 0.5
 """How far a step moves the correction towards that median: what lies some steps back is forgotten exponentially."""
 
 MAX_FACTOR = 10.0
@@ -47,19 +49,17 @@ class OnlineCost:
 
     def __init__(self, profile: CostProfile) -> None:
         self._measured = profile
-        self._prompts = _Correction()
-        self._answers = _Correction()
+        self._corrections = _Correction(), _Correction(), _Correction()  # in the order of `_corrected_ms`
         self._layers = CountedLayers()
 
     @property
     def profile(self) -> CostProfile:
         """The profile as it is corrected now."""
-        return self._measured.corrected(self._prompts.factor, self._answers.factor)
+        return self._measured.corrected(*(correction.factor for correction in self._corrections))
 
     def step_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
         """See StepCost."""
-        prompts_ms, answers_ms = self._parts_ms(chunks)
-        return prompts_ms * self._prompts.factor + answers_ms * self._answers.factor
+        return sum(self._corrected_ms(self._work(chunks)))
 
     def prefill_ms(self, request: Request) -> float:
         """See StepCost."""
@@ -67,22 +67,19 @@ class OnlineCost:
         if start >= stop:
             return 0.0
         work = prefill_work_of(self._layers.of(request.rules), request.turns, start, stop)
-        return self._measured.prefill_ms(work) * self._prompts.factor
+        return sum(self._corrected_ms(work.in_steps(self._measured.max_step_tokens)))
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
-        """See StepCost. The difference is put down to whichever kind of work makes most of the step."""
-        prompts_ms, answers_ms = self._parts_ms(chunks)
-        if prompts_ms + answers_ms <= 0.0 or took_ms <= 0.0:
+        """See StepCost. The difference is put down to whichever part makes most of the step."""
+        parts_ms = self._corrected_ms(self._work(chunks))
+        expected_ms = sum(parts_ms)
+        if expected_ms <= 0.0 or took_ms <= 0.0:
             return
-        corrected_prompts_ms = prompts_ms * self._prompts.factor
-        corrected_answers_ms = answers_ms * self._answers.factor
-        excess = took_ms / (corrected_prompts_ms + corrected_answers_ms)
-        mostly = self._prompts if corrected_prompts_ms >= corrected_answers_ms else self._answers
-        mostly.learn(mostly.factor * excess)
+        mostly = self._corrections[parts_ms.index(max(parts_ms))]
+        mostly.learn(mostly.factor * took_ms / expected_ms)
 
-    def _parts_ms(self, chunks: Sequence[ScheduledChunk]) -> tuple[float, float]:
-        """What the measured profile predicts of a step: for prompts, and for answers."""
-        work: StepWork = step_work(
+    def _work(self, chunks: Sequence[ScheduledChunk]) -> StepWork:
+        return step_work(
             chunk_work(
                 self._layers.of(chunk.request.rules),
                 chunk.request.turns,
@@ -91,4 +88,8 @@ class OnlineCost:
             )
             for chunk in chunks
         )
-        return self._measured.prompt_ms(work), self._measured.decode_ms(work)
+
+    def _corrected_ms(self, work: StepWork) -> list[float]:
+        """What is expected: besides the prompts of steps, for these, and for answers."""
+        parts_ms = (*self._measured.prompt_parts_ms(work), self._measured.decode_ms(work))
+        return [part * correction.factor for part, correction in zip(parts_ms, self._corrections, strict=True)]

@@ -13,13 +13,10 @@ import torch
 import triton
 from triton import language as tl
 
-from swaa_runtime.kernels.overlap import launch_options, wait_for_previous
+from swaa_runtime.kernels.overlap import FEW_ROWS, launch_options, wait_for_previous
 from swaa_runtime.kv_cache.quantise import LARGEST
 
 SILU_BLOCK = 1024
-FEW_TOKENS = 64
-"""Up to so many, a program takes one head of one token, so that there are enough of them; above, a tile of heads."""
-
 TILE_TOKENS, MAX_TILE_HEADS = 16, 8
 
 
@@ -47,7 +44,7 @@ def silu_and_mul(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tens
     num_tokens, size = x.shape[0], x.shape[1] // 2
     out = x.new_empty(num_tokens, size) if out is None else out
     grid = (num_tokens, triton.cdiv(size, SILU_BLOCK))
-    _silu_and_mul_kernel[grid](x, out, size, BLOCK=SILU_BLOCK, **launch_options(x.device, num_tokens))
+    _silu_and_mul_kernel[grid](x, out, size, BLOCK=SILU_BLOCK)
     return out
 
 
@@ -79,8 +76,9 @@ def norm_rope_and_store(
     num_tokens = qkv.shape[0]
     num_kv_heads, head_dim = keys.shape[-2:]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    few = num_tokens <= FEW_TOKENS
-    # All heads of a tile are queries, or all are keys, or all are values: it must divide both numbers.
+    # Of few, a program takes one head of one token, so that there are enough programs; else a tile of heads:
+    few = num_tokens <= FEW_ROWS
+    # all of a tile are queries, or all are keys, or all are values, so it must divide both numbers.
     tile_heads = 1 if few else math.gcd(num_heads, num_kv_heads, MAX_TILE_HEADS)
     tile_tokens = 1 if few else TILE_TOKENS
     grid = (triton.cdiv(num_tokens, tile_tokens), (num_heads + 2 * num_kv_heads) // tile_heads)
@@ -116,7 +114,6 @@ def _launch_norm(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor
 ) -> None:
     num_tokens, size = x.shape
-    block = triton.next_power_of_2(size)
     _norm_kernel[(num_tokens,)](
         x,
         residual,
@@ -125,10 +122,15 @@ def _launch_norm(
         eps,
         SIZE=size,
         ADD=residual is not None,
-        BLOCK=block,
-        num_warps=min(16, max(1, block // 512)),
+        **row_options(size),
         **launch_options(x.device, num_tokens),
     )
+
+
+def row_options(size: int) -> dict[str, int]:
+    """BLOCK and warps of a program that holds a row of so many."""
+    block = triton.next_power_of_2(size)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}
 
 
 @triton.jit
@@ -152,20 +154,30 @@ def _norm_kernel(
         wait_for_previous()
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        rounded = x.to(residual_ptr.dtype.element_ty)
-        tl.store(residual_ptr + at, rounded, mask=inside)
-        x = rounded.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
-    normed = (x * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight
-    tl.store(out_ptr + at, normed.to(out_ptr.dtype.element_ty), mask=inside)
+        x = add_to_residual(x, residual_ptr + at, inside)
+    store_normed(x, weight, out_ptr + at, inside, eps, SIZE)
 
 
 @triton.jit
-def _silu_and_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One program a block of one row."""
-    if PDL:
-        wait_for_previous()
+def add_to_residual(x, residual_ptr, inside):
+    """x + residual, float32, as it is rounded and stored there."""
+    x += tl.load(residual_ptr, mask=inside, other=0.0).to(tl.float32)
+    rounded = x.to(residual_ptr.dtype.element_ty)
+    tl.store(residual_ptr, rounded, mask=inside)
+    return rounded.to(tl.float32)
+
+
+@triton.jit
+def store_normed(x, weight, out_ptr, inside, eps, SIZE: tl.constexpr):
+    """Store the RMS norm of a row of SIZE; x and weight are float32, 0 where they do not exist."""
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
+    normed = (x * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight
+    tl.store(out_ptr, normed.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _silu_and_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    """One program a block of one row. Of few rows `skinny.gated_linear` does this on the way."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size

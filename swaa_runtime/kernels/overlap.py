@@ -11,23 +11,31 @@ import torch
 import triton
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+FEW_ROWS = 64
+"""Of a step that has no more, starting a small kernel counts beside its time."""
+
 
 def launch_options(device: torch.device, num_rows: int) -> dict[str, bool]:
-    """Arguments of a kernel that has a constexpr PDL: whether it is launched so.
-
-    Of one row only: there a launch counts beside its kernel. With 16 it costs more than it brings (benchmarks/LOG.md).
-    """
-    return early_launch(device) if num_rows == 1 else {"PDL": False}
+    """Arguments of a small kernel that has a constexpr PDL: whether it is launched so, which it is of few rows."""
+    return early_launch(device) if num_rows <= FEW_ROWS else {"PDL": False}
 
 
 def early_launch(device: torch.device) -> dict[str, bool]:
-    """The same of any number of rows, where the device can: for a small kernel that finishes what a large one began.
+    """The same of any number of rows, where the device can."""
+    return {"PDL": True, "launch_pdl": True} if can_overlap(device) else {"PDL": False}
 
-    The large one gets PDL alone: it lets the small one start, but is launched as any other.
+
+def early_next(device: torch.device) -> dict[str, bool]:
+    """The same of a large kernel: it lets a small one after it start, but is launched as any other.
+
+    Waiting beside the one before, it would take from that one what it is to run on (benchmarks/LOG.md).
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
-        return {"PDL": False}
-    return {"PDL": True, "launch_pdl": True}
+    return {"PDL": can_overlap(device)}
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether the device can launch so."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit

@@ -1,12 +1,12 @@
 """Matmuls of a few rows, as decoding has them: their time is that of reading the weight once.
 
-Twins: `torch.nn.functional.linear`, and that before `elementwise_reference.silu_and_mul`. Sums are float32, in an order
-that depends on shapes alone: the same input gives the same bits. Which tiles a shape gets is a small table, not a
-search at run time: starting takes the same time every time.
+Twins: `torch.nn.functional.linear`, and that before `silu_and_mul` or `add_rms_norm` of `elementwise_reference`. Sums
+are float32, in an order that depends on shapes alone: the same input gives the same bits. Which tiles a shape gets is a
+small table, not a search at run time: starting takes the same time every time.
 
 A weight of few outputs is split along its inputs too, so that there are enough programs to read it:
 
-x [M, K], weight [N, K] ──▶ partial sums [split, M, N], float32 ──▶ their sum in this order, bias, gate ──▶ [M, N]
+x [M, K], weight [N, K] ──▶ partial sums [split, M, N], float32 ──▶ their sum in this order, bias, gate or norm ──▶ out
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import triton
 from torch.nn import functional
 from triton import language as tl
 
-from swaa_runtime.kernels.elementwise import silu_and_mul
-from swaa_runtime.kernels.overlap import early_launch, launch_options, wait_for_previous
+from swaa_runtime.kernels.elementwise import add_rms_norm, add_to_residual, row_options, silu_and_mul, store_normed
+from swaa_runtime.kernels.overlap import early_launch, early_next, wait_for_previous
 
 MAX_ROWS = 16
 """Of the input: the smallest tile of the matrix units."""
@@ -78,6 +78,37 @@ def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return silu_and_mul(functional.linear(x, weight, bias))
 
 
+def normed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Add a linear to the residual [M, N], in place; returns the RMS norm of the sum, by its weight [N]."""
+    (rows, depth), columns = x.shape, weight.shape[0]
+    if rows > MAX_ROWS or (tiles := choose_tiles(rows, columns, depth)).split == 1:
+        added = linear(x, weight, bias)
+        return add_rms_norm(added, residual, norm_weight, eps, added)[0]
+    partial, out = _sums_of_parts(x, weight, tiles, gated=False), torch.empty_like(residual)
+    _sum_norm_kernel[(rows,)](
+        partial,
+        bias,
+        residual,
+        norm_weight,
+        out,
+        eps,
+        rows,
+        BIAS=bias is not None,
+        SPLIT=tiles.split,
+        SIZE=columns,
+        **row_options(columns),
+        **early_launch(x.device),
+    )
+    return out
+
+
 def skinny_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -105,8 +136,62 @@ def _launch(
 ) -> None:
     (rows, depth), columns = x.shape, weight.shape[0]
     tiles = choose_tiles(rows, columns, depth)
-    grid = (triton.cdiv(columns, tiles.columns), tiles.split)
-    known = {
+    if rows == 1:
+        overlap = early_launch(x.device)
+        unroll = choose_unroll(depth, tiles, peeled=overlap["PDL"])
+        options = _options(depth, tiles, bias, gated=gated)
+        _vector_kernel[_grid(columns, tiles)](x, weight, bias, out, columns, UNROLL=unroll, **options, **overlap)
+    elif tiles.split == 1:
+        _multiply_rows(x, weight, bias, out, tiles, gated=gated)
+    else:
+        partial = _sums_of_parts(x, weight, tiles, gated=gated)
+        _sum_kernel[(triton.cdiv(columns, SUM_TILE), rows)](
+            partial,
+            bias,
+            out,
+            rows,
+            columns,
+            BIAS=bias is not None,
+            GATED=gated,
+            SPLIT=tiles.split,
+            N_TILE=SUM_TILE,
+            num_warps=2,
+            **early_launch(x.device),
+        )
+
+
+def _sums_of_parts(x: torch.Tensor, weight: torch.Tensor, tiles: Tiles, *, gated: bool) -> torch.Tensor:
+    """float32 [split, M, N], by the part of the inputs."""
+    partial = x.new_empty(tiles.split, x.shape[0], weight.shape[0], dtype=torch.float32)
+    _multiply_rows(x, weight, None, partial, tiles, gated=gated)
+    return partial
+
+
+def _multiply_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, tiles: Tiles, *, gated: bool
+) -> None:
+    (rows, depth), columns = x.shape, weight.shape[0]
+    _rows_kernel[_grid(columns, tiles)](
+        x,
+        weight,
+        bias,
+        out,
+        rows,
+        columns,
+        M_TILE=MAX_ROWS,
+        SPLIT=tiles.split,
+        WIDEN=x.device.type == "cpu",  # the interpreter, which runs there, has no matmul of bfloat16
+        **_options(depth, tiles, bias, gated=gated),
+        **early_next(x.device),
+    )
+
+
+def _grid(columns: int, tiles: Tiles) -> tuple[int, int]:
+    return triton.cdiv(columns, tiles.columns), tiles.split
+
+
+def _options(depth: int, tiles: Tiles, bias: torch.Tensor | None, *, gated: bool) -> dict[str, int]:
+    return {
         "K": depth,
         "BIAS": bias is not None,
         "GATED": gated,
@@ -115,33 +200,6 @@ def _launch(
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }
-    if rows == 1:
-        overlap = launch_options(x.device, rows)
-        unroll = choose_unroll(depth, tiles, peeled=overlap["PDL"])
-        _vector_kernel[grid](x, weight, bias, out, columns, UNROLL=unroll, **known, **overlap)
-        return
-    # The interpreter, which runs on CPU, has no matmul of bfloat16.
-    known |= {"M_TILE": MAX_ROWS, "SPLIT": tiles.split, "WIDEN": x.device.type == "cpu"}
-    if tiles.split == 1:
-        _rows_kernel[grid](x, weight, bias, out, rows, columns, **known, **launch_options(x.device, rows))
-        return
-    partial = x.new_empty(tiles.split, rows, columns, dtype=torch.float32)
-    overlap = early_launch(x.device)
-    _rows_kernel[grid](x, weight, None, partial, rows, columns, **known, PDL=overlap["PDL"])
-    grid = (triton.cdiv(columns, SUM_TILE), rows)
-    _sum_kernel[grid](
-        partial,
-        bias,
-        out,
-        rows,
-        columns,
-        BIAS=bias is not None,
-        GATED=gated,
-        SPLIT=tiles.split,
-        N_TILE=SUM_TILE,
-        num_warps=2,
-        **overlap,
-    )
 
 
 @triton.jit
@@ -299,6 +357,38 @@ def _sum_kernel(
         source = partial_ptr + (part * rows + row)[:, None] * columns + at[None, :]
         sums += tl.load(source, mask=inside, other=0.0)
     _store_rows(sums, bias_ptr, out_ptr, row, rows, columns, BIAS, GATED, 1, N_TILE)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _sum_norm_kernel(
+    partial_ptr,
+    bias_ptr,
+    residual_ptr,
+    norm_ptr,
+    out_ptr,
+    eps,
+    rows,
+    BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The same, then the row's residual and norm: one program a row, which it holds whole."""
+    column = tl.arange(0, BLOCK)
+    inside = column < SIZE
+    weight = tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        wait_for_previous()
+    row = tl.program_id(0)
+    sums = tl.zeros((BLOCK,), dtype=tl.float32)
+    for part in tl.static_range(SPLIT):
+        sums += tl.load(partial_ptr + (part * rows + row) * SIZE + column, mask=inside, other=0.0)
+    if BIAS:
+        sums += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    rounded = sums.to(out_ptr.dtype.element_ty).to(tl.float32)
+    at = row * SIZE + column
+    store_normed(add_to_residual(rounded, residual_ptr + at, inside), weight, out_ptr + at, inside, eps, SIZE)
 
 
 @triton.jit

@@ -31,6 +31,9 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SILU = ("silu", "swish")
 
 Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+NormedLinear = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float], torch.Tensor
+]
 
 
 class DecoderOps(Protocol):
@@ -145,6 +148,7 @@ class FusedDecoder:
         ops: DecoderOps,
         linear: Linear = functional.linear,
         gated_linear: Linear | None = None,
+        normed_linear: NormedLinear | None = None,
         group: Group | None = None,
     ) -> None:
         """Fuse a causal LM as `load_model` gives it, or the part of it that `shard_model` leaves.
@@ -152,6 +156,7 @@ class FusedDecoder:
         Args:
             linear: multiplies, as torch's own does.
             gated_linear: gate and up projection with their activation in one; without, that is two operations.
+            normed_linear: o or down projection, residual and norm in one; without, that is two operations.
             group: whose members have the other parts.
 
         Raises:
@@ -162,6 +167,7 @@ class FusedDecoder:
         self._ops = ops
         self._linear = linear
         self._gated_linear = gated_linear
+        self._normed_linear = normed_linear
         self._group = group
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = decoder.rotary_emb
@@ -252,13 +258,22 @@ class FusedDecoder:
 
         The residual changes in place.
         """
+        if self._group is not None:
+            return self._mix_parts(layer, self._group, attended, residual)
+        hidden = self._add_normed(layer.o, attended, residual, layer.mlp_norm)
+        hidden = self._add_normed(layer.down, self._gate(layer.gate_up, hidden), residual, layer.next_norm)
+        return hidden if layer.next_qkv is None else layer.next_qkv(hidden, self._linear)
+
+    def _mix_parts(self, layer: Layer, group: Group, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The same where other ranks have the other parts of what is added up."""
         linear, add_rms_norm = self._linear, self._ops.add_rms_norm
-        pieces = self._pieces(len(attended))
-        sums = [self._start_sum(layer.o(attended[piece], linear)) for piece in pieces]
+        # Adapters name rows of all.
+        pieces = [slice(0, len(attended))] if self._adapters_are_active else group.pieces(len(attended))
+        sums = [_start_sum(group, layer.o(attended[piece], linear)) for piece in pieces]
         for at, piece in enumerate(pieces):
             x = sums[at]()
             hidden, _ = add_rms_norm(x, residual[piece], layer.mlp_norm.weight, layer.mlp_norm.eps, x)
-            sums[at] = self._start_sum(layer.down(self._gate(layer.gate_up, hidden), linear))
+            sums[at] = _start_sum(group, layer.down(self._gate(layer.gate_up, hidden), linear))
         normed = (
             add_rms_norm(x, residual[piece], layer.next_norm.weight, layer.next_norm.eps, x)[0]
             for piece, x in zip(pieces, (summed() for summed in sums), strict=True)
@@ -272,20 +287,12 @@ class FusedDecoder:
             layer.next_qkv(x, linear, qkv[piece])
         return qkv
 
-    def _pieces(self, num_rows: int) -> list[slice]:
-        """What is computed at a time of what is row by row."""
-        if self._group is None or self._adapters_are_active:  # they name rows of all
-            return [slice(0, num_rows)]
-        return self._group.pieces(num_rows)
-
-    def _start_sum(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Add x up over the ranks, in place; the sum is that of the returned function."""
-        if self._group is None:
-            return lambda: x
-        if len(x) < self._group.piece_rows:  # nothing to hide it behind, and a graph may be recorded
-            self._group.sum(x)
-            return lambda: x
-        return self._group.start_sum(x)
+    def _add_normed(self, projection: Projection, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Add the projection to the residual, in place; returns the norm of the sum."""
+        if self._normed_linear is None or projection.adapted:
+            added = projection(x, self._linear)
+            return self._ops.add_rms_norm(added, residual, norm.weight, norm.eps, added)[0]
+        return self._normed_linear(x, projection.weight, projection.bias, residual, norm.weight, norm.eps)
 
     def _gate(self, gate_up: Projection, hidden: torch.Tensor) -> torch.Tensor:
         if self._gated_linear is None or gate_up.adapted:
@@ -303,7 +310,7 @@ def fused_decoder(model: Any, group: Group | None = None) -> FusedDecoder:
         from swaa_runtime.kernels import elementwise, skinny
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("the fused decoder needs triton: pip install 'swaa[gpu]'") from exc
-    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear, group)
+    return FusedDecoder(model, elementwise, skinny.linear, skinny.gated_linear, skinny.normed_linear, group)
 
 
 def check_fusable(model: Any) -> None:
@@ -324,6 +331,14 @@ def check_fusable(model: Any) -> None:
             linear = _base(module)
             if not is_plain(linear) or linear.weight.dtype != model.dtype:
                 raise ModelNotSupported(f"{name} is no plain linear module of {model.dtype}: {described(linear)}")
+
+
+def _start_sum(group: Group, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Add x up over the ranks, in place; the sum is that of the returned function."""
+    if len(x) < group.piece_rows:  # nothing to hide it behind, and a graph may be recorded
+        group.sum(x)
+        return lambda: x
+    return group.start_sum(x)
 
 
 def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -150,8 +150,11 @@ def test_predictions_are_the_sum_of_their_parts() -> None:
 
 def test_a_correction_scales_prompts_and_answers_apart() -> None:
     counts = StepWork(1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, 8, 9, 10e6)
-    corrected = COST.corrected(2.0, 3.0)
-    assert corrected.prompt_ms(counts) == pytest.approx(2 * COST.prompt_ms(counts))
+    corrected = COST.corrected(5.0, 2.0, 3.0)
+    besides_ms, growing_ms = COST.prompt_parts_ms(counts)
+    assert besides_ms == COST.prompt_step_ms
+    assert besides_ms + growing_ms == pytest.approx(COST.prompt_ms(counts))
+    assert corrected.prompt_parts_ms(counts) == pytest.approx((5 * besides_ms, 2 * growing_ms))
     assert corrected.decode_ms(counts) == pytest.approx(3 * COST.decode_ms(counts))
     assert corrected.restore_ms_per_mib == COST.restore_ms_per_mib
 

@@ -29,7 +29,7 @@ async def leased_costs(replicas: LocalReplicas, count: int) -> list[float]:
 
 
 def test_a_lease_carries_the_cost_of_its_moment() -> None:
-    learnt = iter([COST.corrected(2.0, 1.0), COST.corrected(3.0, 1.0)])
+    learnt = iter([COST.corrected(2.0, 2.0, 1.0), COST.corrected(3.0, 3.0, 1.0)])
     replicas = LocalReplicas(cast(RunningReplica, IdleReplica()), FACTS, lambda: next(learnt))
     assert asyncio.run(leased_costs(replicas, 2)) == [2 * COST.token_ms, 3 * COST.token_ms]
 

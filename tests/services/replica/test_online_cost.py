@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -57,10 +58,10 @@ def mixed_step() -> list[ScheduledChunk]:
 
 
 class Machine:
-    """Takes what the profile says, times how slow it is: for prompts, and for answers."""
+    """Takes what the profile says, times how slow it is: for prompts, answers, and what prompts' steps take besides."""
 
-    def __init__(self, prompts: float = 1.0, answers: float = 1.0) -> None:
-        self._truth = OnlineCost(PROFILE.corrected(prompts, answers))
+    def __init__(self, prompts: float = 1.0, answers: float = 1.0, besides: float | None = None) -> None:
+        self._truth = OnlineCost(PROFILE.corrected(prompts if besides is None else besides, prompts, answers))
 
     def took_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
         return self._truth.step_ms(chunks)
@@ -112,9 +113,22 @@ def test_prompts_and_answers_are_learnt_apart() -> None:
     run(cost, machine, 40, answer_step)
     assert cost.step_ms(mixed_step()) == pytest.approx(machine.took_ms(mixed_step()), rel=1e-3)
     profile = cost.profile
-    assert profile.token_ms == pytest.approx(2 * PROFILE.token_ms, rel=1e-3)
     assert profile.decode_key_ns == pytest.approx(PROFILE.decode_key_ns / 2, rel=1e-3)
     assert profile.restore_ms_per_mib == PROFILE.restore_ms_per_mib
+
+
+@pytest.mark.parametrize(("besides", "growing"), [(3.0, 0.5), (0.3, 1.5), (1.0, 1.0)])
+def test_long_and_short_steps_of_prompts_are_learnt_apart(besides: float, growing: float) -> None:
+    """Also where both are wrong, as measured on a machine that was busy."""
+    cost, machine = OnlineCost(PROFILE), Machine(growing, besides=besides)
+    steps = [partial(prompt_step, num_tokens=num_tokens) for num_tokens in (100, 1, 60, 3, 80)]
+    for _ in range(12):
+        for step in steps:
+            run(cost, machine, 1, step)
+    for step in steps:
+        assert cost.step_ms(step()) == pytest.approx(machine.took_ms(step()), rel=0.05)
+    assert cost.profile.prompt_step_ms == pytest.approx(besides * PROFILE.prompt_step_ms, rel=0.1)
+    assert cost.profile.token_ms == pytest.approx(growing * PROFILE.token_ms, rel=0.05)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1.0, 2.0, 0.6]), st.floats(5.0, 1e6))
@@ -148,7 +162,7 @@ def test_the_correction_is_bounded_whatever_is_observed(times_ms: list[float]) -
 
 
 def test_steps_of_which_nothing_is_known_teach_nothing() -> None:
-    free = PROFILE.corrected(0.0, 0.0)
+    free = PROFILE.corrected(0.0, 0.0, 0.0)
     cost = OnlineCost(free)
     cost.observe(prompt_step(), 10.0)
     cost.observe(answer_step(), 0.0)

@@ -36,14 +36,21 @@ def compiled(
 
 
 def report(
-    kernel: Any, arguments: Mapping[str, str], known: Mapping[str, object], num_warps: int, num_stages: int = 1
+    kernel: Any,
+    arguments: Mapping[str, str],
+    known: Mapping[str, object],
+    num_warps: int,
+    num_stages: int = 1,
+    *,
+    overlaps: bool = True,
 ) -> None:
     """Compile with pointers and sizes that 16 divides, as those of models are."""
-    options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": True}
-    made = compiled(kernel, arguments, {**known, "PDL": True}, options)
+    options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": overlaps}
+    made = compiled(kernel, arguments, {**known, "PDL": True} if overlaps else known, options)
     ptx = made.asm["ptx"]
     found = {
         "kernel": kernel.__name__,
+        "overlaps": overlaps,
         "wide_loads": ptx.count("ld.global.v4.b32") + ptx.count("cp.async.cg.shared.global"),
         "waits": ptx.count("griddepcontrol.wait"),
         "shared_bytes": made.metadata.shared,
@@ -83,7 +90,8 @@ def main() -> None:
     """All kernels, at Qwen3-4B's shapes."""
     rows = dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), BF16) | {"eps": "fp32"}
     report(elementwise._norm_kernel, rows, {"SIZE": 2560, "ADD": True, "BLOCK": 4096}, 8)
-    report(elementwise._silu_and_mul_kernel, {"x_ptr": BF16, "out_ptr": BF16, "size": "i32"}, {"BLOCK": 1024}, 4)
+    silu = {"x_ptr": BF16, "out_ptr": BF16, "size": "i32"}
+    report(elementwise._silu_and_mul_kernel, silu, {"BLOCK": 1024}, 4, overlaps=False)
     pointers = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr", "keys_ptr", "values_ptr")
     heads = dict.fromkeys(pointers, BF16) | {"slots_ptr": "*i64", "num_tokens": "i32", "eps": "fp32"}
     known: dict[str, object] = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "NORM": True, "TOKENS": 16, "TILE_HEADS": 8}
@@ -113,6 +121,16 @@ def main() -> None:
     summed = {"partial_ptr": FP32, "out_ptr": BF16, "rows": "i32", "columns": "i32"}
     known = {"bias_ptr": None, "BIAS": False, "GATED": True, "SPLIT": 6, "N_TILE": skinny.SUM_TILE}
     report(skinny._sum_kernel, summed, known, 2)
+    normed = {
+        "partial_ptr": FP32,
+        "residual_ptr": BF16,
+        "norm_ptr": BF16,
+        "out_ptr": BF16,
+        "eps": "fp32",
+        "rows": "i32",
+    }
+    known = {"bias_ptr": None, "BIAS": False, "SPLIT": 6, "SIZE": 2560, "BLOCK": 4096}
+    report(skinny._sum_norm_kernel, normed, known, 8)
     for kept_in in ("bf16", "i8", "fp8e4nv"):
         report_attention(kept_in, rows=16, is_shared=True)
         report_attention(kept_in, rows=128, is_shared=False)

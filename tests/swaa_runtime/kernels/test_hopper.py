@@ -29,14 +29,14 @@ def test_all_kernels_compile_and_load_16_bytes_at_a_time(lines: list[Any]) -> No
     *found, _ = lines
     attention = [kernel for kernel in found if kernel["kernel"] == "_attend_kernel"]
     others = [kernel for kernel in found if kernel not in attention]
-    assert (len(attention), len(others)) == (6, 10)
+    assert (len(attention), len(others)) == (6, 11)
     for kernel in attention:
         assert kernel["tile_loads"] > 0, kernel
         assert kernel["bf16_products"] > 0, "keys and values of 8 bits are multiplied as the queries are"
         assert kernel["shared_bytes"] <= HALF_OF_SHARED_BYTES, kernel
     for kernel in others:
         assert kernel["wide_loads"] > 0, kernel
-        assert kernel["waits"] == 1, kernel
+        assert kernel["waits"] == kernel["overlaps"], kernel
         assert kernel["shared_bytes"] <= HALF_OF_SHARED_BYTES, kernel
         if kernel["kernel"] == "_vector_kernel":
             assert kernel["shared_bytes"] < 1024, "x goes through shared memory: its layout is not the weight's"
@@ -44,6 +44,6 @@ def test_all_kernels_compile_and_load_16_bytes_at_a_time(lines: list[Any]) -> No
 
 def test_no_step_needs_a_variant_that_the_warm_up_did_not_compile(lines: list[Any]) -> None:
     *_, found = lines
-    assert len(found) == 8
+    assert len(found) == 9
     assert {name: new for name, (_, new) in found.items()} == dict.fromkeys(found, 0)
     assert found["_attend_kernel"][0] == 2 * 2 * 4, "of K and V in two dtypes: shared or not, by rows"

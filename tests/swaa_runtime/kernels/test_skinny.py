@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -11,10 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from swaa_runtime.kernels import skinny
+from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
 from swaa_runtime.kernels.elementwise_reference import silu_and_mul
-from swaa_runtime.kernels.skinny import FEW_ROWS, MAX_ROWS, Tiles, choose_tiles, gated_linear, linear, skinny_linear
+from swaa_runtime.kernels.skinny import (
+    FEW_ROWS,
+    MAX_ROWS,
+    Tiles,
+    choose_tiles,
+    gated_linear,
+    linear,
+    normed_linear,
+    skinny_linear,
+)
 from tests.swaa_runtime.kernels.test_elementwise import DEVICE, random
+
+Check = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], None]
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 HALF_OF_SHARED_BYTES = 114 << 10
@@ -39,6 +50,21 @@ def assert_is_gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     # Gate and up are rounded first, and cut off by the interpreter.
     assert ((got.float() - want).norm() / want.norm()).item() <= 2 * TOLERANCE[x.dtype]
     assert torch.equal(gated_linear(x, weight, bias), got)
+
+
+def assert_is_normed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """The twin's, and the bits of one kernel after the other."""
+    residual, norm = random(len(x), len(weight), dtype=x.dtype, seed=3), random(len(weight), dtype=x.dtype, seed=4)
+    for add_rms_norm, multiply, tolerance in (
+        (elementwise_reference.add_rms_norm, functional.linear, 2 * TOLERANCE[x.dtype]),
+        (elementwise.add_rms_norm, linear, 0.0),
+    ):
+        want, want_sum = add_rms_norm(multiply(x, weight, bias), residual.clone(), norm, 1e-6)
+        got_sum = residual.clone()
+        got = normed_linear(x, weight, bias, got_sum, norm, 1e-6)
+        assert got.dtype == x.dtype
+        for one, other in ((got, want), (got_sum, want_sum)):
+            assert ((one.float() - other.float()).norm() / other.float().norm()).item() <= tolerance
 
 
 @contextmanager
@@ -67,6 +93,14 @@ def test_gated_linear(rows: int, with_bias: bool, dtype: torch.dtype) -> None:
     assert_is_gated_linear(x, weight, bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, MAX_ROWS + 1])
+@pytest.mark.parametrize(("columns", "depth"), [(40, 48), (17, 1000)])
+def test_normed_linear(rows: int, columns: int, depth: int, dtype: torch.dtype) -> None:
+    x, weight = random(rows, depth, dtype=dtype), random(columns, depth, dtype=dtype, seed=1)
+    assert_is_normed_linear(x, weight, random(columns, dtype=dtype, seed=2))
+
+
 @given(
     rows=st.integers(2, MAX_ROWS),
     columns=st.integers(1, 150),
@@ -74,17 +108,17 @@ def test_gated_linear(rows: int, with_bias: bool, dtype: torch.dtype) -> None:
     tile=st.sampled_from([16, 32, 64, 128]),  # both orders of the operands
     split=st.integers(1, 9),  # also parts of no inputs at all
     with_bias=st.booleans(),
-    gated=st.booleans(),
+    check=st.sampled_from([assert_is_linear, assert_is_gated_linear, assert_is_normed_linear]),
 )
 @settings(max_examples=5 if DEVICE.type == "cuda" else 40)  # each compiles
 def test_however_the_weight_is_split(
-    rows: int, columns: int, depth: int, tile: int, split: int, with_bias: bool, gated: bool
+    rows: int, columns: int, depth: int, tile: int, split: int, with_bias: bool, check: Check
 ) -> None:
-    columns *= 2 if gated else 1
+    columns *= 2 if check is assert_is_gated_linear else 1
     x, weight = random(rows, depth, dtype=torch.float32), random(columns, depth, dtype=torch.float32, seed=1)
     bias = random(columns, dtype=torch.float32, seed=2) if with_bias else None
     with tiles_are(Tiles(columns=tile, depth=32, num_warps=4, num_stages=3, split=split)):
-        (assert_is_gated_linear if gated else assert_is_linear)(x, weight, bias)
+        check(x, weight, bias)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
@@ -133,6 +167,14 @@ def test_the_shapes_of_a_real_model_in_a_graph(rows: int, columns: int, depth: i
 def test_the_gate_of_a_real_model(rows: int) -> None:
     x, weight = random(rows, 2560, dtype=torch.bfloat16), random(19456, 2560, dtype=torch.bfloat16, seed=1) / 50
     assert_is_gated_linear(x, weight, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, MAX_ROWS])
+@pytest.mark.parametrize("depth", [4096, 9728])
+def test_the_norms_of_a_real_model(rows: int, depth: int) -> None:
+    x, weight = random(rows, depth, dtype=torch.bfloat16), random(2560, depth, dtype=torch.bfloat16, seed=1) / 50
+    assert_is_normed_linear(x, weight, None)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,7 @@ from swaa_runtime.attention import paged_triton
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.prefix import PiecewisePrefix
 from swaa_runtime.decode_graphs import DecodeGraphs
-from swaa_runtime.kernels import overlap, skinny
+from swaa_runtime.kernels import overlap
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import fused_decoder
@@ -65,9 +65,6 @@ def as_on_hopper(variants: Variants, patch: pytest.MonkeyPatch) -> None:
     """Launch, and choose what to launch, as there."""
     gpu, num_splits = torch.device("cuda"), paged_triton.num_splits
 
-    def early_launch(device: torch.device) -> dict[str, bool]:
-        return {"PDL": True, "launch_pdl": True}
-
     def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -75,8 +72,7 @@ def as_on_hopper(variants: Variants, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(functional, "linear", product)  # what torch would multiply is not looked at either
     for module in (paged_triton, decode_graphs):
         patch.setattr(module, "num_splits", lambda num_programs, device: num_splits(num_programs, gpu))
-    for kernels in (overlap, skinny):
-        patch.setattr(kernels, "early_launch", early_launch)
+    patch.setattr(overlap, "can_overlap", lambda device: True)
 
 
 def random_chunks(rng: random.Random) -> list[ChunkView]:

@@ -20,7 +20,7 @@ from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
 from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.adapters import AdapterRows, weights_fingerprint
 from swaa_runtime.model.attention import ATTENTION_NAME
-from swaa_runtime.model.fused import DecoderOps, FusedDecoder, Linear, check_fusable, fused_decoder
+from swaa_runtime.model.fused import DecoderOps, FusedDecoder, Linear, NormedLinear, check_fusable, fused_decoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.runner import ModelRunner
@@ -50,10 +50,11 @@ class FusedRunner(ModelRunner):
     ops: DecoderOps = elementwise_reference
     linear: Linear = staticmethod(torch.nn.functional.linear)
     gated_linear: Linear | None = None
+    normed_linear: NormedLinear | None = None
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         super().__init__(loaded, config)
-        self._fused = FusedDecoder(loaded.model, self.ops, self.linear, self.gated_linear)
+        self._fused = FusedDecoder(loaded.model, self.ops, self.linear, self.gated_linear, self.normed_linear)
 
     @torch.inference_mode()
     def forward(
@@ -77,6 +78,7 @@ class RecordingKernelRunner(RecordingFusedRunner):
     ops = elementwise
     linear = staticmethod(skinny.linear)
     gated_linear = staticmethod(skinny.gated_linear)
+    normed_linear = staticmethod(skinny.normed_linear)
 
 
 def fresh_model(family: str, folders: dict[str, Path] | None = None, **sizes: int) -> LoadedModel:
