@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from benchmarks.workload import make_tiny_model
 from services.config import load_config
 from services.replica.parts import model_folder
 from services.sessions.embedded_redis import RedisNotInstalled, find_redis_server
@@ -54,3 +55,9 @@ def _has_redis() -> bool:
 def default_model_folder() -> Path:
     """The shipped model as a Hugging Face folder: converted once, then taken from the cache."""
     return model_folder(load_config(cache_dir=CACHE_DIR))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, default_model_folder: Path) -> Path:
+    """A tiny random model to serve. What is measured of it, for seconds, is kept in the folder around it."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), default_model_folder)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.quality.batched import BatchGenerator
-from services.quality.perplexity import TASK as PERPLEXITY
 from services.quality.perplexity import TextSamples, nats_per_token
 from services.quality.recipes import Row
-from services.quality.results import Key, Scored
+from services.quality.results import PERPLEXITY, Key, Scored
 from services.quality.tasks.sample import FileTask, PromptBuilder, Sample, Task
 from swaa_runtime.engine import Engine
 from swaa_runtime.model.adapters import AdapterRows

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from services.quality.results import PERPLEXITY
 from services.quality.tasks.passages import reference_text
 from swaa_runtime.batch import ScheduledChunk, build_batch
 from swaa_runtime.engine import Engine
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import SamplingParams, new_request
 
-TASK = "perplexity"
 SCORED_TOKENS = 256
 CHUNK_TOKENS = 2048
 
@@ -52,7 +52,7 @@ def nats_per_token(engine: Engine, token_ids: Sequence[int], recipe: Recipe, num
     runner, manager = engine.runner, engine.manager
     context, scored = token_ids[:-num_scored], token_ids[-num_scored:]
     sampling = SamplingParams(max_tokens=num_scored)
-    request = new_request(TASK, context, recipe, runner.shape.num_layers, sampling, sent_token_ids=scored)
+    request = new_request(PERPLEXITY, context, recipe, runner.shape.num_layers, sampling, sent_token_ids=scored)
     if not manager.reserve(request):
         raise RuntimeError("perplexity needs an idle engine")
     last_hidden: list[torch.Tensor] = []

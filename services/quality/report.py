@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.quality.perplexity import TASK as PERPLEXITY
-from services.quality.results import Record, Scored, Setting, Timed
+from services.quality.results import PERPLEXITY, Record, Scored, Setting, Timed
 from services.quality.statistics import Interval, paired_difference, wilson
 
 BASELINE = "full"

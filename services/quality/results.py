@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 SUFFIX = ".jsonl"
+PERPLEXITY = "perplexity"
+"""The task whose scores are nats per token."""
 
 
 @dataclass(frozen=True, slots=True)

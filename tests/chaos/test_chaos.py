@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.workload import make_tiny_model
 from services.sessions.embedded_redis import EmbeddedRedis
 from tests.chaos.faults import Victims, redis_cut, redis_killed
 from tests.chaos.link import Link
@@ -38,12 +37,11 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_what_was_acknowledged_is_kept(folder: Path, redis: EmbeddedRedis, default_model_folder: Path) -> None:
-    model = make_tiny_model(folder, default_model_folder)
-    lines: list[str] = []
+def test_what_was_acknowledged_is_kept(folder: Path, redis: EmbeddedRedis, tiny_folder: Path) -> None:
+    lines, cache = list[str](), str(tiny_folder.parent)
     with Link(redis.socket_path) as link:
         store = {"redis_url": f"redis://127.0.0.1:{link.port}/0"}
-        settings = {"model": str(model), "dtype": "float32", "kv_memory_mib": "16", "cache_dir": str(folder), **store}
+        settings = {"model": str(tiny_folder), "dtype": "float32", "kv_memory_mib": "16", "cache_dir": cache, **store}
         with served(folder, settings) as (soaked, text):
             victims = Victims(redis, link, list, None, 0, random.Random(0))
             watched = Watched(victims, [soaked.target], soaked.oracle, soaked.decode)

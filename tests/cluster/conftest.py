@@ -1,4 +1,8 @@
-"""One real Ray cluster for all tests of this folder: two replicas with two places each, one gateway."""
+"""One real Ray cluster: two replicas with two places each, one gateway.
+
+Only the modules that come last use it: those before have clusters of their own, and one that idles beside takes a fifth
+of a core.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from benchmarks.workload import make_tiny_model
 from services.cluster import Cluster, running_cluster
 from services.config import ServeConfig, load_config
 
@@ -26,16 +29,16 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="package")
-def config(folder: Path, default_model_folder: Path) -> ServeConfig:
+def config(folder: Path, tiny_folder: Path) -> ServeConfig:
     """Of a cluster whose model is tiny and whose measurements are quick."""
     return load_config(
-        model=str(make_tiny_model(folder, default_model_folder)),
+        model=str(tiny_folder),
         dtype="float32",
         kv_memory_mib=8,
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
         drain_s=180.0,  # longer than a lease without a turn lasts, on a busy machine, too
-        cache_dir=folder / "cache",
+        cache_dir=tiny_folder.parent,
         state_dir=folder / "state",
     )
 

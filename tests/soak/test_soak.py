@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.workload import make_tiny_model
 from tests.soak.run import Plan, soak
 from tests.soak.service import served
 from tests.soak.world import Sizes
@@ -36,9 +35,9 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_nothing_is_lost_wrong_or_held_under_a_mixed_load(folder: Path, default_model_folder: Path) -> None:
-    model = make_tiny_model(folder, default_model_folder)
-    settings = {"model": str(model), "dtype": "float32", "kv_memory_mib": "16", "cache_dir": str(folder)}
+def test_nothing_is_lost_wrong_or_held_under_a_mixed_load(folder: Path, tiny_folder: Path) -> None:
+    cache = str(tiny_folder.parent)
+    settings = {"model": str(tiny_folder), "dtype": "float32", "kv_memory_mib": "16", "cache_dir": cache}
     lines: list[str] = []
     with served(folder, {**settings, "checkpoint_tokens": "64", "session_quota_mib": "64"}) as (watched, text):
         held = asyncio.run(soak(watched, PLAN, text, lines.append))

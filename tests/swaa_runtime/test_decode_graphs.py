@@ -419,7 +419,7 @@ def test_what_is_sampled_needs_no_layer_that_is_skipped(loaded: LoadedModel, dat
     )
     rig = build_rig(loaded, replace(config, skip_unseen=True), make_runner=SkippingRunner)
     recipe = data.draw(recipes(3, 30), label="recipe")
-    request = rig.add(build_request("r0", data.draw(st.integers(1, 150), label="prompt"), recipe, continues=True))
+    request = rig.add(build_request("r0", data.draw(st.integers(1, 100), label="prompt"), recipe, continues=True))
     rig.run()
     later = next_turn("r1", request, random_tokens(data.draw(st.integers(1, 80), label="next"), seed=1))
     assert rig.resume(later, "r0")

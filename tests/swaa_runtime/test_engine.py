@@ -37,12 +37,12 @@ TAIL = Recipe(window=12, sink_tokens=2, full_tail=5)
 MIX = (Recipe(), SLIDING, PAPER, TAIL)
 
 
-def mixed_requests(max_tokens: int = 6) -> list[Request]:
-    """Four requests with four recipes, of different lengths, one of them sampled."""
+def mixed_requests(max_tokens: int = 6, growth: int = 25) -> list[Request]:
+    """Four requests with four recipes, each longer than the one before by `growth` tokens, one of them sampled."""
     return [
         build_request(
             f"r{index}",
-            random_tokens(20 + 25 * index, seed=index),
+            random_tokens(20 + growth * index, seed=index),
             recipe,
             sampling=SamplingParams(max_tokens=max_tokens, temperature=float(index == 3), seed=7),
         )
@@ -250,7 +250,7 @@ def test_cancelling_at_any_step_frees_everything_and_leaves_the_others_alone(
 ) -> None:
     loaded = tiny_model()
     rig = build_rig(loaded, engine_config(max_step_tokens=max_step_tokens, max_running=max_running))
-    requests = {request.request_id: rig.add(request) for request in mixed_requests()}
+    requests = {request.request_id: rig.add(request) for request in mixed_requests(growth=10)}
     for _ in range(steps):
         rig.step()
     was_over = requests[victim].status is Status.FINISHED

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workload import make_tiny_model
+from services.gateway.catalog_file import catalog_path
 
 from .harness import Service
 
@@ -42,12 +43,23 @@ def service(walk_folder: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def tiny(walk_folder: Path, default_model_folder: Path) -> Iterator[Service]:
+def tiny_catalog(walk_folder: Path) -> Path:
+    """The catalogue of `tiny`: the shipped one, as a file of any other folder would be."""
+    shipped, path = catalog_path(None, "smollm2"), walk_folder / "catalog.yaml"
+    text = shipped.read_text(encoding="utf-8")
+    quality = str(shipped.parents[1] / "quality_smollm2.json")
+    path.write_text(text.replace("../quality_smollm2.json", quality), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(walk_folder: Path, default_model_folder: Path, tiny_catalog: Path) -> Iterator[Service]:
     """A service of a tiny random model, with little memory: for what does not depend on the answer's sense."""
     folder = walk_folder / "tiny"
     folder.mkdir()
     model = make_tiny_model(folder, default_model_folder)
     (model / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    with Service(folder, model=str(model), dtype="float32", kv_memory_mib="16", cache_dir=str(folder)) as service:
+    settings = {"model": str(model), "dtype": "float32", "kv_memory_mib": "16", "cache_dir": str(folder)}
+    with Service(folder, catalog=str(tiny_catalog), **settings) as service:
         yield service
         assert service.stop() == 0

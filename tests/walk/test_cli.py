@@ -39,22 +39,34 @@ def fail(*arguments: str, stdin: bytes = b"") -> str:
     return error
 
 
+Swaa = Callable[..., tuple[str, str]]
 Fail = Callable[..., str]
 
 
 @pytest.fixture
-def fail_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fail:
-    """What a command says which does not work, in this process, as a new one takes seconds to import everything."""
+def swaa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swaa:
+    """`succeed` in this process, as a new one takes seconds to import everything."""
 
-    def run(code: int, *arguments: str, stdin: bytes = b"") -> str:
+    def run(*arguments: str, stdin: bytes = b"", code: int = 0) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["swaa", *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as caught:
             main()
         captured = capsys.readouterr()
-        assert caught.value.code == code, captured.err
-        assert captured.out == ""
-        return captured.err
+        assert (caught.value.code or 0) == code, captured.err
+        return captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def fail_here(swaa: Swaa) -> Fail:
+    """What a command says which does not work, likewise."""
+
+    def run(code: int, *arguments: str, stdin: bytes = b"") -> str:
+        out, error = swaa(*arguments, stdin=stdin, code=code)
+        assert out == ""
+        return error
 
     return run
 
@@ -103,51 +115,51 @@ def test_generate_from_a_file_prints_the_answer_and_nothing_else(service: Servic
     assert "session" not in error
 
 
-def test_a_session_from_standard_input(service: Service, tmp_path: Path) -> None:
+def test_a_session_from_standard_input(service: Service, swaa: Swaa, fail_here: Fail, tmp_path: Path) -> None:
     options = ("--raw", "--max-tokens", "4", "--recipe", "full", "-s", service.address)
     _, error = succeed("generate", *options, "--session", "new", stdin=b"The ship \xe2\x82\xac")
     found = re.search(r"session (\w+) saved as version 1 .*history none", error)
     assert found, error
-    _, error = succeed("generate", "-", *options, "--session", found[1], stdin=b" and then")
+    _, error = swaa("generate", "-", *options, "--session", found[1], stdin=b" and then")
     assert f"session {found[1]} saved as version 2" in error
     assert "history hot" in error
 
-    out, _ = succeed("sessions", "list", "-s", service.address)
+    out, _ = swaa("sessions", "list", "-s", service.address)
     assert found[1] in out
-    out, _ = succeed("sessions", "get", found[1], "-s", service.address)
+    out, _ = swaa("sessions", "get", found[1], "-s", service.address)
     assert re.search(rf"{found[1]}\W+2\W+2\W+\d+\W+full", out), out
-    out, _ = succeed("sessions", "fork", found[1], "-s", service.address)
+    out, _ = swaa("sessions", "fork", found[1], "-s", service.address)
     [copy] = set(re.findall(r"\b[0-9a-f]{32}\b", out))
     assert copy != found[1]
     file = tmp_path / "chat.swaa"
-    out, _ = succeed("sessions", "export", found[1], str(file), "-s", service.address)
+    out, _ = swaa("sessions", "export", found[1], str(file), "-s", service.address)
     assert out == f"exported {found[1]}: {file.stat().st_size:,} bytes\n"
     assert file.stat().st_mode & 0o077 == 0, "a conversation is nobody else's to read"
-    out, _ = succeed("sessions", "import", str(file), "-s", service.address)
+    out, _ = swaa("sessions", "import", str(file), "-s", service.address)
     assert re.search(r"\b(?!" + found[1] + r")[0-9a-f]{32}\W+1\W+2\W+\d+\W+full", out), out
-    out, _ = succeed("sessions", "delete", found[1], "-s", service.address)
+    out, _ = swaa("sessions", "delete", found[1], "-s", service.address)
     assert out == f"deleted {found[1]}\n"
     before = file.read_bytes()
-    assert fail("sessions", "export", found[1], str(file), "-s", service.address).startswith("NOT_FOUND: ")
+    assert fail_here(1, "sessions", "export", found[1], str(file), "-s", service.address).startswith("NOT_FOUND: ")
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
-    assert f"NOT_FOUND: no session '{found[1]}'" in fail("sessions", "get", found[1], "-s", service.address)
+    assert f"NOT_FOUND: no session '{found[1]}'" in fail_here(1, "sessions", "get", found[1], "-s", service.address)
 
 
-def test_plan_marks_the_choice(service: Service, document: Path) -> None:
-    out, error = succeed("plan", str(document), "--sla", "quality", "--recipe", "sliding", "-s", service.address)
+def test_plan_marks_the_choice(service: Service, swaa: Swaa, document: Path) -> None:
+    out, error = swaa("plan", str(document), "--sla", "quality", "--recipe", "sliding", "-s", service.address)
     assert error == ""
     assert re.search(r"\* +\W+ sliding", out), out
     assert out.strip().splitlines()[-1] == "sliding: asked for by x-swaa-recipe"
-    out, _ = succeed("plan", "--prompt-tokens", "3000", "-s", service.address)
+    out, _ = swaa("plan", "--prompt-tokens", "3000", "-s", service.address)
     assert "3,000 prompt tokens after 0 of history; class balanced" in out
 
 
-def test_recipes_and_info(service: Service) -> None:
-    out, _ = succeed("recipes", "-s", service.address)
+def test_recipes_and_info(service: Service, swaa: Swaa) -> None:
+    out, _ = swaa("recipes", "-s", service.address)
     for name in ("full", "sliding", "interleaved", "quality", "balanced", "interactive"):
         assert re.search(rf"\b{name}\b", out)
-    out, _ = succeed("info", "-s", service.address)
+    out, _ = swaa("info", "-s", service.address)
     assert "smollm2" in out
     assert "8192" in out
 
@@ -159,8 +171,8 @@ def test_the_server_may_come_from_the_environment(service: Service) -> None:
     assert b"smollm2" in ran.stdout
 
 
-def test_no_server(document: Path) -> None:
-    error = fail("generate", str(document), "-s", "127.0.0.1:1")
+def test_no_server(fail_here: Fail, document: Path) -> None:
+    [error] = fail_here(1, "generate", str(document), "-s", "127.0.0.1:1").strip().splitlines()
     assert error.startswith("UNAVAILABLE: ")
     assert "127.0.0.1:1" in error
 
@@ -222,3 +234,11 @@ def test_serve_refuses_settings_that_are_none() -> None:
     [line] = ran.stderr.decode().strip().splitlines()
     assert line.startswith("InvalidRequest: SWAA_KV_MEMORY is '(not shown)': unknown setting; known are ")
     assert fail("serve", "--kv-memory-mib", "0").startswith("setting kv_memory_mib: ")
+
+
+def test_a_service_whose_store_does_not_answer_does_not_start(fail_here: Fail) -> None:
+    url = "redis://:secret@127.0.0.1:1/0"
+    [line] = fail_here(1, "serve", "--listen", "127.0.0.1:0", "--redis-url", url).strip().splitlines()
+    assert line.startswith("StoreUnavailable: session store: cannot be reached: ")
+    assert "127.0.0.1:1" in line
+    assert "secret" not in line

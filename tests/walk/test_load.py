@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks.workload import make_tiny_model
-from services.gateway.catalog_file import catalog_path
 from services.pb.swaa.v1 import long_context_pb2 as pb
 
 from .harness import Service, run_swaa
@@ -19,38 +17,11 @@ from .harness import Service, run_swaa
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
 
-@pytest.fixture(scope="module")
-def catalog_text() -> str:
-    """The shipped one, as a file of any other folder would be."""
-    shipped = catalog_path(None, "smollm2")
-    text = shipped.read_text(encoding="utf-8")
-    return text.replace("../quality_smollm2.json", str(shipped.parents[1] / "quality_smollm2.json"))
-
-
-@pytest.fixture(scope="module")
-def tiny(walk_folder: Path, default_model_folder: Path, catalog_text: str) -> Iterator[tuple[Service, Path]]:
-    """A service, and its catalogue's file."""
-    folder = walk_folder / "load"
-    folder.mkdir()
-    catalog = folder / "catalog.yaml"
-    catalog.write_text(catalog_text, encoding="utf-8")
-    settings = {
-        "model": str(make_tiny_model(folder, default_model_folder)),
-        "dtype": "float32",
-        "kv_memory_mib": "16",
-        "catalog": str(catalog),
-        "cache_dir": str(folder / "cache"),
-    }
-    with Service(folder, **settings) as service:
-        yield service, catalog
-
-
-def test_a_load_is_sent_measured_written_and_can_be_replayed(tiny: tuple[Service, Path], tmp_path: Path) -> None:
-    service, _ = tiny
+def test_a_load_is_sent_measured_written_and_can_be_replayed(tiny: Service, tmp_path: Path) -> None:
     trace, results, summary = (tmp_path / name for name in ("trace.jsonl", "results.jsonl", "summary.json"))
     options = ["--rate", "10", "--duration-s", "2", "--lengths", "50:0.5,100-200:0.5", "--max-tokens", "2-4"]
     options += ["--sessions-share", "0.4", "--save-trace", str(trace), "--results", str(results)]
-    ran = run_swaa("load", "-s", service.address, *options, "--plots", str(tmp_path / "plots"))
+    ran = run_swaa("load", "-s", tiny.address, *options, "--plots", str(tmp_path / "plots"))
     assert ran.returncode == 0, ran.stderr.decode()
     assert "SLA met" in ran.stdout.decode()
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
@@ -64,31 +35,29 @@ def test_a_load_is_sent_measured_written_and_can_be_replayed(tiny: tuple[Service
     assert any(line["history_tokens"] for line in lines)
     assert len(list((tmp_path / "plots").glob("*.png"))) == 4
 
-    ran = run_swaa("load", "-s", service.address, "--trace", str(trace), "--summary", str(summary))
+    ran = run_swaa("load", "-s", tiny.address, "--trace", str(trace), "--summary", str(summary))
     assert ran.returncode == 0, ran.stderr.decode()
     assert json.loads(summary.read_text(encoding="utf-8"))["total"]["num_requests"] == len(requests)
 
 
-def test_a_changed_catalogue_is_taken_over_and_a_bad_one_is_shown(
-    tiny: tuple[Service, Path], catalog_text: str
-) -> None:
-    service, path = tiny
+def test_a_changed_catalogue_is_taken_over_and_a_bad_one_is_shown(tiny: Service, tiny_catalog: Path) -> None:
+    catalog_text = tiny_catalog.read_text(encoding="utf-8")
 
     def listed() -> pb.ListRecipesResponse:
-        answer: pb.ListRecipesResponse = service.stub.ListRecipes(pb.ListRecipesRequest(), timeout=120)
+        answer: pb.ListRecipesResponse = tiny.stub.ListRecipes(pb.ListRecipesRequest(), timeout=120)
         return answer
 
     first = listed()
-    assert (first.catalog_source, first.catalog_error) == (str(path), "")
-    _replace(path, catalog_text.replace("ttft_ms: 15000", "ttft_ms: 16000"))
+    assert (first.catalog_source, first.catalog_error) == (str(tiny_catalog), "")
+    _replace(tiny_catalog, catalog_text.replace("ttft_ms: 15000", "ttft_ms: 16000"))
     changed = _until(listed, lambda answer: answer.catalog_loaded_at_s > first.catalog_loaded_at_s)
     assert {sla.name: sla.ttft_ms for sla in changed.sla_classes}["balanced"] == 16000
-    _replace(path, catalog_text.replace("ttft_ms: 15000", "ttft_ms: soon"))
+    _replace(tiny_catalog, catalog_text.replace("ttft_ms: 15000", "ttft_ms: soon"))
     bad = _until(listed, lambda answer: bool(answer.catalog_error))
     assert "sla_classes.1.ttft_ms is 'soon'" in bad.catalog_error
     assert bad.sla_classes == changed.sla_classes
-    assert "the catalogue that is in use is an old one" in run_swaa("recipes", "-s", service.address).stdout.decode()
-    _replace(path, catalog_text)
+    assert "the catalogue that is in use is an old one" in run_swaa("recipes", "-s", tiny.address).stdout.decode()
+    _replace(tiny_catalog, catalog_text)
     _until(listed, lambda answer: not answer.catalog_error)
 
 

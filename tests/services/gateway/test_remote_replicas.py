@@ -251,7 +251,7 @@ async def test_a_slow_reader_stops_its_own_turn_and_no_other() -> None:
     async with running() as cluster:
         [node] = cluster.directory.nodes
         async with cluster.replicas.lease(None) as replica:
-            slow = replica.generate(make_job(10, max_tokens=2000, recipe="sliding"))
+            slow = replica.generate(make_job(10, max_tokens=1000, recipe="sliding"))
             async with contextlib.aclosing(slow):
                 await anext(slow)
                 await until(lambda: any(request.paused for request in node.rig.engine.scheduler.requests))
@@ -259,9 +259,9 @@ async def test_a_slow_reader_stops_its_own_turn_and_no_other() -> None:
                 other = await run_remote(cluster, make_job(20))
                 assert len(other.tokens) == 6
                 await asyncio.sleep(0.3)
-                assert request.num_generated_tokens < 1500, "it runs ahead of its reader by hundreds of tokens at most"
+                assert request.num_generated_tokens < 800, "it runs ahead of its reader by hundreds of tokens at most"
                 rest = [event async for event in slow]
-        assert sum(isinstance(event, TokenOutput) for event in rest) == 2000
+        assert sum(isinstance(event, TokenOutput) for event in rest) == 1000
         assert isinstance(rest[-1], Done)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from services.quality.command import main
-from services.quality.perplexity import TASK as PERPLEXITY
 from services.quality.plots import pareto_front, plot_pareto
 from services.quality.report import MixedResults, Results, markdown, quality_table, tasks_of_mean
-from services.quality.results import Record, ResultsFile
+from services.quality.results import PERPLEXITY, Record, ResultsFile
 from tests.services.quality.builders import scored, setting, timed
 
 

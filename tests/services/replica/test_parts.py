@@ -21,7 +21,7 @@ from services.cost import CostProfile
 from services.errors import StoreUnavailable
 from services.replica.calibrate import Effort
 from services.replica.engine_loop import EngineLoop
-from services.replica.parts import adapter_folders, cost_profile, learning_cost, model_folder, running_parts
+from services.replica.parts import Parts, adapter_folders, cost_profile, learning_cost, model_folder, running_parts
 from swaa_runtime.errors import EngineFailed, InvalidRequest, ModelNotSupported
 from swaa_runtime.outputs import Finished, TokenOutput
 from swaa_runtime.recipe import Recipe
@@ -31,17 +31,18 @@ from swaa_runtime.runner import ModelRunner
 from .builders import read_all
 
 
-@pytest.fixture
-def tiny_folder(tmp_path: Path, default_model_folder: Path) -> Path:
-    """A Hugging Face folder of a tiny random model with the default model's tokenizer."""
-    folder = tmp_path / "tiny"
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, default_model_folder: Path) -> Path:
+    """A Hugging Face folder of a tiny random model with the default model's tokenizer, which nobody writes to."""
+    folder = tmp_path_factory.mktemp("parts") / "tiny"
     config = LlamaConfig(
         vocab_size=49152,
-        hidden_size=256,
+        hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
+        head_dim=64,
         max_position_embeddings=4096,
         bos_token_id=1,
         eos_token_id=2,
@@ -58,37 +59,35 @@ def make_config(tmp_path: Path, model: Path) -> ServeConfig:
     return load_config(model=str(model), cache_dir=tmp_path / "cache", state_dir=tmp_path / "state", kv_memory_mib=1)
 
 
-def profile_of(config: ServeConfig, effort: Effort | None = None) -> tuple[CostProfile, int]:
-    """The profile that a start with this configuration gets, and how many runs were measured for it."""
-
-    async def run() -> tuple[CostProfile, int]:
-        measured: list[int] = []
-        async with running_parts(config) as parts:
-            profile = await cost_profile(config, parts, effort, lambda done, total: measured.append(done))
-        return profile, len(measured)
-
-    return asyncio.run(run())
-
-
 @pytest.mark.model
 @pytest.mark.redis
 def test_the_cost_profile_is_measured_once_and_kept(tmp_path: Path, tiny_folder: Path) -> None:
     config = make_config(tmp_path, tiny_folder)
-    first, measured = profile_of(config)
-    assert measured == 6, "three recipes by the one length that fits, two batches, and restoring"
-    assert profile_of(config) == (first, 0)
-    [path] = (tmp_path / "cache").glob("cost-*.json")
 
-    damaged = json.loads(path.read_text(encoding="utf-8"))
-    damaged["pair_ns"] = "none"
-    for text in (json.dumps(damaged), "[]", "{", ""):
-        path.write_text(text, encoding="utf-8")
-        profile, measured = profile_of(config)
-        assert measured > 1, f"measured anew, as the file was {text!r}"
-        assert CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8"))) == profile
+    async def profile_of(parts: Parts, effort: Effort | None = None) -> tuple[CostProfile, int]:
+        """What a start with this configuration gets, and how many runs were measured for it."""
+        measured: list[int] = []
+        profile = await cost_profile(config, parts, effort, lambda done, total: measured.append(done))
+        return profile, len(measured)
 
-    _, measured = profile_of(config, Effort((50,), 1, 60.0))
-    assert measured == 6, "asked for an effort, it measures in any case"
+    async def run() -> None:
+        async with running_parts(config) as parts:
+            first, measured = await profile_of(parts)
+            assert measured == 6, "three recipes by the one length that fits, two batches, and restoring"
+        async with running_parts(config) as parts:
+            assert await profile_of(parts) == (first, 0), "the next start finds it"
+            [path] = (tmp_path / "cache").glob("cost-*.json")
+            damaged = json.loads(path.read_text(encoding="utf-8"))
+            damaged["pair_ns"] = "none"
+            for text in (json.dumps(damaged), "[]", "{", ""):
+                path.write_text(text, encoding="utf-8")
+                profile, measured = await profile_of(parts)
+                assert measured > 1, f"measured anew, as the file was {text!r}"
+                assert CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8"))) == profile
+            _, measured = await profile_of(parts, Effort((50,), 1, 60.0))
+            assert measured == 6, "asked for an effort, it measures in any case"
+
+    asyncio.run(run())
 
 
 @pytest.mark.model

