@@ -221,14 +221,13 @@ class DecodeGraphs:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without Python's collector: what it happens to free, another engine's graphs say, would end the recording."""
-    if not gc.isenabled():
-        yield
-        return
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def bucket(num_rows: int, max_rows: int) -> int:

@@ -13,7 +13,7 @@ import torch
 import triton
 from triton import language as tl
 
-from swaa_runtime.kernels.overlap import FEW_ROWS, launch_options, wait_for_previous
+from swaa_runtime.kernels.overlap import FEW_TOKENS, launch_options, wait_for_previous
 from swaa_runtime.kv_cache.quantise import LARGEST
 
 SILU_BLOCK = 1024
@@ -76,9 +76,9 @@ def norm_rope_and_store(
     num_tokens = qkv.shape[0]
     num_kv_heads, head_dim = keys.shape[-2:]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    # Of few, a program takes one head of one token, so that there are enough programs; else a tile of heads:
-    few = num_tokens <= FEW_ROWS
-    # all of a tile are queries, or all are keys, or all are values, so it must divide both numbers.
+    # Of few tokens, a program takes one head of one, so that there are enough programs; else a tile of heads. All of a
+    # tile are queries, or all are keys, or all are values: it must divide both numbers.
+    few = num_tokens <= FEW_TOKENS
     tile_heads = 1 if few else math.gcd(num_heads, num_kv_heads, MAX_TILE_HEADS)
     tile_tokens = 1 if few else TILE_TOKENS
     grid = (triton.cdiv(num_tokens, tile_tokens), (num_heads + 2 * num_kv_heads) // tile_heads)

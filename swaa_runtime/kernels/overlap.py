@@ -11,13 +11,13 @@ import torch
 import triton
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-FEW_ROWS = 64
+FEW_TOKENS = 64
 """Of a step that has no more, starting a small kernel counts beside its time."""
 
 
 def launch_options(device: torch.device, num_rows: int) -> dict[str, bool]:
     """Arguments of a small kernel that has a constexpr PDL: whether it is launched so, which it is of few rows."""
-    return early_launch(device) if num_rows <= FEW_ROWS else {"PDL": False}
+    return early_launch(device) if num_rows <= FEW_TOKENS else {"PDL": False}
 
 
 def early_launch(device: torch.device) -> dict[str, bool]:

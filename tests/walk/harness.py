@@ -229,6 +229,21 @@ def run_turn(service: Service, prompt: str | pb.Prompt, headers: Headers = (), *
     return Turn(tuple(open_turn(service, prompt, headers, **sampling)))
 
 
+def session(session_id: str, recipe: str = "interleaved") -> dict[str, str]:
+    """Headers of a turn of it."""
+    return {"x-swaa-session": session_id, "x-swaa-recipe": recipe}
+
+
+def get_session(service: Service, session_id: str) -> pb.Session:
+    answer: pb.Session = service.stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=120)
+    return answer
+
+
+def fork_session(service: Service, session_id: str) -> str:
+    answer: pb.Session = service.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id), timeout=120)
+    return answer.session_id
+
+
 def recipes_with_a_tail(service: Service) -> list[str]:
     """Names of recipes whose prompt's end looks back; which there are is a matter of measurement."""
     answer = service.stub.ListRecipes(pb.ListRecipesRequest(), timeout=120)

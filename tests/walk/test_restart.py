@@ -15,8 +15,19 @@ from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.quality.tasks.needles import Needles
 from services.quality.tasks.sample import PromptBuilder
 
-from .harness import QUESTION, Service, log_of, open_turn, read_until, refused, run_turn, wait_until
-from .test_sessions import fork, get, session
+from .harness import (
+    QUESTION,
+    Service,
+    fork_session,
+    get_session,
+    log_of,
+    open_turn,
+    read_until,
+    refused,
+    run_turn,
+    session,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
@@ -41,7 +52,7 @@ def test_sessions_outlive_their_service(walk_folder: Path, prompts: PromptBuilde
     service = Service(folder, catalog=str(CATALOG))
     with service:
         one = run_turn(service, DOCUMENT, session("new")).session_id
-        two, three = fork(service, one), fork(service, one)
+        two, three = fork_session(service, one), fork_session(service, one)
         expected = run_turn(service, MORE, session(one))
         prompt = pb.Prompt(token_ids=sample.token_ids)
         tuned = run_turn(service, prompt, session("new", TUNED), max_tokens=sample.max_new_tokens)
@@ -53,7 +64,7 @@ def test_sessions_outlive_their_service(walk_folder: Path, prompts: PromptBuilde
         assert wait_until(lambda: not service.redis_processes()), "SIGTERM leaves no Redis behind"
 
         service.start()
-        assert get(service, two).num_turns == 1
+        assert get_session(service, two).num_turns == 1
         stopped = run_turn(service, MORE, session(two))
         assert stopped.finish.session.history == "restored"
         assert stopped.finish.usage == expected.finish.usage
@@ -72,5 +83,5 @@ def test_sessions_outlive_their_service(walk_folder: Path, prompts: PromptBuilde
         killed = run_turn(service, MORE, session(three))
         assert killed.finish.session.history == "restored"
         assert killed.token_ids == expected.token_ids
-        assert get(service, two).version == 2, "the turn that was cut off left the last good one"
-        assert run_turn(service, MORE, session(fork(service, two))).finish.session.history == "restored"
+        assert get_session(service, two).version == 2, "the turn that was cut off left the last good one"
+        assert run_turn(service, MORE, session(fork_session(service, two))).finish.session.history == "restored"

@@ -16,12 +16,15 @@ from .harness import (
     QUESTION,
     Service,
     assert_same_but_for_ties,
+    fork_session,
+    get_session,
     log_of,
     open_turn,
     read_until,
     recipes_with_a_tail,
     refused,
     run_turn,
+    session,
     wait_until,
 )
 
@@ -31,25 +34,11 @@ DOCUMENT = log_of(10) + QUESTION
 MORE = "\nIt left again with"
 
 
-def session(session_id: str, recipe: str = "interleaved") -> dict[str, str]:
-    return {"x-swaa-session": session_id, "x-swaa-recipe": recipe}
-
-
 @pytest.fixture
 def raw(service: Service) -> Iterator[redis.Redis]:
     """A plain client of the service's own Redis, to do damage."""
     with redis.Redis.from_url(service.redis_url) as client:
         yield client
-
-
-def get(service: Service, session_id: str) -> pb.Session:
-    answer: pb.Session = service.stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=120)
-    return answer
-
-
-def fork(service: Service, session_id: str) -> str:
-    answer: pb.Session = service.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id), timeout=120)
-    return answer.session_id
 
 
 def listed(service: Service, **options: int) -> list[pb.Session]:
@@ -70,7 +59,7 @@ def test_a_second_turn_computes_only_what_is_new(service: Service, kind: str) ->
     assert first.finish.session.saved_bytes > 0
     history = first.accepted.prompt_tokens + 8
 
-    twin = fork(service, first.session_id)
+    twin = fork_session(service, first.session_id)
 
     second = run_turn(service, MORE, session(first.session_id, recipe))
     assert second.session_id == first.session_id == second.accepted.session_id
@@ -132,7 +121,7 @@ def test_a_chat_goes_on_in_its_session(service: Service) -> None:
 def test_get_list_fork_and_delete(service: Service) -> None:
     first = run_turn(service, DOCUMENT, session("new", "full"))
     session_id = first.session_id
-    got = get(service, session_id)
+    got = get_session(service, session_id)
     tokens = first.accepted.prompt_tokens + 8
     assert (got.session_id, got.version, got.num_turns, got.num_tokens) == (session_id, 1, 1, tokens)
     assert got.recipe_name == "full"
@@ -140,27 +129,27 @@ def test_get_list_fork_and_delete(service: Service) -> None:
     assert got.created_at_s <= got.updated_at_s <= time.time()
     assert got.expires_at_s == pytest.approx(got.updated_at_s + 86400, abs=1)
 
-    other = fork(service, session_id)
+    other = fork_session(service, session_id)
     assert other != session_id
-    copy = get(service, other)
+    copy = get_session(service, other)
     assert (copy.version, copy.num_tokens, copy.kv_bytes) == (1, got.num_tokens, got.kv_bytes)
     assert [item.session_id for item in listed(service, limit=2)] == [other, session_id]
     assert [item.session_id for item in listed(service, limit=1)] == [other]
 
     continued = run_turn(service, MORE, session(other, "full"))
     assert continued.finish.session.history == "restored"
-    assert get(service, other).version == 2
-    assert get(service, session_id).version == 1, "what happens to a fork is nothing to its source"
+    assert get_session(service, other).version == 2
+    assert get_session(service, session_id).version == 1, "what happens to a fork is nothing to its source"
 
     service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     with refused(grpc.StatusCode.NOT_FOUND, session_id):
-        get(service, session_id)
+        get_session(service, session_id)
     with refused(grpc.StatusCode.NOT_FOUND, session_id):
         service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     assert session_id not in [item.session_id for item in listed(service)]
     again = run_turn(service, MORE, session(other, "full"))
     assert again.finish.session.history == "hot"
-    again = run_turn(service, MORE, session(fork(service, other), "full"))
+    again = run_turn(service, MORE, session(fork_session(service, other), "full"))
     assert again.finish.session.history == "restored", "the fork keeps what they shared"
 
 
@@ -181,17 +170,17 @@ def imported(service: Service, chunks: Iterable[bytes]) -> pb.Session:
 @pytest.mark.parametrize("recipe", ["full", "sliding"])
 def test_an_exported_session_goes_on_after_it_was_deleted(service: Service, recipe: str) -> None:
     session_id = run_turn(service, log_of(10, seed=9000) + QUESTION, session("new", recipe)).session_id
-    copy = fork(service, session_id)
+    copy = fork_session(service, session_id)
     expected = run_turn(service, MORE, session(copy, recipe))
     said, chunks = exported(service, session_id)
-    assert said == get(service, session_id)
+    assert said == get_session(service, session_id)
     assert max(map(len, chunks)) <= 1 << 20
     for gone in (session_id, copy):
         service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=gone), timeout=120)
 
     back = imported(service, chunks)
 
-    assert back == get(service, back.session_id)
+    assert back == get_session(service, back.session_id)
     assert back.session_id not in (session_id, copy)
     assert (back.version, back.num_tokens, back.kv_bytes) == (1, said.num_tokens, said.kv_bytes)
     turn = run_turn(service, MORE, session(back.session_id, recipe))
@@ -211,8 +200,8 @@ def test_a_damaged_file_opens_no_session(service: Service) -> None:
 
 def test_unknown_sessions_are_not_found(service: Service) -> None:
     for call in (
-        lambda: get(service, "nobody"),
-        lambda: fork(service, "nobody"),
+        lambda: get_session(service, "nobody"),
+        lambda: fork_session(service, "nobody"),
         lambda: service.stub.DeleteSession(pb.DeleteSessionRequest(session_id="nobody")),
         lambda: run_turn(service, MORE, session("nobody")),
         lambda: service.stub.Plan(pb.PlanRequest(prompt_tokens=5), metadata=(("x-swaa-session", "nobody"),)),
@@ -224,8 +213,8 @@ def test_unknown_sessions_are_not_found(service: Service) -> None:
 @pytest.mark.parametrize("session_id", ["", "a b", "a:b", "x" * 65, "../x", "{}"])
 def test_ids_that_no_session_can_have_are_refused(service: Service, session_id: str) -> None:
     for call in (
-        lambda: get(service, session_id),
-        lambda: fork(service, session_id),
+        lambda: get_session(service, session_id),
+        lambda: fork_session(service, session_id),
         lambda: service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id)),
         lambda: run_turn(service, MORE, session(session_id)),
     ):
@@ -256,7 +245,7 @@ def test_another_recipe_recomputes_the_history_and_says_so(service: Service) -> 
     assert turn.finish.usage.restored_tokens == 0
     assert turn.finish.usage.computed_tokens == turn.accepted.history_tokens + turn.accepted.prompt_tokens
     assert turn.accepted.prediction.computed_tokens == turn.finish.usage.computed_tokens
-    assert get(service, session_id).recipe_name == "sliding"
+    assert get_session(service, session_id).recipe_name == "sliding"
 
 
 def test_a_turn_that_is_cancelled_leaves_the_session_as_it_was(service: Service) -> None:
@@ -279,17 +268,17 @@ def test_a_turn_that_is_cancelled_leaves_the_session_as_it_was(service: Service)
 def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redis.Redis) -> None:
     text = log_of(10, seed=7000) + QUESTION  # of this test only: equal sessions share their segments
     session_id = run_turn(service, text, session("new")).session_id
-    whole = fork(service, session_id)
+    whole = fork_session(service, session_id)
     expected = run_turn(service, MORE, session(whole), logprobs=3)
     service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=whole), timeout=120)
     damage_one(raw, session_id)
-    twin = fork(service, session_id)  # its state is in no replica's memory
+    twin = fork_session(service, session_id)  # its state is in no replica's memory
     turn = run_turn(service, MORE, session(twin), logprobs=3)
     assert turn.finish.session.history.startswith("recomputed: segment ")
     assert turn.finish.session.saved
     assert turn.finish.usage.restored_tokens == 0
     assert_same_but_for_ties(turn, expected)
-    assert run_turn(service, MORE, session(fork(service, twin))).finish.session.history == "restored"
+    assert run_turn(service, MORE, session(fork_session(service, twin))).finish.session.history == "restored"
 
 
 def damage_one(raw: redis.Redis, session_id: str) -> None:
@@ -311,8 +300,8 @@ def test_a_damaged_manifest_is_data_loss(service: Service, raw: redis.Redis) -> 
     assert isinstance(data, bytes)
     raw.hset(key, "data", data[:-1] + bytes([data[-1] ^ 1]))
     for call in (
-        lambda: get(service, session_id),
-        lambda: fork(service, session_id),
+        lambda: get_session(service, session_id),
+        lambda: fork_session(service, session_id),
         lambda: run_turn(service, MORE, session(session_id)),
     ):
         with refused(grpc.StatusCode.DATA_LOSS, session_id, "checksum"):
@@ -320,4 +309,4 @@ def test_a_damaged_manifest_is_data_loss(service: Service, raw: redis.Redis) -> 
     assert session_id not in [item.session_id for item in listed(service)]
     service.stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=120)
     with refused(grpc.StatusCode.NOT_FOUND):
-        get(service, session_id)
+        get_session(service, session_id)

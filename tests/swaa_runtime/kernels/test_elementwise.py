@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swaa_runtime.kernels import elementwise, elementwise_reference
-from swaa_runtime.kernels.overlap import FEW_ROWS
+from swaa_runtime.kernels.overlap import FEW_TOKENS
 from swaa_runtime.kv_cache.quantise import dequantise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +63,7 @@ def test_silu_and_mul(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 2, 8), (9, 3, 4), (2, 2, 2)])
-@pytest.mark.parametrize("num_tokens", [3, FEW_ROWS + 3])
+@pytest.mark.parametrize("num_tokens", [3, FEW_TOKENS + 3])
 def test_norm_rope_and_store(
     num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, with_norm: bool, dtype: torch.dtype
 ) -> None:
@@ -86,7 +86,7 @@ def test_norm_rope_and_store(
 
 @pytest.mark.parametrize("kept_in", [torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [3, FEW_ROWS + 3])
+@pytest.mark.parametrize("num_tokens", [3, FEW_TOKENS + 3])
 def test_keys_and_values_are_stored_in_8_bits(num_tokens: int, dtype: torch.dtype, kept_in: torch.dtype) -> None:
     """One token's are all zero; one has no slot. The interpreter rounds float8 anyhow; ties may go either way."""
     bound = 0.1 if DEVICE.type == "cpu" and kept_in is torch.float8_e4m3fn else max(1e-3, TOLERANCE[dtype])
