@@ -54,8 +54,11 @@ GATEWAY_STOP_S = 10.0
 """Beyond the time that its running requests have."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class ClusterFailed(SwaaError):
-    """A part of the cluster did not start, or ended by itself."""
+    """A part of the cluster did not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +75,74 @@ class Cluster:
     redis_url: str
     gateways: tuple[Gateway, ...]
 
-    def check(self) -> None:
-        """Raise ClusterFailed if a gateway has ended. Replicas are Serve's to replace."""
+    def keep_up(self) -> None:
+        """Start again what has ended by itself: gateways, that is; replicas are Serve's to replace.
+
+        Raises:
+            ClusterFailed: a gateway that was started again has ended before it served.
+        """
         for gateway in self.gateways:
-            gateway.check()
+            gateway.keep_up()
 
 
-@dataclass(frozen=True, slots=True)
 class Gateway:
-    """One `swaa gateway` process."""
+    """A `swaa gateway` process, and its successors at the same addresses.
 
-    address: str
-    process: GuardedProcess
-    log_path: Path
+    Attributes:
+        address: host:port for clients of gRPC.
+        log_path: where its output goes.
+    """
 
-    def check(self) -> None:
-        """Raise ClusterFailed if it has ended."""
-        if (code := self.process.exit_code()) is not None:
-            raise ClusterFailed(f"a gateway ended with code {code}:\n{_tail(self.log_path)}")
+    def __init__(self, settings: Mapping[str, str], log_path: Path, folder: Path) -> None:
+        """Start it with these settings over our environment; it says in `folder` when it is ready.
+
+        Raises:
+            ClusterFailed: it does not come up; the message has the end of its log. Nothing is left of it.
+        """
+        self.log_path = log_path
+        self._settings = dict(settings)
+        self._ready = {"listen": folder / "address", "http_listen": folder / "http_address"}
+        self._process = self._started()
+        try:
+            deadline_s = time.monotonic() + GATEWAY_START_S
+            while not self._ready["listen"].exists():
+                if time.monotonic() > deadline_s or self._process.exit_code() is not None:
+                    raise self._failed()
+                time.sleep(0.05)
+        except BaseException:
+            self.stop(GATEWAY_STOP_S)
+            raise
+        for name, ready in self._ready.items():
+            if ready.exists():  # a free port was asked for, perhaps; the successor has to listen at that one
+                self._settings[name] = ready.read_text(encoding="utf-8").strip()
+        self.address = self._settings["listen"]
+
+    def keep_up(self) -> None:
+        """Start a successor if it has ended. Raises ClusterFailed if it did so before it served."""
+        if (code := self._process.exit_code()) is None:
+            return
+        if not self._ready["listen"].exists():
+            raise self._failed()
+        logger.error("the gateway at %s ended with code %d and is started again", self.address, code)
+        for ready in self._ready.values():
+            ready.unlink(missing_ok=True)
+        self._process.kill()
+        self._process = self._started()
+
+    def stop(self, timeout_s: float) -> None:
+        """Drain and stop it; it is killed after `timeout_s`."""
+        self._process.stop(timeout_s)
+
+    def _started(self) -> GuardedProcess:
+        environment = {**os.environ, **{PREFIX + name.upper(): value for name, value in self._settings.items()}}
+        files = ("--ready-file", str(self._ready["listen"]), "--http-ready-file", str(self._ready["http_listen"]))
+        with self.log_path.open("ab") as log:
+            command = (sys.executable, "-m", "services.cli", "gateway", *files)
+            return GuardedProcess(command, log, environment=environment)
+
+    def _failed(self) -> ClusterFailed:
+        tail = self.log_path.read_text(encoding="utf-8", errors="replace")[-2000:]
+        return ClusterFailed(f"a gateway did not start:\n{tail}")
 
 
 @contextlib.contextmanager
@@ -230,25 +283,13 @@ def _is_routed(channel: grpc.Channel, application: str) -> bool:
 
 @contextlib.contextmanager
 def running_gateway(settings: Mapping[str, str], log_path: Path, drain_s: float) -> Iterator[Gateway]:
-    """A `swaa gateway` process with these settings over our environment; drained and stopped on leaving.
-
-    Raises:
-        ClusterFailed: it does not come up; the message has the end of its log.
-    """
-    environment = {**os.environ, **{PREFIX + name.upper(): value for name, value in settings.items()}}
-    with tempfile.TemporaryDirectory(prefix="swaa-gateway-") as folder, log_path.open("ab") as log:
-        ready = Path(folder) / "address"
-        command = (sys.executable, "-m", "services.cli", "gateway", "--ready-file", str(ready))
-        process = GuardedProcess(command, log, environment=environment)
+    """A `Gateway`; drained and stopped on leaving."""
+    with tempfile.TemporaryDirectory(prefix="swaa-gateway-") as folder:
+        gateway = Gateway(settings, log_path, Path(folder))
         try:
-            deadline_s = time.monotonic() + GATEWAY_START_S
-            while not ready.exists():
-                if process.exit_code() is not None or time.monotonic() > deadline_s:
-                    raise ClusterFailed(f"a gateway did not start:\n{_tail(log_path)}")
-                time.sleep(0.05)
-            yield Gateway(ready.read_text(encoding="utf-8").strip(), process, log_path)
+            yield gateway
         finally:
-            process.stop(drain_s + GATEWAY_STOP_S)
+            gateway.stop(drain_s + GATEWAY_STOP_S)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -258,7 +299,3 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _tail(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")[-2000:]

@@ -16,7 +16,7 @@ CHECK_INTERVAL_S = 1.0
 
 
 def serve_cluster(config: ServeConfig, num_replicas: int, num_gateways: int, ready_file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and stop. Raises ClusterFailed if a gateway ends by itself."""
+    """Serve until SIGTERM or SIGINT, then drain and stop. Gateways that end by themselves are started again."""
     logs.configure(config.log_level, config.log_format)
     logger = logging.getLogger(__name__)
     logger.info("starting %d replicas; the first start measures this machine", num_replicas)
@@ -30,5 +30,5 @@ def serve_cluster(config: ServeConfig, num_replicas: int, num_gateways: int, rea
         if ready_file is not None:
             write_whole(ready_file, "\n".join(gateway.address for gateway in cluster.gateways))
         while not stopping.wait(CHECK_INTERVAL_S):
-            cluster.check()
+            cluster.keep_up()
         logger.info("stopping; running requests have %.0f s", config.drain_s)
