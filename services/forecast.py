@@ -2,9 +2,9 @@
 
 Plays the rules of `swaa_runtime.scheduler` forward: a fixed share of each step goes to all prompts evenly, the rest to
 the one with the least slack; what cannot meet its due time any more stands behind what still can, by priority;
-decoding takes its part of every step, that of turns that have their first token by then as well; short newcomers
-interrupt long steps. Steps are the scheduler's own at first, coarser the further away they are, so that a long queue is
-foreseen as cheaply as a short one.
+decoding takes its part of every step, that of turns that have their first token by then as well; a step may end with
+the prompt that it completes; short newcomers interrupt long steps. Steps are the scheduler's own at first, coarser the
+further away they are, so that a long queue is foreseen as cheaply as a short one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
-from swaa_runtime.urgency import grain
+from swaa_runtime.urgency import ends_with_first, grain
 
 COARSE = 0.2
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
@@ -249,13 +249,23 @@ def _interruption(
 def _step(
     answers: Answers, order: Sequence[int], left: Sequence[float], prices: Sequence[float], steps: Steps
 ) -> tuple[float, float]:
-    """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none."""
+    """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none.
+
+    It goes no further than the first of the order if that is worth a step more.
+    """
     spent = share(order, left, steps.max_tokens)
     prefill_ms = sum(spent[at] * prices[at] for at in order)
     targets = [tpot_ms for tpot_ms in answers.targets_ms if tpot_ms >= answers.decode_ms]
     room_ms = min(targets, default=math.inf) * TPOT_SHARE - answers.besides_ms
     part = min(1.0, max(MIN_PREFILL_TOKENS / steps.max_tokens, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
-    return part * steps.max_tokens, max(part * prefill_ms + answers.besides_ms, SHORTEST_STEP_MS)
+    tokens = part * steps.max_tokens
+    fewer = left[order[0]] / (1.0 - FAIR_SHARE + FAIR_SHARE / len(order))
+    if len(order) > 1 and fewer < tokens:
+        shorter = share(order, left, fewer)
+        shorter_ms = sum(shorter[at] * prices[at] for at in order)
+        if ends_with_first(part * prefill_ms - shorter_ms, answers.besides_ms, len(order)):
+            return fewer, max(shorter_ms + answers.besides_ms, SHORTEST_STEP_MS)
+    return tokens, max(part * prefill_ms + answers.besides_ms, SHORTEST_STEP_MS)
 
 
 def share(order: Sequence[int], left: Sequence[float], budget: float) -> dict[int, float]:

@@ -27,9 +27,10 @@ from swaa_runtime.step_budget import (
     most_tokens_within,
     share_prefill,
     step_limit_ms,
+    tokens_to_finish,
 )
 from swaa_runtime.step_cost import StepCost, UnknownCost
-from swaa_runtime.urgency import Urgency, slack_ms, urgency
+from swaa_runtime.urgency import Urgency, ends_with_first, slack_ms, urgency
 
 HOLD_S = 5.0
 """Smaller requests may pass a waiting one that does not fit and aims at no time so long; then they wait behind it."""
@@ -279,7 +280,18 @@ class Scheduler:
         return [request for request in self.running if not request.paused and request.num_ready_tokens]
 
     def _step(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> list[ScheduledChunk]:
-        return [*decodes, *self._share(prefills, self._prefill_tokens(decodes, prefills))]
+        tokens = self._prefill_tokens(decodes, prefills)
+        step = [*decodes, *self._share(prefills, tokens)]
+        if self._by_arrival or len(prefills) < 2:
+            return step
+        first, num_prefills = prefills[0], len(prefills)
+        fewer = tokens_to_finish(first.num_remaining_tokens, num_prefills)
+        if fewer >= tokens or first.num_ready_tokens < first.num_remaining_tokens:
+            return step
+        shorter = [*decodes, *self._share(prefills, fewer)]
+        saved_ms = self._cost.step_ms(step) - self._cost.step_ms(shorter)
+        besides_ms = self._cost.step_ms([*decodes, ScheduledChunk(first, 1)])
+        return shorter if ends_with_first(saved_ms, besides_ms, num_prefills) else step
 
     def _extended(self, scheduled: list[ScheduledChunk]) -> list[ScheduledChunk]:
         """The same, once there are blocks for what they compute."""

@@ -2,6 +2,8 @@
 
 |- decoding: one each -|------------ prefill, as much as the decoding ones' next tokens allow ------------|
                        |- fair: FAIR_SHARE of it, max-min -|- the rest: most urgent first, all it can use -|
+
+A step that computes the most urgent prompt to its end goes no further if that is worth a step more.
 """
 
 from __future__ import annotations
@@ -31,6 +33,15 @@ def share_prefill(prefills: Sequence[Request], budget_tokens: int, fair_share: f
         shares[index] += more
         left -= more
     return shares
+
+
+def tokens_to_finish(num_tokens: int, num_prefills: int, fair_share: float = FAIR_SHARE) -> int:
+    """A budget that gives the most urgent of so many prompts all of its `num_tokens`, and hardly more than that takes.
+
+    The rest is the others' fair share.
+    """
+    to_first = 1 - fair_share + fair_share / num_prefills
+    return max(math.ceil((num_tokens + 1) / to_first), num_tokens + num_prefills - 1)
 
 
 def max_min_fair(needs: Sequence[int], budget: int) -> list[int]:

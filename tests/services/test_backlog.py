@@ -88,7 +88,18 @@ def test_a_tight_time_per_token_leaves_less_of_a_step_to_prefill_but_never_nothi
 def test_a_newcomer_waits_for_the_end_of_the_step_that_runs() -> None:
     running = pending(60_000.0, ready_in_ms=-30.0)
     started = outcome(Backlog((running,), age_ms=30.0), pending(10.0, 5000.0))
-    assert started.first_token_ms == pytest.approx(70.0 + STEP_MS)
+    assert started.first_token_ms == pytest.approx(70.0 + 10.0 / (1 - FAIR_SHARE / 2)), "then it has a step of its own"
+
+
+def test_a_prompt_has_its_end_for_itself_unless_steps_cost_the_others_more() -> None:
+    first, second = pending(120.0, 200.0), pending(1000.0, 9000.0)
+    backlog = Backlog((first, second))
+    part = 1 - FAIR_SHARE / 2
+    cheap = first_tokens_ms(backlog, Steps(STEP_TOKENS, prompt_ms=1.0))
+    assert cheap[0] == pytest.approx(120.0 / part, abs=5.0)
+    assert cheap[1] == pytest.approx(1120.0, abs=5.0)
+    dear = first_tokens_ms(backlog, Steps(STEP_TOKENS, prompt_ms=50.0))
+    assert dear[0] == pytest.approx(2 * STEP_MS, abs=50.0)
 
 
 def test_who_has_a_first_token_generates_and_holds_up_the_others_from_then_on() -> None:

@@ -11,7 +11,7 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import AGED_S, HOLD_S, Scheduler
-from swaa_runtime.step_budget import MAX_EVALUATIONS
+from swaa_runtime.step_budget import MAX_EVALUATIONS, tokens_to_finish
 from swaa_runtime.step_cost import StepCost, UnknownCost
 from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request, engine_config
 
@@ -280,6 +280,35 @@ def test_prefill_goes_least_slack_first_beside_the_fair_share() -> None:
         scheduler.add(request)
     scheduler.admit()
     assert shares(scheduler) == {"c": 3 + 88, "b": 3, "a": 3, "l": 3}
+
+
+@pytest.mark.parametrize(
+    ("fixed_ms", "options", "expected"),
+    [
+        (10.0, {}, {"a": 40, "b": 4}),  # 44 ms in place of 100, and "b" waits for 11 ms more
+        (60.0, {}, {"a": 40, "b": 60}),  # a step more costs "b" more than "a" has of it
+        (10.0, {"policy": "fcfs"}, {"a": 40, "b": 60}),
+    ],
+)
+def test_a_step_ends_with_the_prompt_it_completes_if_that_is_worth_a_step_more(
+    fixed_ms: float, options: dict[str, Any], expected: dict[str, int]
+) -> None:
+    scheduler = build_scheduler(LinearCost(fixed_ms=fixed_ms), FakeClock(), max_step_tokens=100, **options)
+    for name, tokens in (("a", 40), ("b", 400)):
+        scheduler.add(waiting_request(name, tokens=tokens))
+    scheduler.admit()
+    assert shares(scheduler) == expected
+
+
+def test_a_prompt_that_stops_at_a_checkpoint_is_not_completed() -> None:
+    scheduler = build_scheduler(LinearCost(fixed_ms=1.0), FakeClock(), max_step_tokens=100)
+    for name, tokens in (("a", 60), ("b", 400)):
+        request = waiting_request(name, tokens=tokens)
+        request.checkpoint_tokens = 40
+        scheduler.add(request)
+    scheduler.admit()
+    assert shares(scheduler)["a"] == 40
+    assert sum(shares(scheduler).values()) > tokens_to_finish(60, 2)
 
 
 def test_under_fcfs_prefill_goes_by_arrival() -> None:

@@ -130,6 +130,23 @@ def test_every_admitted_request_gets_its_first_token_within_a_bound(
         assert simulation.steps_to_first_token[request.request_id] <= -(-request.prompt_stop // per_step)
 
 
+# Ends of prompts.
+
+
+def test_whoever_is_done_does_not_wait_for_what_would_fill_its_last_step() -> None:
+    """Two prompts of two steps each, come at once: the first has its token when it is done, the other hardly later."""
+    config = engine_config(num_blocks=500, max_step_tokens=1024, max_running=6)
+    cost = LinearCost(fixed_ms=20.0, token_ms=0.25)
+    trace = [build_request(name, [0] * 1100, sampling=SamplingParams(max_tokens=1)) for name in "ab"]
+    for request in trace:
+        request.arrival_s = 0.0
+    Simulation(config, cost).run(trace)
+    first_ms, second_ms = ((request.first_token_s or 0.0) * 1e3 for request in trace)
+    alone_ms, both_ms = 2 * 20 + 1100 * 0.25, 3 * 20 + 2200 * 0.25
+    assert first_ms < alone_ms / (1 - FAIR_SHARE / 2) + 20
+    assert second_ms <= both_ms + 20
+
+
 # More due times are met.
 
 

@@ -13,6 +13,7 @@ from swaa_runtime.step_budget import (
     most_tokens_within,
     share_prefill,
     step_limit_ms,
+    tokens_to_finish,
 )
 from tests.swaa_runtime.builders import build_request
 
@@ -76,6 +77,16 @@ def test_without_a_fair_share_it_is_strictly_in_order() -> None:
     assert share_prefill(prompts([50, 3, 9]), 55, fair_share=0) == [50, 3, 2]
     first, second, _ = prompts([50, 3, 9])
     assert [(c.request, c.num_tokens) for c in chunks([first, second], [50, 0])] == [(first, 50)]
+
+
+@given(NEEDS, st.sampled_from([0.0, FAIR_SHARE, 0.9]))
+def test_the_first_prompt_is_finished_by_hardly_more_than_it_takes(needs: list[int], fair: float) -> None:
+    budget = tokens_to_finish(needs[0], len(needs), fair)
+    assert share_prefill(prompts(needs), budget, fair)[0] == needs[0]
+    others_endless = [needs[0]] + [10_000] * (len(needs) - 1)
+    most_too_few = budget - len(needs) - 2 / (1 - fair)
+    for fewer in range(1, int(most_too_few) + 1):
+        assert share_prefill(prompts(others_endless), fewer, fair)[0] < needs[0]
 
 
 # Next tokens that are due.
