@@ -265,3 +265,17 @@ def gateway_process(running: Running, address: str) -> int:
             if ready.read_text(encoding="utf-8") == address:
                 return pid
     raise AssertionError(f"no gateway process for {address}")
+
+
+def test_nothing_of_a_killed_cluster_stays_behind(running: Running) -> None:
+    """Comes last. Its Redis is not its own, and stays; one that is ends with it (test_embedded_redis)."""
+
+    redis = set(running.named("redis-server"))
+
+    def left() -> set[int]:
+        return set(processes_with(str(running.folder))) - redis
+
+    assert len(left()) > 6, "Ray's own, Serve's, replicas, gateways"
+    running.process.kill()
+    running.process.wait()
+    until("all its processes are gone", lambda: not left(), 120)
