@@ -3,7 +3,12 @@
 It reads that when it is first imported, which importing the service does; so it is said here, before any test's import.
 """
 
+import gc
 import os
+import sys
+
+if "pytest" in sys.modules:
+    gc.disable()  # a third of its imports' time; conftest.py enables it when all tests are collected
 
 import torch
 

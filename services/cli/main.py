@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from services.cli import ask, keys, load, quality, show, transfer
+from services.cli.imports import imports_that_stay
 from services.cli.server import DEFAULT_SERVER, CaFile, CertFile, KeyFile, Server, ServerAddress, Tls, TlsOptions
 from services.client import ClientError, PlanOptions, TurnOptions
 from services.config import load_config
@@ -91,11 +92,13 @@ def serve_command(
         state_dir=state_dir,
     )
     if ray:
-        from services.cli import cluster
+        with imports_that_stay():
+            from services.cli import cluster
 
         cluster.serve_cluster(config, num_replicas, num_gateways, ready_file)
         return
-    from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
+    with imports_that_stay():
+        from services.cli import process, serve  # here: only the commands that run a model pay for importing torch
 
     _run(process.serve_until_stopped(config, serve.service(config), ready_file, http_ready_file))
 
@@ -111,8 +114,9 @@ def gateway_command(
     http_ready_file: HttpReadyFile = None,
 ) -> None:
     """Run a gateway alone, in front of a cluster's replicas, without Ray or torch. Stops on SIGTERM or Ctrl-C."""
-    from services.cli import process
-    from services.gateway.process import running_gateway
+    with imports_that_stay():
+        from services.cli import process
+        from services.gateway.process import running_gateway
 
     config = load_config(listen=listen, http_listen=http_listen, replicas=replicas, model=model, redis_url=redis_url)
     _run(process.serve_until_stopped(config, running_gateway(config), ready_file, http_ready_file))
@@ -132,7 +136,8 @@ def calibrate(
         raise typer.Exit(quality.tune("calibrate", args))
     if context.args:
         raise typer.BadParameter(f"unknown option {context.args[0]}")
-    from services.cli import serve
+    with imports_that_stay():
+        from services.cli import serve
 
     _run(serve.calibrate(load_config(), quick))
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import typer
 
+from services.cli.imports import imports_that_stay
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -18,7 +20,8 @@ def register(app: typer.Typer) -> None:
     @app.command("eval", context_settings=PASS_ON, add_help_option=False)
     def eval_command(context: typer.Context) -> None:
         """Measure recipes on tasks (`run`), make tables and a plot (`report`); see `swaa eval run --help`."""
-        from services.quality.command import main  # here: only the commands that run a model pay for importing torch
+        with imports_that_stay():
+            from services.quality.command import main  # here: only commands that run a model pay for importing torch
 
         raise typer.Exit(main(context.args))
 
@@ -35,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def tune(command: str, args: Sequence[str]) -> int:
     """Run a command of `services.quality.tune`; its exit status."""
-    from services.quality.tune import main
+    with imports_that_stay():
+        from services.quality.tune import main
 
     return main([command, *args])

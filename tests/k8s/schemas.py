@@ -37,10 +37,21 @@ def check_schemas(manifests: Sequence[Manifest]) -> Iterator[str]:
                 yield f"{name}: {error.json_path}: {error.message}"
             continue
         for version in KUBERNETES_VERSIONS:
-            try:
-                kubernetes_validate.validate(manifest, version, strict=True)
-            except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as exc:
-                yield f"{name}: Kubernetes {version}: {exc}"
+            if problem := _kubernetes_problem(json.dumps(manifest), version):
+                yield f"{name}: Kubernetes {version}: {problem}"
+
+
+@cache
+def _kubernetes_problem(manifest: str, version: str) -> str:
+    """What is wrong with a manifest, as JSON; empty if nothing is.
+
+    Each that is looked at has all definitions of the version read again, and most are in several overlays and cases.
+    """
+    try:
+        kubernetes_validate.validate(json.loads(manifest), version, strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as exc:
+        return str(exc)
+    return ""
 
 
 @cache

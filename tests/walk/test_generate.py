@@ -26,7 +26,7 @@ from .harness import (
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
-TEXT = log_of(8) + QUESTION
+TEXT = log_of(4) + QUESTION
 
 
 @pytest.fixture(scope="module")

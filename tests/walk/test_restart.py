@@ -31,7 +31,7 @@ from .harness import (
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
-DOCUMENT = log_of(10) + QUESTION
+DOCUMENT = log_of(5) + QUESTION
 MORE = "\nIt left again with"
 TUNED = "tuned-512"
 CATALOG = catalog_path(None, "smollm2").with_name("smollm2-tuned.yaml")

@@ -30,7 +30,7 @@ from .harness import (
 
 pytestmark = [pytest.mark.model, pytest.mark.redis]
 
-DOCUMENT = log_of(10) + QUESTION
+DOCUMENT = log_of(5) + QUESTION
 MORE = "\nIt left again with"
 
 
@@ -169,7 +169,7 @@ def imported(service: Service, chunks: Iterable[bytes]) -> pb.Session:
 
 @pytest.mark.parametrize("recipe", ["full", "sliding"])
 def test_an_exported_session_goes_on_after_it_was_deleted(service: Service, recipe: str) -> None:
-    session_id = run_turn(service, log_of(10, seed=9000) + QUESTION, session("new", recipe)).session_id
+    session_id = run_turn(service, log_of(5, seed=9000) + QUESTION, session("new", recipe)).session_id
     copy = fork_session(service, session_id)
     expected = run_turn(service, MORE, session(copy, recipe))
     said, chunks = exported(service, session_id)
@@ -266,7 +266,7 @@ def test_a_turn_that_is_cancelled_leaves_the_session_as_it_was(service: Service)
 
 
 def test_a_damaged_segment_is_recomputed_and_said_so(service: Service, raw: redis.Redis) -> None:
-    text = log_of(10, seed=7000) + QUESTION  # of this test only: equal sessions share their segments
+    text = log_of(5, seed=7000) + QUESTION  # of this test only: equal sessions share their segments
     session_id = run_turn(service, text, session("new")).session_id
     whole = fork_session(service, session_id)
     expected = run_turn(service, MORE, session(whole), logprobs=3)

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.model, pytest.mark.redis]
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 NEW = {"x-swaa-session": "new"}
+TOKENS = 150
+"""So many that the turn is not done before the store is killed."""
 
 
 @pytest.fixture
@@ -27,18 +29,19 @@ def store(walk_folder: Path) -> Iterator[EmbeddedRedis]:
         server.kill()
 
 
-def test_a_store_that_dies_takes_no_turn_with_it(walk_folder: Path, store: EmbeddedRedis) -> None:
+def test_a_store_that_dies_takes_no_turn_with_it(walk_folder: Path, store: EmbeddedRedis, tiny: Service) -> None:
     folder = walk_folder / "external"
     folder.mkdir()
-    with Service(folder, redis_url=store.url) as service:
+    settings = {"model": tiny.model, "dtype": "float32", "kv_memory_mib": "16", "cache_dir": str(walk_folder / "tiny")}
+    with Service(folder, redis_url=store.url, **settings) as service:
         session_id = run_turn(service, log_of(5) + QUESTION, NEW).session_id
         assert not service.redis_processes(), "it started no server of its own"
 
-        call = open_turn(service, "\nIt left with", {"x-swaa-session": session_id}, max_tokens=40, ignore_eos=True)
+        call = open_turn(service, "\nIt left with", {"x-swaa-session": session_id}, max_tokens=TOKENS, ignore_eos=True)
         read_until(call, "token", 3)
         store.kill()
         rest = list(call)
-        assert sum(event.WhichOneof("event") == "token" for event in rest) == 40 - 3
+        assert sum(event.WhichOneof("event") == "token" for event in rest) == TOKENS - 3
         outcome = rest[-1].finish.session
         assert (outcome.saved, outcome.version, outcome.saved_bytes) == (False, 1, 0)
         assert outcome.error.startswith("session store: ")

@@ -18,11 +18,7 @@ def paged_attention(
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """As the kernel of that name, float32 inside. Reads the blocks that it reads; rows of no tile stay as they are."""
-    if scales is not None:
-        keys, values = (
-            dequantise(kept, of_rows.transpose(1, 2), query.dtype)
-            for kept, of_rows in zip((keys, values), scales, strict=True)
-        )
+    scales_of = scales or (None, None)
     group = query.shape[1] // keys.shape[2]
     size = keys.shape[1]
     work = launch.tiles
@@ -48,10 +44,16 @@ def paged_attention(
         position = torch.tensor([block * size + at for block in blocks for at in range(size)])
         written = position < stop
         key, value = (
-            kv[ids].flatten(0, 1)[written].repeat_interleave(group, 1).transpose(0, 1) for kv in (keys, values)
+            read(kv, of_rows, ids, query.dtype).flatten(0, 1)[written].repeat_interleave(group, 1).transpose(0, 1)
+            for kv, of_rows in zip((keys, values), scales_of, strict=True)
         )
         distance = torch.arange(start, stop)[:, None] - position[written]
         visible = (distance >= 0) & ((distance < window) | (position[written] < sinks))
         scores = query[row : row + count].transpose(0, 1).float() @ key.float().transpose(1, 2) * scale
         weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         out[row : row + count] = (weights @ value.float()).transpose(0, 1).to(out.dtype)
+
+
+def read(memory: torch.Tensor, scales: torch.Tensor | None, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Some blocks, and no other: to make all of a pool's wide again would take longer than all that is computed."""
+    return memory[ids] if scales is None else dequantise(memory[ids], scales[ids].transpose(1, 2), dtype)
