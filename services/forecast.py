@@ -16,7 +16,8 @@ from functools import cached_property
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
-from swaa_runtime.urgency import ends_with_first, grain
+from swaa_runtime.step_rules import ahead_ms, ends_with_first
+from swaa_runtime.urgency import grain
 
 COARSE = 0.2
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
@@ -154,15 +155,15 @@ def _play(
             now_ms += left_ms[at]
         ready = long if short else ready
         order = sorted(ready, key=lambda at: _rank(turns[at], at, left_ms[at], now_ms))
-        step_tokens, step_ms = _step(answers, order, left, prices, steps)
+        step = _step(answers, order, left, prices, steps)
         # As many steps as go alike: until one turn is done or another comes, but not too coarse, and at least one.
-        num_steps = min(_until_next_is_done(order, left) / step_tokens, (next_ready_ms - now_ms) / step_ms)
-        num_steps = min(num_steps, answers.fewest_tokens)
-        num_steps = max(1.0, min(num_steps, COARSE * (now_ms - start_ms) / step_ms) // 1.0)
-        num_steps = max(0.0, min(num_steps, (until_ms - now_ms) / step_ms))
-        spent = share(order, left, num_steps * step_tokens)
-        now_ms += sum(spent[at] * prices[at] for at in order) + num_steps * answers.besides_ms
-        answers.go_on(num_steps)
+        num_steps = min(_until_next_is_done(order, left) / step.tokens, (next_ready_ms - now_ms) / step.ms)
+        num_steps = min(num_steps, answers.fewest_tokens / step.answer_tokens)
+        num_steps = max(1.0, min(num_steps, COARSE * (now_ms - start_ms) / step.ms) // 1.0)
+        num_steps = max(0.0, min(num_steps, (until_ms - now_ms) / step.ms))
+        spent = share(order, left, num_steps * step.tokens)
+        now_ms += sum(spent[at] * prices[at] for at in order) + num_steps * step.besides_ms
+        answers.go_on(num_steps * step.answer_tokens)
         for at, end_ms in interrupted_ms.items():
             end(at, end_ms)
         for at, spent_tokens in spent.items():
@@ -246,26 +247,48 @@ def _interruption(
     return long, short
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step with prompts, and the steps without by which answers get ahead for it.
+
+    Attributes:
+        tokens: of prompts, at most.
+        ms: what it takes with as many; `besides_ms`: with none.
+        answer_tokens: of each answer.
+    """
+
+    tokens: float
+    ms: float
+    besides_ms: float
+    answer_tokens: float = 1.0
+
+
 def _step(
     answers: Answers, order: Sequence[int], left: Sequence[float], prices: Sequence[float], steps: Steps
-) -> tuple[float, float]:
-    """Tokens to prefill in one step, and its time: as long as the tightest time per token allows, but never none.
+) -> _Step:
+    """As the scheduler makes them: worth a step, and as long as the strictest time per token allows, but never none."""
 
-    It goes no further than the first of the order if that is worth a step more.
-    """
-    spent = share(order, left, steps.max_tokens)
-    prefill_ms = sum(spent[at] * prices[at] for at in order)
-    targets = [tpot_ms for tpot_ms in answers.targets_ms if tpot_ms >= answers.decode_ms]
-    room_ms = min(targets, default=math.inf) * TPOT_SHARE - answers.besides_ms
-    part = min(1.0, max(MIN_PREFILL_TOKENS / steps.max_tokens, room_ms / prefill_ms)) if prefill_ms > 0.0 else 1.0
-    tokens = part * steps.max_tokens
+    def prefill_ms(tokens: float) -> float:
+        spent = share(order, left, tokens)
+        return sum(spent[at] * prices[at] for at in order)
+
+    besides_ms, tokens = answers.besides_ms, min(float(steps.max_tokens), sum(left[at] for at in order))
+    whole_ms = prefill_ms(tokens)
     fewer = left[order[0]] / (1.0 - FAIR_SHARE + FAIR_SHARE / len(order))
     if len(order) > 1 and fewer < tokens:
-        shorter = share(order, left, fewer)
-        shorter_ms = sum(shorter[at] * prices[at] for at in order)
-        if ends_with_first(part * prefill_ms - shorter_ms, answers.besides_ms, len(order)):
-            return fewer, max(shorter_ms + answers.besides_ms, SHORTEST_STEP_MS)
-    return tokens, max(part * prefill_ms + answers.besides_ms, SHORTEST_STEP_MS)
+        fewer_ms = prefill_ms(fewer)
+        if ends_with_first(whole_ms - fewer_ms, besides_ms, len(order)):
+            tokens, whole_ms = fewer, fewer_ms
+    decode_ms = max(answers.decode_ms, steps.decode_ms)
+    target_ms = TPOT_SHARE * min((each for each in answers.targets_ms if each >= answers.decode_ms), default=math.inf)
+    longest_ms = max(target_ms, min(whole_ms + besides_ms, ahead_ms(besides_ms, decode_ms, target_ms)))
+    num_ahead = (longest_ms - target_ms) / (target_ms - decode_ms) if longest_ms > target_ms else 0.0
+    ahead_besides_ms = besides_ms + num_ahead * decode_ms
+    part = 1.0
+    if whole_ms > 0.0:
+        part = min(1.0, max(MIN_PREFILL_TOKENS / tokens, (longest_ms - besides_ms) / whole_ms))
+    ms = max(part * whole_ms + ahead_besides_ms, SHORTEST_STEP_MS)
+    return _Step(part * tokens, ms, ahead_besides_ms, 1.0 + num_ahead)
 
 
 def share(order: Sequence[int], left: Sequence[float], budget: float) -> dict[int, float]:

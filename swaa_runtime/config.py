@@ -15,7 +15,8 @@ SchedulingPolicy = Literal["slack", "fcfs"]
 
 FAIR_SHARE = 1 / 8
 """Part of a step's prefill that is divided equally, so that nothing that runs ever stands still: a prompt of n tokens
-has its first token after ceil(n / (FAIR_SHARE * prefill tokens of a step / max_running)) steps at the latest."""
+has its first token after ceil(n / (FAIR_SHARE * prefill tokens of a step / max_running)) steps with prompts at the
+latest."""
 
 MIN_PREFILL_TOKENS = 16
 """A step runs so much prefill, if there is any, however soon the next token of a decoding request is due."""

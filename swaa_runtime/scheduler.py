@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.config import MIN_PREFILL_TOKENS, EngineConfig
@@ -27,10 +28,12 @@ from swaa_runtime.step_budget import (
     most_tokens_within,
     share_prefill,
     step_limit_ms,
+    strictest_target_ms,
     tokens_to_finish,
 )
 from swaa_runtime.step_cost import StepCost, UnknownCost
-from swaa_runtime.urgency import Urgency, ends_with_first, slack_ms, urgency
+from swaa_runtime.step_rules import ahead_ms, ends_with_first
+from swaa_runtime.urgency import Urgency, slack_ms, urgency
 
 HOLD_S = 5.0
 """Smaller requests may pass a waiting one that does not fit and aims at no time so long; then they wait behind it."""
@@ -280,18 +283,11 @@ class Scheduler:
         return [request for request in self.running if not request.paused and request.num_ready_tokens]
 
     def _step(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> list[ScheduledChunk]:
-        tokens = self._prefill_tokens(decodes, prefills)
-        step = [*decodes, *self._share(prefills, tokens)]
-        if self._by_arrival or len(prefills) < 2:
-            return step
-        first, num_prefills = prefills[0], len(prefills)
-        fewer = tokens_to_finish(first.num_remaining_tokens, num_prefills)
-        if fewer >= tokens or first.num_ready_tokens < first.num_remaining_tokens:
-            return step
-        shorter = [*decodes, *self._share(prefills, fewer)]
-        saved_ms = self._cost.step_ms(step) - self._cost.step_ms(shorter)
-        besides_ms = self._cost.step_ms([*decodes, ScheduledChunk(first, 1)])
-        return shorter if ends_with_first(saved_ms, besides_ms, num_prefills) else step
+        tokens = self._config.max_step_tokens - len(decodes)
+        if prefills and not self._by_arrival:
+            tokens = self._worthwhile_tokens(decodes, prefills, tokens)
+            tokens = self._timely_tokens(decodes, prefills, tokens)
+        return [*decodes, *self._share(prefills, tokens)]
 
     def _extended(self, scheduled: list[ScheduledChunk]) -> list[ScheduledChunk]:
         """The same, once there are blocks for what they compute."""
@@ -304,20 +300,40 @@ class Scheduler:
             return chunks(prefills, share_prefill(prefills, budget_tokens, fair_share=0))
         return chunks(prefills, share_prefill(prefills, budget_tokens))
 
-    def _prefill_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> int:
-        """Prefill of a step: what is left, as far as no decoding request's next token comes late by it."""
-        most = self._config.max_step_tokens - len(decodes)
-        if self._by_arrival or not prefills or not any(chunk.request.tpot_ms is not None for chunk in decodes):
+    def _worthwhile_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int) -> int:
+        """Prefill of a step: all it can hold, or no more than brings the most urgent prompt its end."""
+        first, num_prefills = prefills[0], len(prefills)
+        fewer = tokens_to_finish(first.num_remaining_tokens, num_prefills)
+        if num_prefills < 2 or fewer >= most or first.num_ready_tokens < first.num_remaining_tokens:
             return most
-        decode_step_ms = self._cost.step_ms(decodes)
-        limit_ms = step_limit_ms((chunk.request for chunk in decodes), self._clock(), decode_step_ms)
-        if limit_ms is None:
+        saved_ms = self._step_ms(decodes, prefills, most) - self._step_ms(decodes, prefills, fewer)
+        return fewer if ends_with_first(saved_ms, self._besides_ms(decodes, first), num_prefills) else most
+
+    def _timely_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int) -> int:
+        """What of that may run now, so that no decoding request's next token comes late by it; 0: they go first."""
+        if not any(chunk.request.tpot_ms is not None for chunk in decodes):
             return most
-        most = min(most, sum(request.num_ready_tokens for request in prefills))
-        least = min(most, max(MIN_PREFILL_TOKENS, len(prefills)))
-        return most_tokens_within(
-            limit_ms, least, most, lambda tokens: self._cost.step_ms([*decodes, *self._share(prefills, tokens)])
+        decoding, now_s, decode_step_ms = (
+            [chunk.request for chunk in decodes],
+            self._clock(),
+            self._cost.step_ms(decodes),
         )
+        limit_ms = step_limit_ms(decoding, now_s, decode_step_ms)
+        most = min(most, sum(request.num_ready_tokens for request in prefills))
+        if limit_ms is None or (whole_ms := self._step_ms(decodes, prefills, most)) <= limit_ms:
+            return most
+        target_ms = strictest_target_ms(decoding, now_s, decode_step_ms)
+        if limit_ms < min(whole_ms, ahead_ms(self._besides_ms(decodes, prefills[0]), decode_step_ms, target_ms)):
+            return 0
+        least = min(most, max(MIN_PREFILL_TOKENS, len(prefills)))
+        return most_tokens_within(limit_ms, least, most, partial(self._step_ms, decodes, prefills))
+
+    def _step_ms(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], tokens: int) -> float:
+        return self._cost.step_ms([*decodes, *self._share(prefills, tokens)])
+
+    def _besides_ms(self, decodes: Sequence[ScheduledChunk], prefill: Request) -> float:
+        """What a step with prompts takes besides."""
+        return self._cost.step_ms([*decodes, ScheduledChunk(prefill, 1)])
 
     def _decode_step_ms(self, requests: Sequence[Request]) -> float:
         return self._cost.step_ms([ScheduledChunk(request, 1) for request in requests]) if requests else 0.0

@@ -3,13 +3,14 @@
 |- decoding: one each -|------------ prefill, as much as the decoding ones' next tokens allow ------------|
                        |- fair: FAIR_SHARE of it, max-min -|- the rest: most urgent first, all it can use -|
 
-A step that computes the most urgent prompt to its end goes no further if that is worth a step more.
+A step that computes the most urgent prompt to its end goes no further if that is worth a step more. Where next tokens
+are due so soon that steps with prompts would have to be short, answers get ahead first, by steps without prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.config import FAIR_SHARE, TPOT_SHARE
@@ -59,14 +60,30 @@ def step_limit_ms(decoding: Iterable[Request], now_s: float, decode_step_ms: flo
     One whose token cannot be in time any more counts as due in half its target, so that it catches up. One whose target
     is shorter than a step that only decodes counts for nothing: no share of the budget would help it.
     """
-    limits = []
+    return min(
+        (
+            left_ms if left_ms >= decode_step_ms else tpot_ms / 2
+            for left_ms, tpot_ms in _next_tokens(decoding, now_s, decode_step_ms)
+        ),
+        default=None,
+    )
+
+
+def strictest_target_ms(decoding: Iterable[Request], now_s: float, decode_step_ms: float) -> float:
+    """The shortest time per token that is kept so far, with what is held back of it; 0 if one of them is late."""
+    targets = [
+        tpot_ms * TPOT_SHARE if left_ms >= decode_step_ms else 0.0
+        for left_ms, tpot_ms in _next_tokens(decoding, now_s, decode_step_ms)
+    ]
+    return min(targets, default=0.0)
+
+
+def _next_tokens(decoding: Iterable[Request], now_s: float, decode_step_ms: float) -> Iterator[tuple[float, float]]:
+    """Until the next token is due, and the target, of each that has one within reach."""
     for request in decoding:
         due_s = request.next_token_due_s(TPOT_SHARE)
-        if due_s is None or request.tpot_ms is None or request.tpot_ms < decode_step_ms:
-            continue
-        left_ms = (due_s - now_s) * 1e3
-        limits.append(left_ms if left_ms >= decode_step_ms else request.tpot_ms / 2)
-    return min(limits, default=None)
+        if due_s is not None and request.tpot_ms is not None and request.tpot_ms >= decode_step_ms:
+            yield (due_s - now_s) * 1e3, request.tpot_ms
 
 
 def most_tokens_within(limit_ms: float, low: int, high: int, step_ms: Callable[[int], float]) -> int:

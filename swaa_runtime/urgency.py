@@ -38,12 +38,3 @@ def grain(slack: float) -> float:
     if slack < SLACK_GRAIN_MS or math.isinf(slack):
         return 0.0 if slack < SLACK_GRAIN_MS else slack
     return float(math.frexp(slack / SLACK_GRAIN_MS)[1])
-
-
-def ends_with_first(saved_ms: float, besides_ms: float, num_prefills: int) -> bool:
-    """Whether a step ends with the most urgent prompt instead of going on with the others.
-
-    Its first token comes `saved_ms` earlier by that; all others wait for what one step more takes besides its tokens.
-    So the mean time to first token falls: of few prompts each has its end for itself, many share it.
-    """
-    return saved_ms > besides_ms * (num_prefills - 1)

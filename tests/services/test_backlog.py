@@ -15,6 +15,7 @@ from services.forecast import Forecast, Outcome, Steps, first_tokens_ms, left_to
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams
+from swaa_runtime.step_rules import ahead_ms
 from tests.swaa_runtime.builders import LinearCost, build_request, engine_config
 from tests.swaa_runtime.test_scheduling_simulated import Simulation
 
@@ -104,12 +105,27 @@ def test_a_prompt_has_its_end_for_itself_unless_steps_cost_the_others_more() -> 
 
 def test_who_has_a_first_token_generates_and_holds_up_the_others_from_then_on() -> None:
     first, second = pending(100.0), pending(1000.0)
-    steps = Steps(STEP_TOKENS, prompt_ms=10.0)
+    steps = Steps(STEP_TOKENS, prompt_ms=10.0, decode_ms=9.6)
     alone = first_tokens_ms(Backlog((first, second)), steps)
     answering = replace(first, tpot_ms=20.0, answer_tokens=11)
     ends = first_tokens_ms(Backlog((answering, second)), steps)
     assert ends[1] > alone[1] + 5 * 10.0, "steps of 19 ms, while the answer lasts"
     assert first_tokens_ms(Backlog((replace(answering, answer_tokens=1), second)), steps) == alone
+
+
+def test_answers_get_ahead_of_long_steps_where_those_take_much_besides() -> None:
+    busy = Backlog(decoding=(DecodingTurn("d", 50.0, 0),), decode_step_ms=5.0)
+    steps = Steps(STEP_TOKENS, prompt_ms=15.0, decode_ms=4.0)
+    target_ms, besides_ms = 50.0 * TPOT_SHARE, 15.0 + 1.0
+    longest_ms = 100.0 - 15.0 + besides_ms  # all that fits a step
+    assert longest_ms < ahead_ms(besides_ms, 5.0, target_ms)
+    num_ahead = (longest_ms - target_ms) / (target_ms - 5.0)
+    expected_ms = 10 * (longest_ms + num_ahead * 5.0)
+    assert Forecast(busy, steps).outcome(pending(1000.0)).first_token_ms == pytest.approx(expected_ms)
+    slow = replace(busy, decode_step_ms=30.0)  # answers alone take most of the time there is
+    num_steps = math.ceil(850.0 / (target_ms - 41.0))
+    expected_ms = 850.0 + num_steps * 41.0
+    assert Forecast(slow, steps).outcome(pending(1000.0)).first_token_ms == pytest.approx(expected_ms)
 
 
 def test_an_answer_that_ends_takes_nothing_any_more() -> None:

@@ -126,6 +126,17 @@ class LinearCost:
         pass
 
 
+@dataclass(slots=True)
+class TwoBasesCost(LinearCost):
+    """Steps with prompts take more besides than those with answers only, which take `fixed_ms`."""
+
+    prompt_ms: float = 0.0
+
+    def step_ms(self, chunks: Sequence[ScheduledChunk]) -> float:
+        with_prompts = any(not chunk.request.is_decoding for chunk in chunks)
+        return LinearCost.step_ms(self, chunks) + (self.prompt_ms if with_prompts else 0.0)
+
+
 class LetterDecoder:
     """Every token is one character: decoding never depends on neighbours."""
 

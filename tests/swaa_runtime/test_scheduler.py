@@ -13,7 +13,7 @@ from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import AGED_S, HOLD_S, Scheduler
 from swaa_runtime.step_budget import MAX_EVALUATIONS, tokens_to_finish
 from swaa_runtime.step_cost import StepCost, UnknownCost
-from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request, engine_config
+from tests.swaa_runtime.builders import FakeClock, LinearCost, TwoBasesCost, build_request, engine_config
 
 
 def waiting_request(request_id: str, tokens: int = 8, priority: int = 0, computed: int = 0) -> Request:
@@ -250,7 +250,7 @@ def decoding_beside_a_long_prompt(
         (None, 50.0, 255),  # nothing aimed at
         (100.0, 60.0, 44),  # 10 ms a step and 1 ms a token, 5 ms kept back
         (100.0, 5000.0, 255),  # far ahead of its target
-        (100.0, 20.0, MIN_PREFILL_TOKENS),  # prefill goes on
+        (100.0, 25.0, MIN_PREFILL_TOKENS),  # prefill goes on
         (100.0, -500.0, 39),  # behind: a step of half the target
         (9.0, 5.0, 255),  # no step is that short
     ],
@@ -260,7 +260,34 @@ def test_prefill_ends_before_a_next_token_is_due(tpot_ms: float | None, due_in_m
     scheduler = build_scheduler(cost, clock, max_step_tokens=256)
     decoding_beside_a_long_prompt(scheduler, clock, tpot_ms, due_in_ms)
     assert shares(scheduler) == {"d": 1, "p": tokens}
-    assert cost.step_calls <= 1 + MAX_EVALUATIONS
+    assert cost.step_calls <= 3 + MAX_EVALUATIONS, "of answers alone, all that is ready, what a step takes besides"
+
+
+@pytest.mark.parametrize(
+    ("tpot_ms", "due_in_ms", "tokens"),
+    [
+        (100.0, 60.0, 0),  # 20 ms besides: 2 ms for answers, and a step with prompts should take 288 ms
+        (100.0, 293.0, 255),  # far enough ahead for all of it: 275 ms
+        (100.0, -500.0, 30),  # late: nobody waits for it to catch up
+        (3.0, 2.5, MIN_PREFILL_TOKENS),  # answers alone take most of the time there is
+    ],
+)
+def test_answers_get_ahead_before_a_long_step_with_prompts(tpot_ms: float, due_in_ms: float, tokens: int) -> None:
+    clock, cost = FakeClock(), TwoBasesCost(fixed_ms=1.0, prompt_ms=18.0)
+    scheduler = build_scheduler(cost, clock, max_step_tokens=256)
+    decoding_beside_a_long_prompt(scheduler, clock, tpot_ms, due_in_ms)
+    assert shares(scheduler).get("p", 0) == tokens
+
+
+def test_a_short_prompt_need_not_wait_for_answers_to_get_ahead() -> None:
+    clock, cost = FakeClock(), TwoBasesCost(fixed_ms=1.0, prompt_ms=18.0)
+    scheduler = build_scheduler(cost, clock, max_step_tokens=256)
+    decoding_beside_a_long_prompt(scheduler, clock, 100.0, 60.0)
+    short = waiting_request("s", tokens=20)
+    short.ttft_due_s = clock.now_s + 10.0
+    scheduler.add(short)
+    scheduler.admit()
+    assert shares(scheduler) == {"d": 1, "s": 20, "p": 3}, "43 ms"
 
 
 @pytest.mark.parametrize("options", [{"policy": "fcfs"}, {"cost": UnknownCost()}])

@@ -13,7 +13,8 @@ from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.recipe import Recipe
 from swaa_runtime.request import Request, SamplingParams, Status
 from swaa_runtime.scheduler import Scheduler
-from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request, engine_config
+from swaa_runtime.step_rules import BESIDES_SHARE
+from tests.swaa_runtime.builders import FakeClock, LinearCost, TwoBasesCost, build_request, engine_config
 
 RECIPES = (
     Recipe(),
@@ -34,6 +35,8 @@ class Simulation:
     steps_since_admission: dict[str, int] = field(default_factory=dict)
     steps_to_first_token: dict[str, int] = field(default_factory=dict)
     num_preemptions: int = 0
+    longest_halt_ms: float = 0.0  # of prompts that are ready, while answers get ahead
+    _halt_ms: float = 0.0
 
     def __post_init__(self) -> None:
         config = self.config
@@ -62,9 +65,16 @@ class Simulation:
         for request in admitted:
             self.steps_since_admission[request.request_id] = 0
         scheduled = scheduler.schedule()
-        self.clock.now_s += self.cost.step_ms(scheduled) / 1e3
+        step_ms = self.cost.step_ms(scheduled)
+        self.clock.now_s += step_ms / 1e3
+        halted = all(chunk.request.is_decoding for chunk in scheduled)
+        if halted and any(not request.is_decoding for request in scheduler.running):
+            self._halt_ms += step_ms
+            self.longest_halt_ms = max(self.longest_halt_ms, self._halt_ms)
+        else:
+            self._halt_ms = 0.0
         for request in scheduler.running:
-            self.steps_since_admission[request.request_id] += 1
+            self.steps_since_admission[request.request_id] += not halted
         for chunk in scheduled:
             self.advance(chunk.request, chunk.num_tokens)
 
@@ -104,12 +114,15 @@ class Simulation:
     ),
     st.sampled_from([16, 64]),
     st.sampled_from(["slack", "fcfs"]),
+    st.sampled_from([0.0, 4.0]),  # what steps with prompts take besides
 )
 def test_every_admitted_request_gets_its_first_token_within_a_bound(
     asked: list[tuple[float, int, int, Recipe, int, float | None, float | None]],
     max_step_tokens: int,
     policy: SchedulingPolicy,
+    prompt_ms: float,
 ) -> None:
+    """Of steps with prompts; and those stand still for a while at most."""
     config = engine_config(
         num_blocks=500, max_step_tokens=max_step_tokens, max_running=6, max_waiting=50, policy=policy
     )
@@ -119,9 +132,11 @@ def test_every_admitted_request_gets_its_first_token_within_a_bound(
         request = build_request(str(index), [0] * prompt, recipe, sampling=sampling, priority=priority, tpot_ms=tpot_ms)
         request.arrival_s, request.ttft_due_s = at_s, None if due_s is None else at_s + due_s
         trace.append(request)
-    simulation = Simulation(config, LinearCost(fixed_ms=2.0, token_ms=0.5))
+    cost = TwoBasesCost(fixed_ms=2.0, token_ms=0.5, prompt_ms=prompt_ms)
+    simulation = Simulation(config, cost)
     simulation.run(trace)
     assert all(request.status is Status.FINISHED for request in trace)
+    assert simulation.longest_halt_ms <= (prompt_ms + cost.token_ms) / BESIDES_SHARE
     if policy == "fcfs":
         return  # it starves nobody either, but has no such bound
     least_prefill = min(MIN_PREFILL_TOKENS, max_step_tokens - config.max_running)
