@@ -13,6 +13,7 @@ from swaa_runtime.step_budget import (
     most_tokens_within,
     share_prefill,
     step_limit_ms,
+    strictest_target_ms,
     tokens_to_finish,
 )
 from tests.swaa_runtime.builders import build_request
@@ -122,6 +123,14 @@ def test_a_step_may_take_until_the_earliest_next_token_is_due() -> None:
 def test_one_that_is_behind_its_target_catches_up() -> None:
     assert step_limit_ms([decoding(2)], now_s=10.19, decode_step_ms=20.0) == 50.0
     assert step_limit_ms([decoding(2)], now_s=99.0, decode_step_ms=20.0) == 50.0
+
+
+def test_the_strictest_target_is_of_those_within_reach_and_none_if_one_is_late() -> None:
+    in_time, stricter, beyond, none = decoding(2, 100.0), decoding(2, 80.0), decoding(2, 5.0), decoding(2, None)
+    now_s = 10.0
+    assert strictest_target_ms([in_time, stricter, beyond, none], now_s, 10.0) == pytest.approx(80.0 * TPOT_SHARE)
+    assert strictest_target_ms([in_time, stricter], now_s + 0.150, 10.0) == 0.0, "a token was due at 152 ms"
+    assert strictest_target_ms([none, beyond], now_s, 10.0) == 0.0
 
 
 @pytest.mark.parametrize("requests", [[], [decoding(3, tpot_ms=None)], [decoding(2, tpot_ms=19.0)]])
