@@ -18,6 +18,7 @@ class PendingTurn:
         due_in_ms: when that token is due, negative if that is past; None: at no particular time.
         ready_in_ms: when it can run: later than now if its state is on its way in, negative if it could already.
         tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
+        answer_ms: predicted time that each of those adds to a step; 0 where nobody has predicted it.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class PendingTurn:
     ready_in_ms: float = 0.0
     tpot_ms: float | None = None
     answer_tokens: int = 1
+    answer_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def backlog_of(load: EngineLoad, now_s: float) -> Backlog:
             ready_in_ms=-age_ms,
             tpot_ms=turn.tpot_ms,
             answer_tokens=turn.answer_tokens,
+            answer_ms=turn.answer_ms,
         )
         for turn in load.prefills
     )

@@ -74,8 +74,8 @@ class Forecast:
         """When the first token of each pending turn comes if nobody else does, from now."""
         return first_tokens_ms(self.backlog, self._steps)
 
-    def outcome(self, newcomer: PendingTurn, token_ms: float = 0.0) -> Outcome:
-        """What becomes of a newcomer. `token_ms`: what its own decoding adds to a step."""
+    def outcome(self, newcomer: PendingTurn) -> Outcome:
+        """What becomes of a newcomer."""
         backlog = self.backlog
         promised = {
             at: turn.due_in_ms
@@ -92,7 +92,7 @@ class Forecast:
             for turn in backlog.decoding
             if turn.priority >= newcomer.priority
             and turn.tpot_ms is not None
-            and decode_ms <= turn.tpot_ms < decode_ms + token_ms
+            and decode_ms <= turn.tpot_ms < decode_ms + newcomer.answer_ms
         )
         alone_ms = max(0.0, newcomer.ready_in_ms) + newcomer.work_ms
         return Outcome(with_it[-1], max(0.0, with_it[-1] - alone_ms), (*prefills, *decodes))
@@ -178,23 +178,18 @@ def _play(
 class Answers:
     """Turns that generate tokens while the forecast goes on: those that do now, and each pending one after its first.
 
-    What one of these adds to a step is not known, and left out; that of the others goes as they end.
+    What each adds to a step goes as it ends; of those that do now, all add as much.
     """
 
     def __init__(self, backlog: Backlog, steps: Steps) -> None:
         self._steps = steps
-        self._known_ms = backlog.decode_step_ms / max(1, len(backlog.decoding))
-        self._known = [(turn.left_tokens, turn.tpot_ms) for turn in backlog.decoding]
-        self._begun: list[tuple[float, float | None]] = []
-
-    @property
-    def _all(self) -> list[tuple[float, float | None]]:
-        return [*self._known, *self._begun]
+        known_ms = max(0.0, backlog.decode_step_ms - steps.decode_ms) / max(1, len(backlog.decoding))
+        self._turns = [(turn.left_tokens, turn.tpot_ms, known_ms) for turn in backlog.decoding]
 
     @property
     def decode_ms(self) -> float:
         """A step with nothing else."""
-        return self._known_ms * len(self._known)
+        return self._steps.decode_ms + sum(ms for _, _, ms in self._turns) if self._turns else 0.0
 
     @property
     def besides_ms(self) -> float:
@@ -204,22 +199,23 @@ class Answers:
     @property
     def targets_ms(self) -> list[float]:
         """Times per token that they aim at."""
-        return [tpot_ms for _, tpot_ms in self._all if tpot_ms is not None]
+        return [tpot_ms for _, tpot_ms, _ in self._turns if tpot_ms is not None]
 
     @property
     def fewest_tokens(self) -> float:
         """Until the first of them ends."""
-        return min((left for left, _ in self._all), default=math.inf)
+        return min((left for left, _, _ in self._turns), default=math.inf)
 
     def begin(self, turn: PendingTurn) -> None:
         """A turn has its first token."""
         if turn.answer_tokens > 1:
-            self._begun.append((turn.answer_tokens - 1, turn.tpot_ms))
+            self._turns.append((turn.answer_tokens - 1, turn.tpot_ms, turn.answer_ms))
 
     def go_on(self, num_steps: float) -> None:
         """So many steps run, with a token of each."""
-        for turns in (self._known, self._begun):
-            turns[:] = [(left - num_steps, tpot_ms) for left, tpot_ms in turns if left - num_steps > ROUNDING_TOKENS]
+        self._turns = [
+            (left - num_steps, tpot_ms, ms) for left, tpot_ms, ms in self._turns if left - num_steps > ROUNDING_TOKENS
+        ]
 
 
 def _interruption(

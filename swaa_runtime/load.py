@@ -16,6 +16,7 @@ class PrefillLoad:
         ttft_due_s: when that is due, on the engine's clock (time.monotonic); None: at no particular time.
         waiting: whether it waits for admission still.
         tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
+        answer_ms: predicted time that each of those adds to a step.
     """
 
     request_id: str
@@ -26,6 +27,7 @@ class PrefillLoad:
     waiting: bool
     tpot_ms: float | None = None
     answer_tokens: int = 1
+    answer_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

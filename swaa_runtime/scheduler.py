@@ -360,6 +360,7 @@ class Scheduler:
             request.status is not Status.RUNNING,
             request.tpot_ms,
             _left_tokens(request),
+            self._cost.answer_ms(request),
         )
 
 

@@ -20,6 +20,10 @@ class StepCost(Protocol):
         """Time until the request's first new token, if from now on it had the engine for itself."""
         ...
 
+    def answer_ms(self, request: Request) -> float:
+        """What one of the tokens that the request may generate will add to a step, on average."""
+        ...
+
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
         """Such a step has taken so long."""
         ...
@@ -33,6 +37,10 @@ class UnknownCost:
         return 0.0
 
     def prefill_ms(self, request: Request) -> float:
+        """See StepCost."""
+        return 0.0
+
+    def answer_ms(self, request: Request) -> float:
         """See StepCost."""
         return 0.0
 

@@ -167,8 +167,9 @@ class Scene:
             restore.fetch_ms,
             objective.tpot_ms,
             work.max_tokens,
+            alone.token_ms,
         )
-        outcome = self.forecast.outcome(newcomer, alone.token_ms)
+        outcome = self.forecast.outcome(newcomer)
         prediction = Prediction(
             ttft_ms=work.spent_ms + outcome.first_token_ms,
             wait_ms=work.spent_ms + outcome.wait_ms,

@@ -14,7 +14,15 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from services.cost import CostProfile, CountedLayers, StepWork, chunk_work, prefill_work_of, step_work
+from services.cost import (
+    CostProfile,
+    CountedLayers,
+    StepWork,
+    chunk_work,
+    decode_keys_of,
+    prefill_work_of,
+    step_work,
+)
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.request import Request
 
@@ -68,6 +76,12 @@ class OnlineCost:
             return 0.0
         work = prefill_work_of(self._layers.of(request.rules), request.turns, start, stop)
         return sum(self._corrected_ms(work.in_steps(self._measured.max_step_tokens)))
+
+    def answer_ms(self, request: Request) -> float:
+        """See StepCost. Of the token in the middle of its answer."""
+        middle = len(request.token_ids) + (request.sampling.max_tokens - request.num_generated_tokens) // 2
+        work = StepWork(decode_rows=1.0, decode_keys=decode_keys_of(self._layers.of(request.rules), middle))
+        return self._measured.decode_ms(work) * self._corrections[2].factor
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
         """See StepCost. The difference is put down to whichever part makes most of the step."""

@@ -20,6 +20,7 @@ def backlog_message(backlog: Backlog) -> pb.Backlog:
             ready_in_ms=turn.ready_in_ms,
             tpot_ms=turn.tpot_ms,
             answer_tokens=turn.answer_tokens,
+            answer_ms=turn.answer_ms,
         )
         for turn in backlog.pending
     ]
@@ -52,6 +53,7 @@ def backlog_from(message: pb.Backlog) -> Backlog:
                 turn.ready_in_ms,
                 turn.tpot_ms if turn.HasField("tpot_ms") else None,
                 turn.answer_tokens,
+                turn.answer_ms,
             )
             for turn in message.pending
         ),

@@ -28,8 +28,8 @@ def pending(work_ms: float, due_in_ms: float | None = None, priority: int = 0, r
     return PendingTurn("p", work_ms * 10, work_ms, due_in_ms, priority, ready_in_ms)
 
 
-def outcome(backlog: Backlog, newcomer: PendingTurn, token_ms: float = 0.0) -> Outcome:
-    return Forecast(backlog, STEPS).outcome(newcomer, token_ms)
+def outcome(backlog: Backlog, newcomer: PendingTurn, answer_ms: float = 0.0) -> Outcome:
+    return Forecast(backlog, STEPS).outcome(replace(newcomer, answer_ms=answer_ms))
 
 
 def test_alone_a_turn_takes_its_own_time() -> None:
@@ -128,6 +128,15 @@ def test_answers_get_ahead_of_long_steps_where_those_take_much_besides() -> None
     assert Forecast(slow, steps).outcome(pending(1000.0)).first_token_ms == pytest.approx(expected_ms)
 
 
+def test_answers_to_come_take_what_they_add_to_steps() -> None:
+    first, second = replace(pending(100.0), answer_tokens=6, answer_ms=30.0), pending(1000.0)
+    steps = Steps(STEP_TOKENS, prompt_ms=1.0, decode_ms=1.0)
+    ends = first_tokens_ms(Backlog((first, second)), steps)
+    alone = first_tokens_ms(Backlog((replace(first, answer_ms=0.0), second)), steps)
+    assert ends[0] == alone[0]
+    assert ends[1] == pytest.approx(alone[1] + 5 * 30.0), "so many tokens after its first"
+
+
 def test_an_answer_that_ends_takes_nothing_any_more() -> None:
     known = Backlog(decoding=(DecodingTurn("d", None, 0, left_tokens=2),), decode_step_ms=25.0)
     assert outcome(known, pending(1000.0)).first_token_ms == pytest.approx(1050.0)
@@ -168,21 +177,21 @@ def test_lower_priorities_are_not_harmed_higher_and_equal_ones_are() -> None:
 def test_an_answer_that_would_become_too_slow_is_harmed() -> None:
     promised = DecodingTurn("d", 30.0, 0)
     backlog = Backlog(decoding=(promised, DecodingTurn("e", 40.0, 0), DecodingTurn("f", 20.0, 0)), decode_step_ms=25.0)
-    assert outcome(backlog, pending(10.0), token_ms=6.0).harmed == (promised,)
-    assert outcome(backlog, pending(10.0, priority=1), token_ms=6.0).harmed == ()
-    assert outcome(backlog, pending(10.0), token_ms=5.0).harmed == ()
+    assert outcome(backlog, pending(10.0), answer_ms=6.0).harmed == (promised,)
+    assert outcome(backlog, pending(10.0, priority=1), answer_ms=6.0).harmed == ()
+    assert outcome(backlog, pending(10.0), answer_ms=5.0).harmed == ()
 
 
 def test_an_engine_tells_its_backlog() -> None:
     load = EngineLoad(
         taken_s=10.0,
-        prefills=(PrefillLoad("a", 80, 500.0, 12.0, 3, False, 30.0, 9), PrefillLoad("b", 9, 70.0, None, 1, True)),
+        prefills=(PrefillLoad("a", 80, 500.0, 12.0, 3, False, 30.0, 9, 2.5), PrefillLoad("b", 9, 70.0, None, 1, True)),
         decodes=(DecodeLoad("c", 20.0, 4, 7.0),),
         decode_step_ms=8.0,
         interrupt_tokens=2048,
     )
     assert backlog_of(load, now_s=10.5) == Backlog(
-        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
+        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9, 2.5), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
         (DecodingTurn("c", 20.0, 4, 7.0),),
         8.0,
         500.0,
@@ -232,9 +241,9 @@ def test_all_is_done_in_the_time_that_all_of_it_takes(backlog: Backlog) -> None:
 
 @given(backlogs, turns, st.floats(0.0, 50.0))
 def test_a_newcomer_waits_no_less_than_nothing_and_harms_nobody_below_it(
-    backlog: Backlog, newcomer: PendingTurn, token_ms: float
+    backlog: Backlog, newcomer: PendingTurn, answer_ms: float
 ) -> None:
-    result = outcome(backlog, newcomer, token_ms)
+    result = outcome(backlog, newcomer, answer_ms)
     assert result.wait_ms >= 0.0
     assert all(turn.priority >= newcomer.priority for turn in result.harmed)
 

@@ -438,7 +438,10 @@ def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> Non
     load = scheduler.load()
     assert load == EngineLoad(
         taken_s=clock.now_s,
-        prefills=(PrefillLoad("b", 4, 13.0, clock.now_s + 2, 3, False), PrefillLoad("c", 10, 25.0, None, 3, True)),
+        prefills=(
+            PrefillLoad("b", 4, 13.0, clock.now_s + 2, 3, False, answer_ms=2.0),
+            PrefillLoad("c", 10, 25.0, None, 3, True, answer_ms=2.0),
+        ),
         decodes=(DecodeLoad("a", 40.0, 3, 1),),
         decode_step_ms=7.0,
         interrupt_tokens=2048,

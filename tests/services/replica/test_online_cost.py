@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cost import CostProfile, prefill_work
+from services.cost import CostProfile, decode_keys, prefill_work
 from services.replica.online_cost import MAX_FACTOR, MEMORY_STEPS, OnlineCost
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.recipe import Recipe
-from swaa_runtime.request import Request
+from swaa_runtime.request import Request, SamplingParams
 from tests.swaa_runtime.builders import build_request
 
 PROFILE = CostProfile(
@@ -86,6 +86,17 @@ def test_a_prefill_takes_as_long_as_its_steps(recipe: Recipe) -> None:
     cost = OnlineCost(PROFILE)
     steps = [[ScheduledChunk(request_at(start, 350, recipe), min(100, 350 - start))] for start in range(0, 350, 100)]
     assert cost.prefill_ms(request_at(0, 350, recipe)) == pytest.approx(sum(cost.step_ms(step) for step in steps))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(window=32, sink_tokens=4), Recipe(window=32, full_decode=True)])
+def test_a_token_of_an_answer_takes_what_a_step_with_one_answer_more_does(recipe: Recipe) -> None:
+    """As the planner predicts it, from profile and lengths alone; the replica from requests, as it has learnt."""
+    request = build_request("r", [0] * 400, recipe, sampling=SamplingParams(max_tokens=100))
+    planned_ms = PROFILE.tpot_ms(decode_keys(request.rules, 400 + 100 // 2)) - PROFILE.decode_step_ms
+    cost = OnlineCost(PROFILE)
+    assert cost.answer_ms(request) == pytest.approx(planned_ms)
+    run(cost, Machine(answers=2.0), 50, answer_step)
+    assert cost.answer_ms(request) == pytest.approx(2.0 * planned_ms, rel=0.01)
 
 
 def test_what_is_computed_or_answered_already_needs_no_time() -> None:

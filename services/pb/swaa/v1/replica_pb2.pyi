@@ -61,7 +61,7 @@ class Backlog(_message.Message):
     def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., interrupt_tokens: _Optional[int] = ...) -> None: ...
 
 class PendingTurn(_message.Message):
-    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens")
+    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens", "answer_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORK_MS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class PendingTurn(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     work_ms: float
     due_in_ms: float
@@ -78,7 +79,8 @@ class PendingTurn(_message.Message):
     num_tokens: float
     tpot_ms: float
     answer_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
+    answer_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., answer_ms: _Optional[float] = ...) -> None: ...
 
 class DecodingTurn(_message.Message):
     __slots__ = ("request_id", "tpot_ms", "priority", "left_tokens")
