@@ -313,11 +313,8 @@ class Scheduler:
         """What of that may run now, so that no decoding request's next token comes late by it; 0: they go first."""
         if not any(chunk.request.tpot_ms is not None for chunk in decodes):
             return most
-        decoding, now_s, decode_step_ms = (
-            [chunk.request for chunk in decodes],
-            self._clock(),
-            self._cost.step_ms(decodes),
-        )
+        decoding, now_s = [chunk.request for chunk in decodes], self._clock()
+        decode_step_ms = self._cost.step_ms(decodes)
         limit_ms = step_limit_ms(decoding, now_s, decode_step_ms)
         most = min(most, sum(request.num_ready_tokens for request in prefills))
         if limit_ms is None or (whole_ms := self._step_ms(decodes, prefills, most)) <= limit_ms:
