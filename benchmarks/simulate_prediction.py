@@ -24,7 +24,7 @@ from benchmarks.shapes import SHAPES
 from benchmarks.simulate_sla import CATALOGS, DATA, MODELS, engine_config, load_profile
 from benchmarks.sla_policies import Policy
 from benchmarks.sla_simulation import Machine, SimulatedService
-from services.cost import CostProfile, StepWork, count_layers, decode_keys_of, prefill_work_of
+from services.cost import CostProfile, count_layers, decode_keys_of, prefill_work_of
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER
@@ -39,7 +39,7 @@ def work_ms(question: Question, catalog: Catalog, profile: CostProfile) -> float
     layers = count_layers(catalog.recipe(RECIPE_HEADER, question.recipe).rules)
     stop = question.prompt_tokens
     keys = decode_keys_of(layers, stop + question.max_tokens // 2)
-    token_ms = profile.decode_ms(StepWork(decode_steps=1.0, decode_rows=1.0, decode_keys=keys))
+    token_ms = profile.tpot_ms(keys)
     prefill_ms = profile.prefill_ms(prefill_work_of(layers, (Turn(0, stop),), 0, stop))
     return prefill_ms + question.max_tokens * token_ms
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from services.cost import CostProfile, LayerCounts, StepWork, count_layers, decode_keys_of, prefill_work_of
+from services.cost import CostProfile, LayerCounts, count_layers, decode_keys_of, prefill_work_of
 from services.gateway.catalog import Catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
 from services.load.report import Group
@@ -111,7 +111,7 @@ def request_ms(profile: CostProfile, layers: LayerCounts, request: TraceRequest)
     """How long a request keeps a replica busy; its answer's tokens ride along in others' steps."""
     stop = request.prompt_tokens
     prefill = profile.prefill_ms(prefill_work_of(layers, (Turn(0, stop),), 0, stop))
-    token = profile.decode_ms(StepWork(decode_rows=1.0, decode_keys=decode_keys_of(layers, stop)))
+    token = profile.answer_ms(decode_keys_of(layers, stop))
     return prefill + (request.max_tokens - 1) * token
 
 

@@ -162,6 +162,10 @@ class CostProfile:
         """Predicted time from the first step to the first token, alone on the replica."""
         return self.prompt_ms(work.in_steps(self.max_step_tokens))
 
+    def answer_ms(self, num_keys: float) -> float:
+        """What a generated token adds to a step when it attends to `num_keys` keys, summed over layers."""
+        return self.decode_ms(StepWork(decode_rows=1.0, decode_keys=num_keys))
+
     def tpot_ms(self, num_keys: float) -> float:
         """Predicted time per generated token when it attends to `num_keys` keys, summed over layers."""
         return self.decode_ms(StepWork(decode_steps=1.0, decode_rows=1.0, decode_keys=num_keys))

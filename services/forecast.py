@@ -270,7 +270,7 @@ def _step(
 
     besides_ms, tokens = answers.besides_ms, min(float(steps.max_tokens), sum(left[at] for at in order))
     whole_ms = prefill_ms(tokens)
-    fewer = left[order[0]] / (1.0 - FAIR_SHARE + FAIR_SHARE / len(order))
+    fewer = _until_first_is_done(order, left)
     if len(order) > 1 and fewer < tokens:
         fewer_ms = prefill_ms(fewer)
         if ends_with_first(whole_ms - fewer_ms, besides_ms, len(order)):
@@ -304,8 +304,12 @@ def share(order: Sequence[int], left: Sequence[float], budget: float) -> dict[in
 def _until_next_is_done(order: Sequence[int], left: Sequence[float]) -> float:
     """Tokens until the first of these is done, if they went on as in this step."""
     even = FAIR_SHARE / len(order)
-    first, *others = order
-    return min(left[first] / (1.0 - FAIR_SHARE + even), *(left[at] / even for at in others), math.inf)
+    return min(_until_first_is_done(order, left), *(left[at] / even for at in order[1:]), math.inf)
+
+
+def _until_first_is_done(order: Sequence[int], left: Sequence[float]) -> float:
+    """Tokens until the most urgent of these is done."""
+    return left[order[0]] / (1.0 - FAIR_SHARE + FAIR_SHARE / len(order))
 
 
 def _rank(turn: PendingTurn, at: int, left_ms: float, now_ms: float) -> tuple[bool, float, int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache
 
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.config import MIN_PREFILL_TOKENS, EngineConfig
@@ -283,10 +283,16 @@ class Scheduler:
         return [request for request in self.running if not request.paused and request.num_ready_tokens]
 
     def _step(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request]) -> list[ScheduledChunk]:
-        tokens = self._config.max_step_tokens - len(decodes)
+        ready_tokens = sum(request.num_ready_tokens for request in prefills)
+        tokens = min(self._config.max_step_tokens - len(decodes), ready_tokens)
         if prefills and not self._by_arrival:
-            tokens = self._worthwhile_tokens(decodes, prefills, tokens)
-            tokens = self._timely_tokens(decodes, prefills, tokens)
+
+            @cache  # the whole step is looked at by both, and by the search for the most tokens
+            def step_ms(tokens: int) -> float:
+                return self._cost.step_ms([*decodes, *self._share(prefills, tokens)])
+
+            tokens = self._worthwhile_tokens(decodes, prefills, tokens, step_ms)
+            tokens = self._timely_tokens(decodes, prefills, tokens, step_ms)
         return [*decodes, *self._share(prefills, tokens)]
 
     def _extended(self, scheduled: list[ScheduledChunk]) -> list[ScheduledChunk]:
@@ -300,33 +306,33 @@ class Scheduler:
             return chunks(prefills, share_prefill(prefills, budget_tokens, fair_share=0))
         return chunks(prefills, share_prefill(prefills, budget_tokens))
 
-    def _worthwhile_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int) -> int:
+    def _worthwhile_tokens(
+        self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int, step_ms: Callable[[int], float]
+    ) -> int:
         """Prefill of a step: all it can hold, or no more than brings the most urgent prompt its end."""
         first, num_prefills = prefills[0], len(prefills)
         fewer = tokens_to_finish(first.num_remaining_tokens, num_prefills)
         if num_prefills < 2 or fewer >= most or first.num_ready_tokens < first.num_remaining_tokens:
             return most
-        saved_ms = self._step_ms(decodes, prefills, most) - self._step_ms(decodes, prefills, fewer)
+        saved_ms = step_ms(most) - step_ms(fewer)
         return fewer if ends_with_first(saved_ms, self._besides_ms(decodes, first), num_prefills) else most
 
-    def _timely_tokens(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int) -> int:
+    def _timely_tokens(
+        self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int, step_ms: Callable[[int], float]
+    ) -> int:
         """What of that may run now, so that no decoding request's next token comes late by it; 0: they go first."""
         if not any(chunk.request.tpot_ms is not None for chunk in decodes):
             return most
         decoding, now_s = [chunk.request for chunk in decodes], self._clock()
         decode_step_ms = self._cost.step_ms(decodes)
         limit_ms = step_limit_ms(decoding, now_s, decode_step_ms)
-        most = min(most, sum(request.num_ready_tokens for request in prefills))
-        if limit_ms is None or (whole_ms := self._step_ms(decodes, prefills, most)) <= limit_ms:
+        if limit_ms is None or (whole_ms := step_ms(most)) <= limit_ms:
             return most
         target_ms = strictest_target_ms(decoding, now_s, decode_step_ms)
         if limit_ms < min(whole_ms, ahead_ms(self._besides_ms(decodes, prefills[0]), decode_step_ms, target_ms)):
             return 0
         least = min(most, max(MIN_PREFILL_TOKENS, len(prefills)))
-        return most_tokens_within(limit_ms, least, most, partial(self._step_ms, decodes, prefills))
-
-    def _step_ms(self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], tokens: int) -> float:
-        return self._cost.step_ms([*decodes, *self._share(prefills, tokens)])
+        return most_tokens_within(limit_ms, least, most, step_ms)
 
     def _besides_ms(self, decodes: Sequence[ScheduledChunk], prefill: Request) -> float:
         """What a step with prompts takes besides."""

@@ -93,13 +93,13 @@ class Alone:
     """What a recipe gives by itself, whatever else there is to do.
 
     Attributes:
-        token_ms: what its decoding adds to a step.
+        answer_ms: what each token of its answer adds to a step.
     """
 
     named: NamedRecipe
     restore: RestorePlan
     tpot_ms: float
-    token_ms: float
+    answer_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
@@ -144,12 +144,12 @@ class Scene:
         state = work.states.get(named.name)
         is_hot = work.is_hot and state is not None and state.source == "session"
         restore = plan_restore(named.rules, turns, stop, state, cost, is_hot)
-        tpot_ms = cost.tpot_ms(decode_keys(named.rules, stop + work.max_tokens // 2))
+        num_keys = decode_keys(named.rules, stop + work.max_tokens // 2)
         return Alone(
             named,
             restore,
-            tpot_ms,
-            token_ms=max(0.0, tpot_ms - cost.decode_step_ms),
+            cost.tpot_ms(num_keys),
+            cost.answer_ms(num_keys),
             quality=self.catalog.quality.quality_at(named.name, stop),
             kv_bytes=kv_tokens(named.rules, stop, work.continues) * self.bytes_per_token_layer,
             computed_tokens=stop - restore.num_restored_tokens,
@@ -167,14 +167,14 @@ class Scene:
             restore.fetch_ms,
             objective.tpot_ms,
             work.max_tokens,
-            alone.token_ms,
+            alone.answer_ms,
         )
         outcome = self.forecast.outcome(newcomer)
         prediction = Prediction(
             ttft_ms=work.spent_ms + outcome.first_token_ms,
             wait_ms=work.spent_ms + outcome.wait_ms,
             work_ms=restore.work_ms,
-            tpot_ms=max(alone.tpot_ms, work.backlog.decode_step_ms + alone.token_ms),
+            tpot_ms=max(alone.tpot_ms, work.backlog.decode_step_ms + alone.answer_ms),
             quality=alone.quality,
             kv_bytes=alone.kv_bytes,
             computed_tokens=alone.computed_tokens,

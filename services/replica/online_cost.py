@@ -80,8 +80,8 @@ class OnlineCost:
     def answer_ms(self, request: Request) -> float:
         """See StepCost. Of the token in the middle of its answer."""
         middle = len(request.token_ids) + (request.sampling.max_tokens - request.num_generated_tokens) // 2
-        work = StepWork(decode_rows=1.0, decode_keys=decode_keys_of(self._layers.of(request.rules), middle))
-        return self._measured.decode_ms(work) * self._corrections[2].factor
+        num_keys = decode_keys_of(self._layers.of(request.rules), middle)
+        return self._measured.answer_ms(num_keys) * self._corrections[2].factor
 
     def observe(self, chunks: Sequence[ScheduledChunk], took_ms: float) -> None:
         """See StepCost. The difference is put down to whichever part makes most of the step."""

@@ -269,7 +269,6 @@ def gateway_process(running: Running, address: str) -> int:
 
 def test_nothing_of_a_killed_cluster_stays_behind(running: Running) -> None:
     """Comes last. Its Redis is not its own, and stays; one that is ends with it (test_embedded_redis)."""
-
     redis = set(running.named("redis-server"))
 
     def left() -> set[int]:
