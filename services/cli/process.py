@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ async def serve_until_stopped(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
     async with running as server:
+        gc.freeze()  # model and tokenizer stay to the end: looking for garbage among them again would delay tokens
         address = _at(config.listen, server.port)
         logger.info("serving %s on %s", config.model, address)
         if server.http_port is not None:

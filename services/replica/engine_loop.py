@@ -13,10 +13,11 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from swaa_runtime.engine import Engine
 from swaa_runtime.errors import EngineFailed, SwaaError
@@ -27,6 +28,8 @@ from swaa_runtime.outputs import Finished, Output
 from swaa_runtime.request import Request
 
 T = TypeVar("T")
+InStep = Literal["no", "in order", "at once"]
+
 logger = logging.getLogger(__name__)
 
 STREAM_LIMIT = 64
@@ -84,12 +87,13 @@ class _Command:
     """Something to do between two steps, and what to tell its caller if the engine died before.
 
     Attributes:
-        in_step: may be done between the layers of a step, too, as it touches nothing that the step uses.
+        in_step: whether it may be done between the layers of a step, too, as it touches nothing that the step uses. "at
+            once" if it begins a request, to which nothing earlier can refer: it overtakes what waits for the end.
     """
 
     run: Callable[[], None]
     fail: Callable[[EngineFailed], object] = lambda _: None
-    in_step: bool = False
+    in_step: InStep = "no"
 
 
 class EngineLoop:
@@ -98,7 +102,7 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._put_off: list[_Command | None] = []  # the next command, if it was taken in the midst of a step
+        self._put_off: deque[_Command | None] = deque()  # taken in the midst of a step, to be run after it
         self._streams: dict[str, OutputStream] = {}
         self._thread = threading.Thread(target=self._run, name="swaa-engine", daemon=True)
         self._failure: EngineFailed | None = None
@@ -157,7 +161,7 @@ class EngineLoop:
                 return
             self._streams[request.request_id] = stream
 
-        self._post(_Command(add, fail=stream.put, in_step=True))
+        self._post(_Command(add, fail=stream.put, in_step="at once"))
         return stream
 
     async def resume(
@@ -175,7 +179,7 @@ class EngineLoop:
             self._streams[request.request_id] = stream
             return True
 
-        return stream if await self._call(resume, in_step=True) else None
+        return stream if await self._call(resume, in_step="at once") else None
 
     def is_parked(self, request_id: str) -> bool:
         """Whether a request's state is in the pool still; a moment later it may not be."""
@@ -183,7 +187,7 @@ class EngineLoop:
 
     async def place(self, request_id: str, slices: Iterable[KVSlice]) -> None:
         """Bring slices of a state that is restored; returns when they are the engine's."""
-        await self._call(lambda engine: engine.place(request_id, slices), in_step=True)
+        await self._call(lambda engine: engine.place(request_id, slices), in_step="in order")
 
     async def abandon_restore(self, request_id: str) -> None:
         """See `Engine.abandon_restore`."""
@@ -191,7 +195,7 @@ class EngineLoop:
 
     def confirm_saved(self, request_id: str, keys: Collection[SliceKey], lost: Collection[SliceKey] = ()) -> None:
         """See `Engine.confirm_saved`."""
-        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys, lost), in_step=True))
+        self._post(_Command(lambda: self._engine.confirm_saved(request_id, keys, lost), in_step="in order"))
 
     async def export_parked(self, request_id: str, keys: Collection[SliceKey]) -> list[KVSlice] | None:
         """See `Engine.export_parked`. Others' tokens wait meanwhile."""
@@ -209,7 +213,7 @@ class EngineLoop:
         """Run a function on the engine between two steps, on its thread, and return its result."""
         return await self._call(function)
 
-    async def _call(self, function: Callable[[Engine], T], in_step: bool = False) -> T:
+    async def _call(self, function: Callable[[Engine], T], in_step: InStep = "no") -> T:
         future: Future[T] = Future()
 
         def run() -> None:
@@ -228,7 +232,7 @@ class EngineLoop:
         return await asyncio.wrap_future(future)
 
     def _stream(self, request_id: str) -> OutputStream:
-        resume = _Command(lambda: self._engine.set_paused(request_id, False), in_step=True)
+        resume = _Command(lambda: self._engine.set_paused(request_id, False), in_step="in order")
         return OutputStream(lambda: self._post(resume))
 
     def _post(self, command: _Command) -> None:
@@ -257,7 +261,7 @@ class EngineLoop:
         while True:
             try:
                 if self._put_off:
-                    command = self._put_off.pop()
+                    command = self._put_off.popleft()
                 elif not self._engine.has_work:
                     command = self._commands.get()
                 elif idle:  # nothing can run until a reader catches up or a request ends: look again soon
@@ -272,16 +276,14 @@ class EngineLoop:
             idle = False
 
     def _between_layers(self) -> None:
-        """In the midst of a step: run the commands that may be, in order, and let out newcomers' first tokens."""
-        while not self._put_off:
-            try:
+        """In the midst of a step: run the commands that may be, and let out newcomers' first tokens."""
+        with contextlib.suppress(queue.Empty):
+            while True:
                 command = self._commands.get_nowait()
-            except queue.Empty:
-                break
-            if command is None or not command.in_step:
-                self._put_off.append(command)
-            else:
-                command.run()
+                if command is None or command.in_step == "no" or (self._put_off and command.in_step == "in order"):
+                    self._put_off.append(command)
+                else:
+                    command.run()
         self._dispatch(self._engine.interrupt())
 
     def _dispatch(self, outputs: list[Output]) -> None:
@@ -301,6 +303,6 @@ class EngineLoop:
         self._streams.clear()
         with contextlib.suppress(queue.Empty):
             while True:  # posted before the failure was known
-                command = self._put_off.pop() if self._put_off else self._commands.get_nowait()
+                command = self._put_off.popleft() if self._put_off else self._commands.get_nowait()
                 if command is not None:
                     command.fail(failure)

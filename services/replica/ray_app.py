@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
@@ -165,6 +166,7 @@ class RayReplica:
         )
         self._replica = parts.replica
         self._cost = cost
+        gc.freeze()  # as `services.cli.process` does
         logger.info("replica %s serves %s on %s", replica_id, config.model, server.address)
 
     async def Lease(self, request: pb.LeaseRequest) -> AsyncGenerator[pb.LeaseGrant, None]:

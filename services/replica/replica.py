@@ -126,12 +126,15 @@ class Replica:
             self._remaining_tokens[job.request_id] = turn.request.num_remaining_tokens
             stack.callback(self._remaining_tokens.pop, job.request_id, None)
             unsaved = stack.enter_context(contextlib.ExitStack())
-            unsaved.callback(self.engine.drop_parked, job.request_id)
-            stack.callback(self.engine.cancel, job.request_id)
+            if job.session is not None:
+                unsaved.callback(self.engine.drop_parked, job.request_id)
+            running = stack.enter_context(contextlib.ExitStack())
+            running.callback(self.engine.cancel, job.request_id)
             stream = await self._start(turn, stack)
             while True:
                 output = await stream.get()
                 if isinstance(output, Finished):
+                    running.pop_all()
                     break
                 if isinstance(output, StateSlices | Checkpoint):
                     saver.put(output)

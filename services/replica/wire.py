@@ -84,7 +84,7 @@ def job_from(request: pb.RunRequest, deadline_s: float | None) -> Job:
         session = SessionUse(request.tenant, request.session_id, request.version, request.idempotency_key, quota_bytes)
     return Job(
         request_id=request.request_id,
-        prompt_token_ids=tuple(request.prompt_token_ids),
+        prompt_token_ids=tuple(request.prompt_token_ids[:]),
         recipe_name=request.recipe_name,
         recipe=Recipe.from_mapping(json.loads(request.recipe_json)),
         sampling=_sampling_from(request.sampling),
@@ -94,7 +94,7 @@ def job_from(request: pb.RunRequest, deadline_s: float | None) -> Job:
         tpot_ms=request.tpot_ms if request.HasField("tpot_ms") else None,
         session=session,
         restore=_restore_from(request.restore) if request.HasField("restore") else None,
-        sent_token_ids=tuple(request.sent_token_ids),
+        sent_token_ids=tuple(request.sent_token_ids[:]),
     )
 
 

@@ -275,24 +275,29 @@ async def test_a_first_token_is_with_its_reader_before_a_long_step_goes_on() -> 
 
 
 @asynchronous
-async def test_what_may_not_be_done_in_a_step_waits_for_its_end_and_so_does_all_behind_it() -> None:
+async def test_what_may_not_be_done_in_a_step_waits_for_its_end_and_newcomers_overtake_it() -> None:
     async with running_engine(INTERRUPTIBLE) as rig:
         held = Held(rig)
         long = rig.loop.submit(build_request("long", TWO_STEPS))
         await held.at_boundary()
-        first = rig.loop.submit(build_request("first", 10, sampling=LONG))
+        first = rig.loop.submit(build_request("first", 8, sampling=LONG))
         rig.loop.cancel("first")
         rig.loop.cancel("long")
-        second = rig.loop.submit(build_request("second", 10))
+        asking = asyncio.create_task(rig.loop.call(lambda engine: engine._in_flight))
+        await asyncio.sleep(0)
+        second = rig.loop.submit(build_request("second", 8))
         held.go_on()
         await held.at_boundary()
         assert len(tokens_of([await first.get(), await first.get()])) == 1
+        tokens = tokens_of([await second.get(), await second.get()])
+        assert len(tokens) == 1, "while the long step is in flight"
         rig.runner.between_layers = lambda: None
         held.go_on()
         outputs = await read_all(first)
         assert (tokens_of(outputs), finished(outputs).reason) == ([], FinishReason.CANCELLED)
         assert finished(await read_all(long)).num_computed_tokens == 64, "the step ran to its end"
-        assert tokens_of(await read_all(second)) == alone(build_request("second", 10))
+        assert await asking is None, "it was run after the step"
+        assert tokens + tokens_of(await read_all(second)) == alone(build_request("second", 8))
         assert await rig.used_blocks() == 0
 
 

@@ -14,7 +14,7 @@ import redis
 
 from services.errors import SessionBusy, SessionCorrupt, SessionNotFound, StaleSession, StoreUnavailable
 from services.replica import lease
-from services.replica.job import Done, Event
+from services.replica.job import Done, Event, SessionUse
 from services.replica.replica import Replica
 from services.sessions.embedded_redis import EmbeddedRedis
 from services.sessions.store import Store
@@ -66,6 +66,19 @@ async def test_a_turn_without_a_session_leaves_nothing_behind(open_store: OpenSt
     assert ran.done.text == ""
     assert ran.done.reason is FinishReason.LENGTH
     assert raw.keys() == []
+
+
+@pytest.mark.parametrize("use", [None, NEW])
+@asynchronous
+async def test_a_turn_that_has_ended_asks_nothing_more_of_the_engine(
+    open_store: OpenStore, use: SessionUse | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    async with running_engine() as rig, open_store() as store:
+        monkeypatch.setattr(rig.loop, "cancel", asked.append)
+        monkeypatch.setattr(rig.loop, "drop_parked", asked.append)
+        await run_turn(make_replica(rig, store), make_job(session=use))
+    assert asked == [], "it would have had to wait for the end of a step, for nothing"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
