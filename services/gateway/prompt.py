@@ -149,8 +149,9 @@ class PromptEncoder:
         self._check_size(prompt, len(history_token_ids))
         if prompt.token_ids:
             token_ids = list(prompt.token_ids)
-            for index, token_id in enumerate(token_ids):
+            for token_id in (min(token_ids), max(token_ids)):
                 if not 0 <= token_id < self._vocab_size:
+                    index = token_ids.index(token_id)
                     raise InvalidRequest(
                         f"prompt.token_ids[{index}]", token_id, f"must be in 0..{self._vocab_size - 1}"
                     )
