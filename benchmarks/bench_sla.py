@@ -3,9 +3,9 @@
     python -m benchmarks.bench_sla                                        # default model, CPU, about 20 minutes
     python -m benchmarks.bench_sla --device cuda --model-shape qwen3-4b   # random weights of that shape
 
-Capacity is the rate at which the requests' predicted work keeps one replica exactly busy under the reference, by the
-measured cost profile: the recipe of the best quality, and of several the one of least work. So a load above 1 is more
-than can be served without giving up quality. Answers' tokens count as riding along in steps that prompts take anyway.
+Capacity is the rate of requests that keeps one replica exactly busy under the reference: the recipe of the best
+quality, and of several the one of least work. So a load above 1 is more than can be served without giving up quality.
+It is found in virtual time: what the service's own scheduler takes for many that wait, by the measured cost profile.
 At every load the same requests come at the same (Poisson) times to every policy:
 
     fixed: NAME     one recipe for all, our scheduler            x-swaa-recipe: NAME
@@ -16,7 +16,7 @@ At every load the same requests come at the same (Poisson) times to every policy
 
 An SLA is met if time to first token, time per token and least quality are; a refusal or an error is a miss. Objectives
 of time to first token are multiples of the mean work under the reference, so that a run of minutes tells: see
---objectives. Quality is the catalogue's table. The last line is JSON.
+--objectives; --tpot and --min-quality are for the others. Quality is the catalogue's table. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ import torch
 from benchmarks import workload
 from benchmarks.served import served
 from benchmarks.shapes import SHAPES, add_service_options, model_folder, service_settings
+from benchmarks.sla_models import saturated
 from benchmarks.sla_policies import (
     DEFAULT_SCHEDULING,
+    SAMPLE_S,
+    Objectives,
     Policy,
     Row,
     Setup,
@@ -62,16 +65,22 @@ TIMEOUT_S = 3600.0
 WARM_UP = 3
 
 
-def set_up(address: str, cache_dir: Path, spec: TraceSpec) -> Setup:
-    """Ask the running service what it is, and read the cost profile it measured."""
+def set_up(address: str, args: argparse.Namespace, spec: TraceSpec) -> Setup:
+    """Ask the running service what it is, read the cost profile it measured, and find its capacity."""
     with grpc.insecure_channel(address, options=GRPC_OPTIONS) as channel:
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
         answer = stub.ListRecipes(pb.ListRecipesRequest())
     catalog: Catalog = load_catalog(Path(answer.catalog_source), ServedModel(answer.num_layers))[0]
-    files = [json.loads(file.read_text(encoding="utf-8")) for file in cache_dir.glob("cost-*.json")]
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in args.cache.glob("cost-*.json")]
     used = next(file for file in files if f"{file['hardware']}, {file['measured_at']}" == answer.cost_source)
     profile = CostProfile.from_mapping(used)
-    return measure_setup(profile, catalog, spec)
+    return with_capacity(args, catalog, measure_setup(profile, catalog, spec), spec)
+
+
+def with_capacity(args: argparse.Namespace, catalog: Catalog, setup: Setup, spec: TraceSpec) -> Setup:
+    """The setup with what requests such as these take where many wait."""
+    many = replace(spec, duration_s=SAMPLE_S)
+    return saturated(args.model_shape, catalog, setup, requests_of(many, objectives_of(args), setup))
 
 
 async def run_policy(
@@ -125,9 +134,19 @@ def trace_spec(args: argparse.Namespace, seed: int) -> TraceSpec:
     )
 
 
-def parse_objectives(text: str) -> dict[str, float]:
-    """Multiples of the mean work by class, as `interactive:2,quality:12` writes them."""
-    return {name: float(factor) for name, _, factor in (part.partition(":") for part in text.split(","))}
+def parse_by_class(text: str) -> dict[str, float]:
+    """Numbers by SLA class, as `interactive:2,quality:12` writes them; of none, the empty text."""
+    return {name: float(number) for name, _, number in (part.partition(":") for part in text.split(",") if part)}
+
+
+def objectives_of(args: argparse.Namespace) -> Objectives:
+    """What requests ask for."""
+    shape = SHAPES[args.model_shape]
+    return Objectives(
+        parse_by_class(args.objectives),
+        shape.tpot if args.tpot is None else parse_by_class(args.tpot),
+        shape.min_quality if args.min_quality is None else parse_by_class(args.min_quality),
+    )
 
 
 def chosen_policies(args: argparse.Namespace) -> list[Policy]:
@@ -138,7 +157,7 @@ def chosen_policies(args: argparse.Namespace) -> list[Policy]:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run everything; the figures as data."""
-    spec, objectives, chosen = trace_spec(args, args.seed), parse_objectives(args.objectives), chosen_policies(args)
+    spec, chosen = trace_spec(args, args.seed), chosen_policies(args)
     model = model_folder(args, folder)
     settings = service_settings(args, folder, model)
     tokenizer = workload.load_tokenizer(model or workload.model_folder(None, torch.bfloat16))
@@ -150,11 +169,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         other = {} if scheduling == DEFAULT_SCHEDULING else {"scheduling_policy": scheduling}
         with served(folder / scheduling, {**settings, **other}) as address:
             if setup is None:
-                setup = set_up(address, args.cache, spec)
+                setup = set_up(address, args, spec)
                 window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
                 for load in args.loads:
                     loaded = replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s)
-                    traces[load] = requests_of(loaded, objectives, setup.unit_ms)
+                    traces[load] = requests_of(loaded, objectives_of(args), setup)
                 print_setup(setup, window_s)
                 counts = ", ".join(f"{len(trace)} at {load:.1f} x" for load, trace in traces.items())
                 print(f"requests: {counts}\n")
@@ -168,20 +187,21 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "hardware": workload.hardware(torch.device(args.device)),
         "model": args.model or args.model_shape,
-        **as_data(setup, objectives, rows, by_load),
+        **as_data(args, setup, rows, by_load),
     }
 
 
 def as_data(
-    setup: Setup, objectives: Mapping[str, float], rows: Sequence[Row], by_load: Mapping[float, Mapping[str, Any]]
+    args: argparse.Namespace, setup: Setup, rows: Sequence[Row], by_load: Mapping[float, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """All figures, for JSON."""
     return {
         "reference": setup.reference,
         "capacity_per_s": setup.capacity_per_s,
+        "crowding": setup.crowding,
         "mean_work_ms": dict(setup.mean_ms),
         "cost_profile": setup.profile.to_mapping(),
-        "objectives": objectives,
+        "objectives": asdict(objectives_of(args)),
         "rows": [{"policy": row.policy.name, "load": row.load, **asdict(row.figures)} for row in rows],
         "gains": by_load,
     }
@@ -190,9 +210,10 @@ def as_data(
 def print_setup(setup: Setup, window_s: float) -> None:
     """What a request takes, and how many are too many."""
     work = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in setup.mean_ms.items())
-    print(f"mean work of a request, by the cost profile: {work}")
+    print(f"mean work of a request, by the cost profile: {work}; of a token {setup.token_ms:,.1f} ms")
     print(
-        f"capacity: {setup.capacity_per_s:.3f} requests/s under {setup.reference}; requests arrive for {window_s:.0f} s"
+        f"capacity: {setup.capacity_per_s:.3f} requests/s under {setup.reference}, each {setup.crowding:.2f} times its "
+        f"work where many wait; requests arrive for {window_s:.0f} s"
     )
 
 
@@ -219,6 +240,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         default="interactive:2,balanced:4,quality:12",
         help="time to first token by class, in multiples of the mean work under the reference",
     )
+    parser.add_argument("--tpot", help="time per token by class, in multiples of one alone; '' for the classes' own")
+    parser.add_argument("--min-quality", help="floors by class; '' for the classes' own (both default: by shape)")
 
 
 def _arguments() -> argparse.Namespace:

@@ -13,7 +13,7 @@
 #   cpu-prediction, cpu-sla   .cache/device/*/model.gguf.*: the default model in pieces; a job waits for what is to come
 #   cot                       the same, and .cache/device/results: samples of the recipes to compare with
 # A prediction job measures costs first; put it before the SLA job, which takes them from there.
-# GPU_MINUTES (7.8), CPU_MINUTES (9): what arrivals and their work may take; queues come on top. COT_LENGTHS: lengths of prompts; COT_S: most seconds.
+# GPU_MINUTES (9.3), CPU_MINUTES (9): what arrivals and their work may take; queues come on top. GPU_SEED (0): other requests. COT_LENGTHS: lengths of prompts; COT_S: most seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -82,8 +82,8 @@ make_qwen3_4b(Path(sys.argv[1]), Path(sys.argv[2]), torch.device("cuda"))' "$WOR
 
 gpu_prediction() { qwen benchmarks.bench_prediction --calibrate; }
 gpu_sla() { # an overload takes a while to show, half a load does not: a run each, together about 14 minutes
-  local long=(benchmarks.bench_sla --lengths 32000-128000 --policies "fixed: interleaved-wide" planner "fcfs: full")
-  qwen "${long[@]}" --loads 1.2 --minutes "${GPU_MINUTES:-7.8}"
+  local long=(benchmarks.bench_sla --lengths 32000-128000 --seed "${GPU_SEED:-0}" --policies planner "fixed: interleaved-wide")
+  qwen "${long[@]}" "fixed: interleaved-sinks" --loads 1.2 --minutes "${GPU_MINUTES:-9.3}"
   qwen "${long[@]}" --loads 0.5 --minutes 3
 }
 cpu_prediction() { on_cpu python3 -m benchmarks.bench_prediction --calibrate --cache "$SWAA_CACHE_DIR"; }

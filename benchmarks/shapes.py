@@ -18,6 +18,7 @@ class Shape:
 
     Attributes:
         fixed: recipes to compare the planner with; predicted: those that predictions are made for.
+        tpot, min_quality: what `bench_sla`'s requests ask for by class (see `sla_policies.Objectives`).
         idle_lengths, loaded_lengths: prompts of `bench_prediction`, the latter's shortest and longest.
         settings: of the service, by the names of `ServeConfig`.
     """
@@ -29,16 +30,20 @@ class Shape:
     idle_lengths: tuple[int, ...]
     loaded_lengths: tuple[int, int]
     settings: Mapping[str, str] = field(default_factory=dict)
+    tpot: Mapping[str, float] = field(default_factory=dict)
+    min_quality: Mapping[str, float] = field(default_factory=dict)
 
 
 SHAPES = {
     "default": Shape(
-        lengths="250:0.35,1000:0.35,2500:0.2,5000:0.1",
+        lengths="2000-7900",
         max_tokens="8-24",
         fixed=("full", "wide-tail", "few-full-tail", "middle-tail", "sliding-tail"),
         predicted=("full", "wide-tail", "sliding-tail", "few-full-tail", "interleaved", "sliding"),
         idle_lengths=(300, 730, 1700, 2900, 5200, 7700),
         loaded_lengths=(300, 4500),
+        tpot={"interactive": 4.0, "balanced": 5.0, "quality": 15.0},  # CPUs differ by more than classes do
+        min_quality={"interactive": 0.8},  # whatever keeps less of this model's quality is hardly faster
     ),
     "tiny": Shape(
         lengths="50:0.5,200:0.3,800:0.2",

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import workload
 from benchmarks.bench_prediction import SLA_CLASS, Question, make_questions
 from benchmarks.shapes import SHAPES
-from benchmarks.simulate_sla import CATALOGS, DATA, MODELS, engine_config, load_profile
+from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, engine_config, load_profile
 from benchmarks.sla_policies import Policy
 from benchmarks.sla_simulation import Machine, SimulatedService
 from services.cost import CostProfile, count_layers, decode_keys_of, prefill_work_of
@@ -117,7 +117,7 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-shape", choices=sorted(MODELS), default="default")
+    parser.add_argument("--model-shape", choices=PRICED, default="default")
     parser.add_argument("--profile", type=Path, help="prices, as `swaa calibrate` keeps them (default: by shape)")
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--utilisation", type=float, default=0.7)

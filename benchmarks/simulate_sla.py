@@ -15,7 +15,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,67 +23,22 @@ from benchmarks.bench_sla import (
     add_load_options,
     as_data,
     chosen_policies,
-    parse_objectives,
+    objectives_of,
     print_gains,
     print_head,
     print_row,
     print_setup,
     trace_spec,
+    with_capacity,
 )
-from benchmarks.shapes import SHAPES
+from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, engine_config, load_profile
 from benchmarks.sla_policies import Policy, Row, Setup, gains, measure_setup, requests_of
 from benchmarks.sla_simulation import Machine, SimulatedService
-from services.cost import CostProfile
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from services.load.report import make_group
 from services.load.results import Result
 from services.load.trace import TraceRequest
-from services.replica.kv_memory import CPU_KV_MIB
-from swaa_runtime.config import EngineConfig
-from swaa_runtime.shape import ModelShape
-
-CATALOGS = Path(str(files("services.gateway").joinpath("data", "catalogs")))
-DATA = Path(__file__).parent / "data"
-BLOCK_SIZE_TOKENS = 256
-"""Larger than a service's, as every block takes time to hand out; memory is the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedModel:
-    """A model as planner and KV memory know it: its sizes, its catalogue, and what its steps cost where."""
-
-    catalog: str
-    profile: str
-    shape: ModelShape
-
-
-MODELS = {
-    "default": SimulatedModel(
-        "smollm2.yaml", "cost_smollm2_cpu.json", ModelShape(30, 9, 3, 64, 49152, 8192, "bfloat16")
-    ),
-    "qwen3-4b": SimulatedModel(
-        "qwen3-4b.yaml", "cost_qwen3_4b_h100.json", ModelShape(36, 32, 8, 128, 151936, 262144, "bfloat16")
-    ),
-}
-
-
-def load_profile(path: Path) -> CostProfile:
-    """A profile as `swaa calibrate` keeps it."""
-    return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-
-
-def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConfig:
-    """A service's own, with the settings that `bench_sla` gives it."""
-    shape, settings = MODELS[name].shape, SHAPES[name].settings
-    kv_bytes = int(settings.get("kv_memory_mib", CPU_KV_MIB)) << 20
-    return EngineConfig(
-        num_blocks=1 + kv_bytes // (shape.bytes_per_token_layer * BLOCK_SIZE_TOKENS),
-        max_model_tokens=shape.max_model_tokens,
-        block_size_tokens=BLOCK_SIZE_TOKENS,
-        max_step_tokens=profile.max_step_tokens,
-        policy=policy.scheduling,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +91,14 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
     model = MODELS[args.model_shape]
     profile = load_profile(args.profile or DATA / model.profile)
     catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
-    chosen, objectives = chosen_policies(args), parse_objectives(args.objectives)
+    chosen = chosen_policies(args)
     specs = {seed: trace_spec(args, seed) for seed in args.seeds}
-    setup = measure_setup(profile, catalog, specs[args.seeds[0]])
+    spec = specs[args.seeds[0]]
+    setup = with_capacity(args, catalog, measure_setup(profile, catalog, spec), spec)
     window_s = setup.window_s(args.minutes * 60, args.loads, chosen)
     traces = {
         (load, seed): requests_of(
-            replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s),
-            objectives,
-            setup.unit_ms,
+            replace(spec, rate_per_s=load * setup.capacity_per_s, duration_s=window_s), objectives_of(args), setup
         )
         for load in args.loads
         for seed, spec in specs.items()
@@ -174,14 +127,14 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
         "noise": args.noise,
         "seeds": args.seeds,
         "window_s": window_s,
-        **as_data(setup, objectives, rows, by_load),
+        **as_data(args, setup, rows, by_load),
         "gains_by_seed": each,
     }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-shape", choices=sorted(MODELS), default="default")
+    parser.add_argument("--model-shape", choices=PRICED, default="default")
     parser.add_argument("--profile", type=Path, help="prices, as `swaa calibrate` keeps them (default: by shape)")
     add_load_options(parser)
     parser.set_defaults(minutes=180.0)  # of virtual time: an overload takes a while to show

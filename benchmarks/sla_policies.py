@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.cost import CostProfile, LayerCounts, count_layers, decode_keys_of, prefill_work_of
 from services.gateway.catalog import Catalog
-from services.gateway.sla import RECIPE_HEADER, SLA_HEADER, STRICT_HEADER, TTFT_HEADER
+from services.gateway.sla import (
+    MIN_QUALITY_HEADER,
+    RECIPE_HEADER,
+    SLA_HEADER,
+    STRICT_HEADER,
+    TPOT_HEADER,
+    TTFT_HEADER,
+)
 from services.load.report import Group
 from services.load.trace import TraceRequest, TraceSpec, make_trace
 from swaa_runtime.config import SchedulingPolicy
@@ -43,6 +50,21 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Objectives:
+    """What requests ask for, by SLA class; what is not named here is the class's own.
+
+    Attributes:
+        ttft: time to first token in multiples of `Setup.unit_ms`, of every class.
+        tpot: time per token in multiples of `Setup.token_ms`.
+        min_quality: floors.
+    """
+
+    ttft: Mapping[str, float]
+    tpot: Mapping[str, float] = field(default_factory=dict)
+    min_quality: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """What came of one policy at one load."""
 
@@ -57,13 +79,18 @@ class Setup:
 
     Attributes:
         mean_ms: mean work of a request, by recipe.
+        token_ms: mean time per token of an answer under the reference, with nothing else to do.
         reference: the recipe of the best mean quality, and of those the one of least work: what one would run that has
             time. Beyond its capacity something has to give.
+        crowding: what requests under the reference take where many wait, in multiples of their work alone. Steps end
+            early for the answers beside them, so there are more, of which each takes something besides its tokens.
     """
 
     profile: CostProfile
     mean_ms: Mapping[str, float]
     reference: str = "full"
+    token_ms: float = 0.0
+    crowding: float = 1.0
 
     @property
     def unit_ms(self) -> float:
@@ -73,7 +100,7 @@ class Setup:
     @property
     def capacity_per_s(self) -> float:
         """Requests per second that keep one replica exactly busy under the reference."""
-        return 1e3 / self.unit_ms
+        return 1e3 / (self.unit_ms * self.crowding)
 
     def window_s(self, budget_s: float, loads: Sequence[float], chosen: Sequence[Policy]) -> float:
         """How long requests may arrive at each load, so that all of it, with its queues, takes the budget."""
@@ -104,22 +131,30 @@ def measure_setup(profile: CostProfile, catalog: Catalog, spec: TraceSpec) -> Se
         name: sum(catalog.quality.quality_at(name, request.prompt_tokens) for request in sample) / len(sample)
         for name in catalog.recipes
     }
-    return Setup(profile, mean_ms, max(mean_ms, key=lambda name: (quality[name], -mean_ms[name])))
+    reference = max(mean_ms, key=lambda name: (quality[name], -mean_ms[name]))
+    tokens_ms = [profile.tpot_ms(decode_keys_of(layers[reference], request.prompt_tokens)) for request in sample]
+    return Setup(profile, mean_ms, reference, sum(tokens_ms) / len(tokens_ms))
 
 
 def request_ms(profile: CostProfile, layers: LayerCounts, request: TraceRequest) -> float:
-    """How long a request keeps a replica busy; its answer's tokens ride along in others' steps."""
+    """What a request's tokens take; its answer's ride along in others' steps."""
     stop = request.prompt_tokens
     prefill = profile.prefill_ms(prefill_work_of(layers, (Turn(0, stop),), 0, stop))
     token = profile.answer_ms(decode_keys_of(layers, stop))
     return prefill + (request.max_tokens - 1) * token
 
 
-def requests_of(spec: TraceSpec, objectives: Mapping[str, float], unit_ms: float) -> list[TraceRequest]:
-    """A trace whose requests ask for time to first token in multiples of a unit, by class."""
+def requests_of(spec: TraceSpec, objectives: Objectives, setup: Setup) -> list[TraceRequest]:
+    """A trace whose requests ask for what the objectives say."""
 
     def headers(request: TraceRequest) -> dict[str, str]:
-        return {**request.headers, TTFT_HEADER: f"{objectives[request.headers[SLA_HEADER]] * unit_ms:.1f}"}
+        sla_class = request.headers[SLA_HEADER]
+        asked = {TTFT_HEADER: f"{objectives.ttft[sla_class] * setup.unit_ms:.1f}"}
+        if sla_class in objectives.tpot:
+            asked[TPOT_HEADER] = f"{objectives.tpot[sla_class] * setup.token_ms:.1f}"
+        if sla_class in objectives.min_quality:
+            asked[MIN_QUALITY_HEADER] = str(objectives.min_quality[sla_class])
+        return {**request.headers, **asked}
 
     return [replace(request, headers=headers(request)) for request in make_trace(spec)]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.sla_policies import Policy, Row, Setup, all_policies, gains, measure_setup
+from benchmarks.sla_policies import Objectives, Policy, Row, Setup, all_policies, gains, measure_setup, requests_of
 from services.load.report import Group
 from services.load.trace import TraceSpec, parse_names, parse_numbers
 from tests.services.gateway.builders import COST, make_catalog
@@ -46,14 +46,26 @@ def test_capacity_is_one_request_at_a_time_and_queues_count_against_the_budget()
 
 
 def test_the_reference_is_the_best_recipe_and_of_equals_the_one_of_least_work() -> None:
-    setup = Setup(COST, {"full": 2000.0, "as good": 1500.0, "fast": 500.0}, "as good")
+    setup = Setup(COST, {"full": 2000.0, "as good": 1500.0, "fast": 500.0}, "as good", crowding=1.25)
     assert setup.unit_ms == 1500.0
-    assert setup.capacity_per_s == pytest.approx(1 / 1.5)
+    assert setup.capacity_per_s == pytest.approx(1 / (1.5 * 1.25))
     numbers, names = parse_numbers("lengths", "1000-4000"), parse_names("classes", "balanced")
     catalog, spec = make_catalog(), TraceSpec(1.0, 1.0, numbers, parse_numbers("max_tokens", "4"), names)
     assert measure_setup(COST, catalog, spec).reference == "full"
     quality = replace(catalog.quality, recall={**catalog.quality.recall, "tail": (1.0, 0.8)})
     assert measure_setup(COST, replace(catalog, quality=quality), spec).reference == "tail"
+
+
+def test_requests_ask_in_multiples_of_what_the_reference_takes_and_for_no_more_than_is_named() -> None:
+    numbers, names = parse_numbers("lengths", "1000-4000"), parse_names("classes", "interactive:0.5,quality:0.5")
+    spec = TraceSpec(1.0, 40.0, numbers, parse_numbers("max_tokens", "4"), names)
+    setup = Setup(COST, {"full": 2000.0}, token_ms=50.0, crowding=1.5)
+    objectives = Objectives({"interactive": 2.0, "quality": 12.0}, {"interactive": 4.0}, {"quality": 0.9})
+    asked = {request.headers["x-swaa-sla"]: request.headers for request in requests_of(spec, objectives, setup)}
+    assert asked == {
+        "interactive": {"x-swaa-sla": "interactive", "x-slo-ttft-ms": "4000.0", "x-slo-tpot-ms": "200.0"},
+        "quality": {"x-swaa-sla": "quality", "x-slo-ttft-ms": "24000.0", "x-swaa-min-quality": "0.9"},
+    }
 
 
 def test_every_policy_says_what_it_adds_to_requests() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulate_sla import CATALOGS, DATA, MODELS, engine_config, load_profile
-from benchmarks.sla_policies import Policy, all_policies, measure_setup, requests_of
+from benchmarks.sla_models import CATALOGS, DATA, MODELS, engine_config, load_profile
+from benchmarks.sla_policies import Objectives, Policy, all_policies, measure_setup, requests_of
 from benchmarks.sla_simulation import Machine, SimulatedService, VirtualClock
 from services.cost import CostProfile, prefill_work
 from services.gateway.catalog import Catalog
@@ -43,7 +43,7 @@ def busy_trace(load: float = 2.0) -> list[TraceRequest]:
     """More than fits, for a while."""
     setup = measure_setup(PROFILE, CATALOG, SPEC)
     spec = replace(SPEC, rate_per_s=load * setup.capacity_per_s, duration_s=40 * setup.unit_ms / 1e3)
-    return requests_of(spec, {"interactive": 2.0, "balanced": 4.0, "quality": 12.0}, setup.unit_ms)
+    return requests_of(spec, Objectives({"interactive": 2.0, "balanced": 4.0, "quality": 12.0}), setup)
 
 
 def run(policy: Policy, trace: list[TraceRequest], noise: float = 0.0, seed: int = 0) -> list[Result]:
