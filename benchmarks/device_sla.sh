@@ -13,7 +13,7 @@
 #   cpu-prediction, cpu-sla   .cache/device/*/model.gguf.*: the default model in pieces; a job waits for what is to come
 #   cot                       the same, and .cache/device/results: samples of the recipes to compare with
 # A prediction job measures costs first; put it before the SLA job, which takes them from there.
-# GPU_MINUTES (9.3), CPU_MINUTES (9): what arrivals and their work may take; queues come on top. GPU_SEED (0): other requests. COT_LENGTHS: lengths of prompts; COT_S: most seconds.
+# GPU_MINUTES (9.3), CPU_MINUTES (15): what arrivals and their work may take; queues come on top. GPU_SEED (0): other requests. COT_LENGTHS: lengths of prompts; COT_S: most seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -87,9 +87,10 @@ gpu_sla() { # an overload takes a while to show, half a load does not: a run eac
   qwen "${long[@]}" --loads 0.5 --minutes 3
 }
 cpu_prediction() { on_cpu python3 -m benchmarks.bench_prediction --calibrate --cache "$SWAA_CACHE_DIR"; }
-cpu_sla() {
-  on_cpu python3 -m benchmarks.bench_sla --cache "$SWAA_CACHE_DIR" --loads 0.5 1.2 --minutes "${CPU_MINUTES:-9}" \
-    --policies "fixed: wide-tail" "fixed: few-full-tail" planner "fcfs: full"
+cpu_sla() { # a load each, as on the GPU
+  local both=(benchmarks.bench_sla --cache "$SWAA_CACHE_DIR" --policies planner "fixed: full" "fixed: few-full-tail")
+  on_cpu python3 -m "${both[@]}" --loads 1.2 --minutes "${CPU_MINUTES:-15}"
+  on_cpu python3 -m "${both[@]}" --loads 0.5 --minutes 5
 }
 
 cot() {
