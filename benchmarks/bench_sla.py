@@ -92,7 +92,7 @@ async def run_policy(
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
         runner = LoadRunner(stub, prompts, TIMEOUT_S)
         for load, trace in traces.items():
-            asked = [replace(each, headers={**each.headers, **policy.headers}) for each in trace]
+            asked = policy.asked(trace)
             await runner.run([replace(each, arrival_ms=0.0) for each in asked[:WARM_UP]])
             rows.append(Row(policy, load, make_report(await runner.run(asked)).total))
             print_row(rows[-1])

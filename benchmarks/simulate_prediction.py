@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks import workload
 from benchmarks.bench_prediction import SLA_CLASS, Question, make_questions
 from benchmarks.shapes import SHAPES
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, engine_config, load_profile
+from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, load_profile, simulated_service
 from benchmarks.sla_policies import Policy
-from benchmarks.sla_simulation import Machine, SimulatedService
+from benchmarks.sla_simulation import Machine
 from services.cost import CostProfile, count_layers, decode_keys_of, prefill_work_of
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
@@ -70,9 +70,8 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
     catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
 
     def run(trace: Sequence[TraceRequest], seed: int) -> list[Result]:
-        config = engine_config(args.model_shape, profile, Policy("planner"))
         machine = Machine(profile, noise=args.noise, seed=seed)
-        return SimulatedService(catalog, model.shape, config, profile, machine).run(trace)
+        return simulated_service(args.model_shape, catalog, Policy("planner"), machine).run(trace)
 
     errors: list[float] = []
     own: list[float] = []

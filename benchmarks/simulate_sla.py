@@ -31,9 +31,9 @@ from benchmarks.bench_sla import (
     trace_spec,
     with_capacity,
 )
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, engine_config, load_profile
+from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, load_profile, simulated_service
 from benchmarks.sla_policies import Policy, Row, Setup, gains, measure_setup, requests_of
-from benchmarks.sla_simulation import Machine, SimulatedService
+from benchmarks.sla_simulation import Machine
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from services.load.report import make_group
@@ -54,16 +54,9 @@ class Simulation:
 
     def results(self, policy: Policy, load: float, seed: int) -> list[Result]:
         """What becomes of the requests of one load and seed."""
-        asked = [replace(each, headers={**each.headers, **policy.headers}) for each in self.traces[load, seed]]
-        profile = self.setup.profile
-        service = SimulatedService(
-            self.catalog,
-            MODELS[self.model_name].shape,
-            engine_config(self.model_name, profile, policy),
-            profile,
-            Machine(profile, self.bias, self.noise, seed),
-        )
-        return service.run(asked)
+        machine = Machine(self.setup.profile, self.bias, self.noise, seed)
+        service = simulated_service(self.model_name, self.catalog, policy, machine)
+        return service.run(policy.asked(self.traces[load, seed]))
 
 
 def run_policy(

@@ -70,21 +70,21 @@ def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConf
     )
 
 
+def simulated_service(name: str, catalog: Catalog, policy: Policy, machine: Machine) -> SimulatedService:
+    """A service of that model on a machine, which starts from the prices that the machine has but for its bias."""
+    profile = machine.profile
+    return SimulatedService(catalog, MODELS[name].shape, engine_config(name, profile, policy), profile, machine)
+
+
 def saturated(name: str, catalog: Catalog, setup: Setup, requests: Sequence[TraceRequest]) -> Setup:
     """The setup with what a request takes where many wait, as that is what fills a replica (see `Setup.crowding`).
 
     In virtual time the first of `requests` come at once, under the reference, and steps take what the profile says.
     """
     policy, profile = Policy("saturated", recipe=setup.reference), setup.profile
-    service = SimulatedService(
-        catalog,
-        MODELS[name].shape,
-        engine_config(name, profile, policy),
-        profile,
-        Machine(profile, bias=1.0, noise=0.0, seed=0),
-    )
     first = requests[:SATURATING]
-    asked = [replace(each, arrival_ms=0.0, headers={**each.headers, **policy.headers}) for each in first]
-    took_ms = max(result.total_ms for result in service.run(asked))
+    service = simulated_service(name, catalog, policy, Machine(profile))
+    results = service.run([replace(each, arrival_ms=0.0) for each in policy.asked(first)])
+    took_ms = max(result.total_ms for result in results)
     layers = count_layers(catalog.recipes[setup.reference].rules)
     return replace(setup, crowding=took_ms / sum(request_ms(profile, layers, each) for each in first))

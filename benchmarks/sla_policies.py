@@ -43,6 +43,10 @@ class Policy:
         recipe = {RECIPE_HEADER: self.recipe} if self.recipe is not None else {}
         return {**recipe, **({STRICT_HEADER: "true"} if self.strict else {})}
 
+    def asked(self, requests: Sequence[TraceRequest]) -> list[TraceRequest]:
+        """Requests with its headers."""
+        return [replace(each, headers={**each.headers, **self.headers}) for each in requests]
+
     @property
     def is_fixed(self) -> bool:
         """Whether it is one of those that the planner is to beat."""

@@ -129,7 +129,7 @@ class Machine:
     """
 
     def __init__(self, profile: CostProfile, bias: float = 1.0, noise: float = 0.0, seed: int = 0) -> None:
-        self._profile = profile
+        self.profile = profile
         self._bias = bias
         self._noise = noise
         self._rng = random.Random(f"{seed}/steps")
@@ -142,7 +142,7 @@ class Machine:
             for chunk in batch.chunks
         )
         factor = self._rng.lognormvariate(-(self._noise**2) / 2, self._noise)
-        return self._profile.step_ms(work) * self._bias * factor
+        return self.profile.step_ms(work) * self._bias * factor
 
 
 class SimulatedRunner(ModelRunner):

@@ -48,7 +48,7 @@ def busy_trace(load: float = 2.0) -> list[TraceRequest]:
 
 def run(policy: Policy, trace: list[TraceRequest], noise: float = 0.0, seed: int = 0) -> list[Result]:
     service = make_service(policy, noise=noise, seed=seed)
-    results = service.run([replace(each, headers={**each.headers, **policy.headers}) for each in trace])
+    results = service.run(policy.asked(trace))
     service.engine.check_integrity()
     assert service.engine.manager.pool.num_used_blocks == 0
     return results
