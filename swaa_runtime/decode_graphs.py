@@ -12,11 +12,8 @@ nothing and stores nothing.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ import torch
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.paged_triton import num_splits, tile_rule
 from swaa_runtime.batch import Batch
+from swaa_runtime.cuda_graph import record
 from swaa_runtime.kernels import skinny
 from swaa_runtime.kernels.paged_attention import Launch, Tiles, paged_attention
 from swaa_runtime.kv_cache.storage import KVStorage
@@ -162,11 +160,7 @@ class DecodeGraphs:
         self._inputs[1] = NO_POSITION
         self._forward(num_rows)
         torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        pool: Any = next((other.pool() for other, _ in self._graphs.values()), None)
-        # They run one at a time, so they share memory. What other threads do on the device is not recorded.
-        with _uncollected(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            logits = self._forward(num_rows)
+        graph, logits = record(lambda: self._forward(num_rows), [other for other, _ in self._graphs.values()])
         self._inputs.copy_(kept)
         return graph, logits
 
@@ -216,18 +210,6 @@ class DecodeGraphs:
             ids = np.array([table[written:num_blocks] for table in chunk.block_tables], dtype=np.int32)
             self._tables[:, index, written:num_blocks] = upload(ids, self._device)
         return _Row(chunk.block_tables, chunk.rules, num_blocks)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's collector: what it happens to free, another engine's graphs say, would end the recording."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def bucket(num_rows: int, max_rows: int) -> int:

@@ -77,7 +77,7 @@ class Engine:
         self.manager = KVCacheManager(config.num_blocks, config.block_size_tokens, config.max_step_tokens)
         self._cost: StepCost = UnknownCost()
         self._clock = clock
-        self.scheduler = Scheduler(self.manager, config, self._cost, clock)
+        self.scheduler = Scheduler(self.manager, config, self._cost, clock, runner.query_multiple)
         self.parked = ParkedStates(self.manager)
         self.swapped = SwappedStates(self.manager, runner.storage, config.max_swapped_bytes, config.export_step_bytes)
         self._exports = ExportQueue(runner.storage, config.export_step_bytes)

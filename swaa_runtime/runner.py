@@ -49,6 +49,7 @@ class ModelRunner:
         part: KV memory of what this process computes of it.
         storage: KV memory as states are copied out of and into it: all heads.
         is_interruptible: whether `run` calls back between layers.
+        query_multiple: long prompts are computed fastest in chunks that end at multiples of so many positions.
     """
 
     is_interruptible = True
@@ -73,9 +74,11 @@ class ModelRunner:
         self._decode_steps: DecodeSteps | None = None
         self._warm_up_kernels: Callable[[], None] | None = None
         self.attention_name: str = config.attention_backend
+        self.query_multiple = 1
         if config.attention_backend == "triton":
             prefix = make_prefix_attention(config.dense_attention, shape, self.device)
             self.attention_name = f"triton (dense: {prefix.name})"
+            self.query_multiple = prefix.query_multiple
             parts = _on_triton(self.part, loaded, config, prefix)
             self._decoder, self._contexts, self._decode_steps, self._warm_up_kernels = parts
         else:
@@ -214,6 +217,7 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
         from swaa_runtime.attention.paged_triton import TritonContext, check_kv_dtype, check_shape, warm_up
         from swaa_runtime.decode_graphs import DecodeGraphs
         from swaa_runtime.model.fused import FusedDecoder
+        from swaa_runtime.model.layer_graphs import GraphedDecoder
     except ModuleNotFoundError as exc:
         raise ModelNotSupported("attention_backend 'triton' needs triton: pip install 'swaa[gpu]'") from exc
     shape = loaded.part_shape
@@ -221,6 +225,10 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
     check_kv_dtype(config.kv_dtype, loaded.model.device)
     contexts = partial(TritonContext, storage, shape, prefix)
     decoder = gpu_decoder(loaded.model, loaded.group)
+    # Sums over ranks are not recorded: a long one runs beside other work.
+    graphed = None
+    if isinstance(decoder, FusedDecoder) and loaded.group is None:
+        graphed = GraphedDecoder(decoder, storage, shape, config.max_step_tokens)
 
     def warm_up_kernels() -> None:
         query_row = shape.num_heads * shape.head_dim
@@ -228,9 +236,11 @@ def _on_triton(storage: KVStorage, loaded: LoadedModel, config: EngineConfig, pr
             decoder.warm_up(storage, config.max_step_tokens)
             query_row = decoder.query_row
         warm_up(storage, shape, prefix, query_row, config.max_step_tokens, config.max_model_tokens)
+        if graphed is not None:
+            graphed.capture_all()
 
     if not isinstance(decoder, FusedDecoder):
         return decoder, contexts, None, warm_up_kernels
     lm_head = loaded.model.get_output_embeddings()
     graphs = DecodeGraphs(decoder, lm_head, storage, shape, config.max_running, config.max_model_tokens)
-    return decoder, contexts, graphs, warm_up_kernels
+    return graphed or decoder, contexts, graphs, warm_up_kernels

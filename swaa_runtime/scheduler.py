@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 from swaa_runtime.batch import ScheduledChunk
-from swaa_runtime.config import MIN_PREFILL_TOKENS, EngineConfig
+from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, EngineConfig
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.interruption import newcomers, num_interruptions
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -57,6 +57,7 @@ class Scheduler:
     Args:
         cost: what steps are expected to take.
         clock: in seconds; due times are told on it.
+        chunk_multiple: where a prompt's chunks end, if they can (see `chunks`).
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Scheduler:
         config: EngineConfig,
         cost: StepCost | None = None,
         clock: Callable[[], float] = time.monotonic,
+        chunk_multiple: int = 1,
     ) -> None:
         self.manager = manager
+        self._chunk_multiple = chunk_multiple
         self._config = config
         self._by_arrival = config.policy == "fcfs"
         self._clock = clock
@@ -302,9 +305,8 @@ class Scheduler:
         return scheduled
 
     def _share(self, prefills: Sequence[Request], budget_tokens: int) -> list[ScheduledChunk]:
-        if self._by_arrival:
-            return chunks(prefills, share_prefill(prefills, budget_tokens, fair_share=0))
-        return chunks(prefills, share_prefill(prefills, budget_tokens))
+        fair_share = 0 if self._by_arrival else FAIR_SHARE
+        return chunks(prefills, share_prefill(prefills, budget_tokens, fair_share), self._chunk_multiple)
 
     def _worthwhile_tokens(
         self, decodes: Sequence[ScheduledChunk], prefills: Sequence[Request], most: int, step_ms: Callable[[int], float]

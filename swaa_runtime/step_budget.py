@@ -122,6 +122,20 @@ def _crossing(below: float, above: float, width: float, curvature: float) -> flo
     return -2 * below / root if root > 0 else width / 2
 
 
-def chunks(requests: Sequence[Request], shares: Sequence[int]) -> list[ScheduledChunk]:
-    """What those with a share run."""
-    return [ScheduledChunk(request, share) for request, share in zip(requests, shares, strict=True) if share]
+def chunks(requests: Sequence[Request], shares: Sequence[int], multiple: int = 1) -> list[ScheduledChunk]:
+    """What those with a share run: no more than that, and less if the chunk ends at a multiple of positions then.
+
+    A chunk that brings its prompt to the end is left as it is, and one that would lose more than half.
+    """
+    return [
+        ScheduledChunk(request, _rounded(request, share, multiple))
+        for request, share in zip(requests, shares, strict=True)
+        if share
+    ]
+
+
+def _rounded(request: Request, share: int, multiple: int) -> int:
+    if share >= request.num_ready_tokens:
+        return share
+    over = (request.num_computed_tokens + share) % multiple
+    return share - over if 2 * over <= share else share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swaa_runtime.config import EngineConfig
 from swaa_runtime.errors import ModelNotSupported
+from swaa_runtime.model.layer_graphs import MAX_TOKENS
 from swaa_runtime.shape import DTYPE_BYTES, ModelShape
 
 CPU_KV_MIB = 2048
@@ -29,6 +30,7 @@ def step_bytes(
                   + K and V of the longest sequence in one layer, gathered; of 8 bits also as they are kept
     sampling      max_running x vocab_size                                        in float32, thrice
     decoding      layers x max_running x blocks of the longest sequence           block ids in int32
+    short steps   T up to MAX_TOKENS: activations, and what is between layers     graphs have their own memory
 
     Between two layers it keeps T x 2 (hidden + (heads + 2 kv_heads) head_dim), beside which one of `interrupt_tokens`
     needs its own.
@@ -47,7 +49,8 @@ def step_bytes(
     if 0 < config.interrupt_tokens <= config.max_step_tokens:
         paused = config.max_step_tokens * size * 2 * (hidden_size + qkv)
         rows = max(rows, paused + config.interrupt_tokens * (activations + dense))
-    return rows + gathered + logits + tables
+    graphed = min(config.max_step_tokens, MAX_TOKENS) * (activations + size * 2 * (hidden_size + qkv))
+    return rows + gathered + logits + tables + graphed
 
 
 def kv_pool_bytes(free_bytes: int, needed_bytes: int) -> int:

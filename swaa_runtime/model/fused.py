@@ -170,6 +170,7 @@ class FusedDecoder:
         self._first_norm, self._first_qkv = norms[0], qkvs[0]
         following = zip(decoder.layers, norms[1:], [*qkvs[1:], None], strict=True)
         self._layers = [_layer(layer, norm, qkv) for layer, norm, qkv in following]
+        self.scales = [layer.scale for layer in self._layers]
         # All of a model's adapters are active or none: the first module tells.
         self._adapted = [module for module in decoder.modules() if isinstance(module, AdaptedLinear)][:1]
 
@@ -191,23 +192,21 @@ class FusedDecoder:
             num_layers: if no rows are wanted, so many layers are enough, from the first.
         """
         stored_only = rows is not None and rows.numel() == 0
-        if rows is not None and not stored_only and self._adapters_are_active:  # they name rows of all T
+        if rows is not None and not stored_only and self.adapters_are_active:  # they name rows of all T
             return self.forward(token_ids, positions, context)[rows]
-        layers = self._layers[:num_layers] if stored_only else self._layers
-        residual = functional.embedding(token_ids, self._embedding)
-        cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
-        hidden = self._ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
-        qkv = self._first_qkv(hidden, self._linear)
-        for index, layer in enumerate(layers):
-            query = self._store(index, layer, qkv, cos, sin, context)
-            is_last = index == len(layers) - 1
+        num_layers = num_layers if stored_only and num_layers is not None else self.num_layers
+        residual, cos, sin = self.embed(token_ids, positions)
+        qkv = self.first_qkv(residual)
+        for layer in range(num_layers):
+            query = self.store(layer, qkv, cos, sin, context.slots[layer], context.storage)
+            is_last = layer == num_layers - 1
             if is_last and stored_only:
                 break
-            attended = context.attend_stored(index, query, layer.scale).flatten(1)
+            attended = context.attend_stored(layer, query, self.scales[layer]).flatten(1)
             if is_last and rows is not None:
                 attended, residual = attended[rows], residual[rows]
-            qkv = self._mix(layer, attended, residual)
-        return hidden[:0] if stored_only else qkv
+            qkv = self.mix(layer, attended, residual)
+        return residual[:0] if stored_only else qkv
 
     def warm_up(self, storage: KVStorage, num_tokens: int) -> None:
         """Run steps of one token, of few and of `num_tokens`, which store nothing: what they compile is compiled.
@@ -220,20 +219,49 @@ class FusedDecoder:
             self.forward(positions, positions, _NoContext(storage, slots))
 
     @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Elements of a row of the residual."""
+        return self._embedding.shape[1]
+
+    @property
     def query_row(self) -> int:
         """Elements from one query to the next, as `attend_stored` gets them: a view of queries, keys and values."""
         return len(self._first_qkv.weight)
 
-    def _store(
+    # What a forward consists of, between attention and attention.
+
+    def embed(
+        self, token_ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The residual [T, hidden_size] that the layers add to, and cos and sin [T, head_dim] of the positions."""
+        residual = functional.embedding(token_ids, self._embedding)
+        cos, sin = (angles[0] for angles in self._rotary(residual.unsqueeze(0), positions.unsqueeze(0)))
+        return residual, cos, sin
+
+    def first_qkv(self, residual: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The first layer's queries, keys and values [T, query_row]."""
+        hidden = self._ops.rms_norm(residual, self._first_norm.weight, self._first_norm.eps)
+        return self._first_qkv(hidden, self._linear, out)
+
+    def store(
         self,
         index: int,
-        layer: Layer,
         qkv: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        context: StoredContext,
+        slots: torch.Tensor,
+        storage: KVStorage,
     ) -> torch.Tensor:
-        """Store the layer's keys and values; returns its queries [T, num_heads, head_dim]."""
+        """Store the layer's keys and values in its slots, int64 [T].
+
+        Returns:
+            Its queries [T, num_heads, head_dim]: a view of `qkv`.
+        """
+        layer = self._layers[index]
         return self._ops.norm_rope_and_store(
             qkv,
             cos,
@@ -241,17 +269,24 @@ class FusedDecoder:
             None if layer.q_norm is None else layer.q_norm.weight,
             None if layer.k_norm is None else layer.k_norm.weight,
             0.0 if layer.q_norm is None else layer.q_norm.eps,
-            context.slots[index],
-            context.storage.keys,
-            context.storage.values,
-            context.storage.scales,
+            slots,
+            storage.keys,
+            storage.values,
+            storage.scales,
         )
 
-    def _mix(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def mix(
+        self, index: int, attended: torch.Tensor, residual: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """All that follows attention: the next layer's queries, keys and values, or the hidden states after the last.
 
         The residual changes in place.
+
+        Args:
+            attended: [T, num_heads * head_dim].
+            out: takes queries, keys and values of many rows, [T, query_row].
         """
+        layer = self._layers[index]
         linear, add_rms_norm = self._linear, self._ops.add_rms_norm
         pieces = self._pieces(len(attended))
         sums = [self._start_sum(layer.o(attended[piece], linear)) for piece in pieces]
@@ -266,15 +301,15 @@ class FusedDecoder:
         if layer.next_qkv is None:
             return _joined(list(normed))
         if len(pieces) == 1:
-            return layer.next_qkv(next(normed), linear)
-        qkv = attended.new_empty(len(attended), len(layer.next_qkv.weight))
+            return layer.next_qkv(next(normed), linear, out)
+        qkv = attended.new_empty(len(attended), len(layer.next_qkv.weight)) if out is None else out
         for piece, x in zip(pieces, normed, strict=True):
             layer.next_qkv(x, linear, qkv[piece])
         return qkv
 
     def _pieces(self, num_rows: int) -> list[slice]:
         """What is computed at a time of what is row by row."""
-        if self._group is None or self._adapters_are_active:  # they name rows of all
+        if self._group is None or self.adapters_are_active:  # they name rows of all
             return [slice(0, num_rows)]
         return self._group.pieces(num_rows)
 
@@ -293,7 +328,8 @@ class FusedDecoder:
         return self._gated_linear(hidden, gate_up.weight, gate_up.bias)
 
     @property
-    def _adapters_are_active(self) -> bool:
+    def adapters_are_active(self) -> bool:
+        """Whether rows of this step have their own updates."""
         return any(module.is_active for module in self._adapted)
 
 

@@ -30,6 +30,7 @@ from swaa_runtime.kernels import elementwise, elementwise_reference, skinny
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.model.attention import ATTENTION_NAME
 from swaa_runtime.model.fused import FusedDecoder
+from swaa_runtime.model.layer_graphs import GraphedDecoder
 from swaa_runtime.model.loader import LoadedModel, wrap_model
 from swaa_runtime.outputs import TokenOutput
 from swaa_runtime.recipe import Recipe
@@ -107,7 +108,7 @@ class GraphRunner(RecordingRunner):
         super().__init__(loaded, config)
         ops = elementwise if DEVICE.type == "cuda" else elementwise_reference  # whose calls a graph cannot record
         decoder = FusedDecoder(loaded.model, ops)
-        self._decoder = decoder
+        self._decoder = GraphedDecoder(decoder, self.part, loaded.shape, config.max_step_tokens)
         self._contexts = partial(TritonContext, self.part, loaded.shape, PiecewisePrefix("torch"))
         self.graphs = RecordingGraphs(
             decoder, loaded.model.lm_head, self.part, loaded.shape, config.max_running, config.max_model_tokens

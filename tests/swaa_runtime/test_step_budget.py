@@ -80,6 +80,35 @@ def test_without_a_fair_share_it_is_strictly_in_order() -> None:
     assert [(c.request, c.num_tokens) for c in chunks([first, second], [50, 0])] == [(first, 50)]
 
 
+@given(NEEDS, NEEDS, st.lists(st.integers(0, 60), min_size=8, max_size=8), st.integers(1, 16))
+def test_chunks_end_at_multiples_where_that_costs_at_most_half(
+    needs: list[int], computed: list[int], shares: list[int], multiple: int
+) -> None:
+    requests = prompts(needs)
+    for request, done in zip(requests, computed, strict=False):
+        request.num_computed_tokens = min(done, len(request.token_ids) - 1)
+    shares = [min(share, request.num_ready_tokens) for share, request in zip(shares, requests, strict=False)]
+    got = {chunk.request.request_id: chunk for chunk in chunks(requests, shares, multiple)}
+    assert list(got) == [request.request_id for request, share in zip(requests, shares, strict=True) if share]
+    for request, share in zip(requests, shares, strict=True):
+        if share:
+            chunk = got[request.request_id]
+            stop = chunk.start + chunk.num_tokens
+            if share == request.num_ready_tokens or stop % multiple:
+                assert chunk.num_tokens == share
+            assert share <= 2 * chunk.num_tokens <= 2 * share
+            assert chunk.start + share - stop < multiple
+
+
+def test_a_long_prompt_ends_its_chunks_at_multiples() -> None:
+    request = build_request("long", [0] * 100)
+    assert [chunk.num_tokens for chunk in chunks([request], [21], 8)] == [16]
+    request.num_computed_tokens = 16
+    assert [chunk.num_tokens for chunk in chunks([request], [21], 8)] == [16]
+    assert [chunk.num_tokens for chunk in chunks([request], [7], 8)] == [7], "nothing would be left of it"
+    assert [chunk.num_tokens for chunk in chunks([request], [84], 8)] == [84], "the prompt's end"
+
+
 @given(NEEDS, st.sampled_from([0.0, FAIR_SHARE, 0.9]))
 def test_the_first_prompt_is_finished_by_hardly_more_than_it_takes(needs: list[int], fair: float) -> None:
     budget = tokens_to_finish(needs[0], len(needs), fair)

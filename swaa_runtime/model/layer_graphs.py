@@ -1,0 +1,174 @@
+"""The fused decoder for short steps: all that lies between attention and attention is one launch, a CUDA graph.
+
+Of a short prompt a GPU computes a layer in less time than the host needs to ask for its ten operations one by one, and
+a host whose cores others share takes twice that now and then.
+
+    graph 0            attention 0      graph 1                attention 1      ...     attention n     as it comes
+    embedding, q k v   by the host      o, MLP, next q k v     by the host                              o, MLP, norm
+
+A graph is for a number of tokens: steps are filled up to the next size with tokens that are stored nowhere, and of
+which nobody sees anything. Attention differs from step to step, so it is no part of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from swaa_runtime.attention.backend import StoredContext
+from swaa_runtime.cuda_graph import record
+from swaa_runtime.kv_cache.storage import KVStorage
+from swaa_runtime.model.fused import FusedDecoder
+from swaa_runtime.shape import ModelShape
+
+MAX_TOKENS = 2048
+"""Of a step. From here on, computing a layer takes longer than asking for it."""
+
+MIN_SIZE, SIZE_STEP = 32, 256
+"""Sizes are powers of two up to SIZE_STEP and its multiples from there."""
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """What graphs read and write: rows of the largest size. Shapes: see FusedDecoder."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    residual: torch.Tensor
+    qkv: torch.Tensor
+    attended: torch.Tensor
+
+
+class GraphedDecoder:
+    """A Decoder: short steps by graphs, all others by the decoder whose graphs they are.
+
+    Those are: longer steps, steps with active adapters, and a step that interrupts a short one between its layers, as
+    the buffers are in use then. Without CUDA what would be recorded runs as it is: so it is tested.
+    """
+
+    def __init__(self, decoder: FusedDecoder, storage: KVStorage, shape: ModelShape, max_tokens: int) -> None:
+        """`max_tokens`: of the longest step; graphs are made for up to MAX_TOKENS of them."""
+        self.name = decoder.name
+        self._decoder = decoder
+        self._storage = storage
+        self._shape = shape
+        self._max_tokens = min(max_tokens, MAX_TOKENS)
+        self._is_running = False
+        self._graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}
+        self._buffers = self._allocate(padded(self._max_tokens))
+
+    def _allocate(self, num_rows: int) -> _Buffers:
+        keys, shape = self._storage.keys, self._shape
+        ids = torch.zeros(2 + shape.num_layers, num_rows, dtype=torch.int64, device=keys.device)
+        widths = (shape.head_dim, shape.head_dim, self._decoder.hidden_size, self._decoder.query_row)
+        rows = [
+            torch.zeros(num_rows, width, dtype=self._storage.dtype, device=keys.device)
+            for width in (*widths, shape.num_heads * shape.head_dim)
+        ]
+        return _Buffers(ids[0], ids[1], ids[2:], *rows)
+
+    def capture_all(self) -> None:
+        """Record the graphs of all sizes, which first steps would have to wait for."""
+        if self._storage.keys.device.type != "cuda":
+            return
+        for size in reversed(sizes(self._max_tokens)):  # the largest first: the others fit into its memory
+            self._capture(size)
+
+    def _capture(self, size: int) -> None:
+        """The graphs of one size. Nothing is stored, and no step is in flight."""
+        self._buffers.slots.fill_(NOWHERE)
+        for layer in range(min(2, self._shape.num_layers)):  # compiles
+            self._before_attention(layer, size)
+        recorded = [graph for graphs in self._graphs.values() for graph in graphs]
+        graphs: list[torch.cuda.CUDAGraph] = []
+        for layer in range(self._shape.num_layers):
+            graph, _ = record(partial(self._before_attention, layer, size), [*recorded[:1], *graphs[:1]])
+            graphs.append(graph)
+        self._graphs[size] = graphs
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: StoredContext,
+        rows: torch.Tensor | None = None,
+        num_layers: int | None = None,
+    ) -> torch.Tensor:
+        """See FusedDecoder.forward."""
+        if self._is_running or len(token_ids) > self._max_tokens or self._decoder.adapters_are_active:
+            return self._decoder.forward(token_ids, positions, context, rows, num_layers)
+        self._is_running = True
+        try:
+            return self._forward(token_ids, positions, context, rows, num_layers)
+        finally:
+            self._is_running = False
+
+    def _forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: StoredContext,
+        rows: torch.Tensor | None,
+        num_layers: int | None,
+    ) -> torch.Tensor:
+        num_tokens, size = len(token_ids), padded(len(token_ids))
+        if self._storage.keys.device.type == "cuda" and size not in self._graphs:
+            self._capture(size)
+        buffers = self._buffers
+        buffers.token_ids[:num_tokens] = token_ids
+        buffers.positions[:num_tokens] = positions
+        buffers.slots[:, :num_tokens] = context.slots
+        buffers.slots[:, num_tokens:size] = NOWHERE
+        query = buffers.qkv[:num_tokens].view(num_tokens, -1, self._shape.head_dim)[:, : self._shape.num_heads]
+        stored_only = rows is not None and rows.numel() == 0
+        last = (num_layers if stored_only and num_layers is not None else self._shape.num_layers) - 1
+        for layer in range(last):
+            self._replay(layer, size)
+            attended = context.attend_stored(layer, query, self._decoder.scales[layer])
+            buffers.attended[:num_tokens] = attended.flatten(1)
+        self._replay(last, size)
+        residual = buffers.residual[:num_tokens]
+        if stored_only:
+            return residual[:0]
+        attended = context.attend_stored(last, query, self._decoder.scales[last]).flatten(1)
+        if rows is not None:
+            attended, residual = attended[rows], residual[rows]
+        return self._decoder.mix(last, attended, residual)
+
+    def _replay(self, layer: int, size: int) -> None:
+        if self._storage.keys.device.type == "cuda":
+            self._graphs[size][layer].replay()
+        else:
+            self._before_attention(layer, size)
+
+    def _before_attention(self, layer: int, size: int) -> None:
+        """All between the attention of the layer before and this one's, for rows [0, size) of the buffers."""
+        decoder, buffers = self._decoder, self._buffers
+        residual, qkv, cos, sin = (rows[:size] for rows in (buffers.residual, buffers.qkv, buffers.cos, buffers.sin))
+        if layer == 0:
+            embedded = decoder.embed(buffers.token_ids[:size], buffers.positions[:size])
+            for rows, values in zip((residual, cos, sin), embedded, strict=True):
+                rows.copy_(values)
+            decoder.first_qkv(residual, qkv)
+        else:
+            decoder.mix(layer - 1, buffers.attended[:size], residual, qkv)
+        decoder.store(layer, qkv, cos, sin, buffers.slots[layer, :size], self._storage)
+
+
+def padded(num_tokens: int) -> int:
+    """The size that a step of so many tokens is filled up to."""
+    if num_tokens > SIZE_STEP:
+        return -(-num_tokens // SIZE_STEP) * SIZE_STEP
+    return max(MIN_SIZE, 1 << (num_tokens - 1).bit_length())
+
+
+def sizes(max_tokens: int) -> list[int]:
+    """All of them, for steps of up to `max_tokens`."""
+    return sorted({padded(num_tokens) for num_tokens in range(1, max_tokens + 1)})
