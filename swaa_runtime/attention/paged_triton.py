@@ -28,7 +28,7 @@ from swaa_runtime.shape import ModelShape
 from swaa_runtime.upload import upload
 from swaa_runtime.visibility import QueryRun, query_runs
 
-DENSE_KEYS = 1024
+DENSE_KEYS = 2048
 """Of no more keys the tiles take all queries: one launch fewer, and none that a dense kernel prepares itself for."""
 
 SPLIT_QUERIES = 128

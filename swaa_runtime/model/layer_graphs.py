@@ -26,7 +26,7 @@ from swaa_runtime.shape import ModelShape
 MAX_TOKENS = 2048
 """Of a step. From here on, computing a layer takes longer than asking for it."""
 
-MIN_SIZE, SIZE_STEP = 32, 256
+MIN_SIZE, SIZE_STEP = 32, 128
 """Sizes are powers of two up to SIZE_STEP and its multiples from there."""
 
 NOWHERE = -1
