@@ -49,7 +49,7 @@ def step_bytes(
     if 0 < config.interrupt_tokens <= config.max_step_tokens:
         paused = config.max_step_tokens * size * 2 * (hidden_size + qkv)
         rows = max(rows, paused + config.interrupt_tokens * (activations + dense))
-    graphed = min(config.max_step_tokens, MAX_TOKENS) * (activations + size * 2 * (hidden_size + qkv))
+    graphed = min(config.max_step_tokens, MAX_TOKENS) * (activations + size * 4 * (hidden_size + qkv))
     return rows + gathered + logits + tables + graphed
 
 

@@ -1,4 +1,4 @@
-"""The fused decoder for short steps: all that lies between attention and attention is one launch, a CUDA graph.
+"""The fused decoder for steps of few tokens: all that lies between attention and attention is one launch, a CUDA graph.
 
 Of a short prompt a GPU computes a layer in less time than the host needs to ask for its ten operations one by one, and
 a host whose cores others share takes twice that now and then.
@@ -23,18 +23,25 @@ from swaa_runtime.kv_cache.storage import KVStorage
 from swaa_runtime.model.fused import FusedDecoder
 from swaa_runtime.shape import ModelShape
 
-MAX_TOKENS = 2048
-"""Of a step. From here on, computing a layer takes longer than asking for it."""
+MAX_TOKENS = 4096
+"""Of a step. From here on, computing a layer takes longer than asking for it, even if the host is slow."""
 
-MIN_SIZE, SIZE_STEP = 32, 128
-"""Sizes are powers of two up to SIZE_STEP and its multiples from there."""
+SHORT_TOKENS = 2048
+"""Up to here a step is short. It may come between the layers of a longer one, so it has buffers of its own."""
+
+MIN_SIZE, SIZE_STEP, LONG_SIZE_STEP = 32, 128, 256
+"""Sizes are powers of two up to SIZE_STEP, its multiples up to SHORT_TOKENS, and multiples of the other from there."""
 
 NOWHERE = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Buffers:
-    """What graphs read and write: rows of the largest size. Shapes: see FusedDecoder."""
+    """What graphs read and write: rows of the largest size. Shapes: see FusedDecoder.
+
+    Attributes:
+        in_use: by a step in flight.
+    """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
@@ -44,13 +51,14 @@ class _Buffers:
     residual: torch.Tensor
     qkv: torch.Tensor
     attended: torch.Tensor
+    in_use: bool = False
 
 
 class GraphedDecoder:
     """A Decoder: short steps by graphs, all others by the decoder whose graphs they are.
 
-    Those are: longer steps, steps with active adapters, and a step that interrupts a short one between its layers, as
-    the buffers are in use then. Without CUDA what would be recorded runs as it is: so it is tested.
+    Those are: longer steps, steps with active adapters, and one between the layers of another whose buffers it needs.
+    Without CUDA what would be recorded runs as it is: so it is tested.
     """
 
     def __init__(self, decoder: FusedDecoder, storage: KVStorage, shape: ModelShape, max_tokens: int) -> None:
@@ -60,9 +68,9 @@ class GraphedDecoder:
         self._storage = storage
         self._shape = shape
         self._max_tokens = min(max_tokens, MAX_TOKENS)
-        self._is_running = False
         self._graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}
-        self._buffers = self._allocate(padded(self._max_tokens))
+        self._short = self._allocate(padded(min(self._max_tokens, SHORT_TOKENS)))
+        self._long = self._allocate(padded(self._max_tokens)) if self._max_tokens > SHORT_TOKENS else self._short
 
     def _allocate(self, num_rows: int) -> _Buffers:
         keys, shape = self._storage.keys, self._shape
@@ -74,6 +82,9 @@ class GraphedDecoder:
         ]
         return _Buffers(ids[0], ids[1], ids[2:], *rows)
 
+    def _buffers(self, num_tokens: int) -> _Buffers:
+        return self._short if num_tokens <= SHORT_TOKENS else self._long
+
     def capture_all(self) -> None:
         """Record the graphs of all sizes, which first steps would have to wait for."""
         if self._storage.keys.device.type != "cuda":
@@ -82,8 +93,8 @@ class GraphedDecoder:
             self._capture(size)
 
     def _capture(self, size: int) -> None:
-        """The graphs of one size. Nothing is stored, and no step is in flight."""
-        self._buffers.slots.fill_(NOWHERE)
+        """The graphs of one size. Nothing is stored, and no step uses its buffers."""
+        self._buffers(size).slots.fill_(NOWHERE)
         for layer in range(min(2, self._shape.num_layers)):  # compiles
             self._before_attention(layer, size)
         recorded = [graph for graphs in self._graphs.values() for graph in graphs]
@@ -102,13 +113,14 @@ class GraphedDecoder:
         num_layers: int | None = None,
     ) -> torch.Tensor:
         """See FusedDecoder.forward."""
-        if self._is_running or len(token_ids) > self._max_tokens or self._decoder.adapters_are_active:
+        buffers = self._buffers(len(token_ids))
+        if buffers.in_use or len(token_ids) > self._max_tokens or self._decoder.adapters_are_active:
             return self._decoder.forward(token_ids, positions, context, rows, num_layers)
-        self._is_running = True
+        buffers.in_use = True
         try:
             return self._forward(token_ids, positions, context, rows, num_layers)
         finally:
-            self._is_running = False
+            buffers.in_use = False
 
     def _forward(
         self,
@@ -121,7 +133,7 @@ class GraphedDecoder:
         num_tokens, size = len(token_ids), padded(len(token_ids))
         if self._storage.keys.device.type == "cuda" and size not in self._graphs:
             self._capture(size)
-        buffers = self._buffers
+        buffers = self._buffers(size)
         buffers.token_ids[:num_tokens] = token_ids
         buffers.positions[:num_tokens] = positions
         buffers.slots[:, :num_tokens] = context.slots
@@ -150,7 +162,7 @@ class GraphedDecoder:
 
     def _before_attention(self, layer: int, size: int) -> None:
         """All between the attention of the layer before and this one's, for rows [0, size) of the buffers."""
-        decoder, buffers = self._decoder, self._buffers
+        decoder, buffers = self._decoder, self._buffers(size)
         residual, qkv, cos, sin = (rows[:size] for rows in (buffers.residual, buffers.qkv, buffers.cos, buffers.sin))
         if layer == 0:
             embedded = decoder.embed(buffers.token_ids[:size], buffers.positions[:size])
@@ -165,7 +177,8 @@ class GraphedDecoder:
 def padded(num_tokens: int) -> int:
     """The size that a step of so many tokens is filled up to."""
     if num_tokens > SIZE_STEP:
-        return -(-num_tokens // SIZE_STEP) * SIZE_STEP
+        step = SIZE_STEP if num_tokens <= SHORT_TOKENS else LONG_SIZE_STEP
+        return -(-num_tokens // step) * step
     return max(MIN_SIZE, 1 << (num_tokens - 1).bit_length())
 
 

@@ -136,15 +136,35 @@ def test_a_step_between_the_layers_of_another_leaves_that_as_it_is(pair: Pair) -
 
 
 @torch.inference_mode()
+def test_a_short_step_between_the_layers_of_a_longer_one_has_buffers_of_its_own(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_graphs, "SHORT_TOKENS", 64)
+    pair = Pair(fresh_model("qwen3"))
+    in_use: list[tuple[bool, bool]] = []
+
+    def look(layer: int) -> None:
+        in_use.append((pair.graphed._short.in_use, pair.graphed._long.in_use))
+
+    def interrupt(layer: int) -> None:
+        pair.check([300 + layer, 310 + layer], before=look)
+
+    pair.check(list(range(200)), before=interrupt)
+    assert in_use == [(True, True)] * NUM_LAYERS**2
+    look(0)
+    assert in_use[-1] == (False, False)
+
+
+@torch.inference_mode()
 def test_a_step_that_fails_is_not_in_the_way_of_the_next(pair: Pair) -> None:
     def fail(layer: int) -> None:
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
         pair.check([0, 1], before=fail)
-    before = pair.graphed._buffers.residual.clone()
+    before = pair.graphed._short.residual.clone()
     pair.check([0, 1, 2])
-    assert not torch.equal(pair.graphed._buffers.residual, before), "it went through the buffers"
+    assert not torch.equal(pair.graphed._short.residual, before), "it went through the buffers"
 
 
 @torch.inference_mode()
@@ -166,9 +186,9 @@ def test_steps_with_adapters_are_the_decoders(tmp_path: Path) -> None:
     with loaded.adapters.active.during([AdapterRows(loaded.adapters.ids["one"], slice(2, 5))]):
         pair.check([3, 1, 4, 0, 5])
         pair.check([3, 1, 4, 0, 5], rows=[4])
-    assert not pair.graphed._buffers.token_ids.any()
+    assert not pair.graphed._short.token_ids.any()
     pair.check([3, 1, 4, 0, 5], rows=[4])
-    assert pair.graphed._buffers.token_ids.any()
+    assert pair.graphed._short.token_ids.any()
 
 
 @pytest.mark.gpu
@@ -185,13 +205,14 @@ def test_graphs_of_all_sizes_are_recorded_at_once_and_store_nothing(pair: Pair) 
 
 @pytest.mark.parametrize(
     ("num_tokens", "size"),
-    [(1, 32), (32, 32), (33, 64), (100, 128), (128, 128), (129, 256), (1100, 1152), (2048, 2048)],
+    [(1, 32), (32, 32), (33, 64), (100, 128), (128, 128), (129, 256), (1100, 1152), (2048, 2048), (2049, 2304)],
 )
 def test_sizes(num_tokens: int, size: int) -> None:
     assert padded(num_tokens) == size
-    assert size in sizes(2048)
+    assert size in sizes(4096)
 
 
 def test_there_are_few_sizes() -> None:
     assert sizes(300) == [32, 64, 128, 256, 384]
     assert len(sizes(2048)) == 18
+    assert len(sizes(4096)) == 26
