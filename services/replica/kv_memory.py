@@ -30,7 +30,7 @@ def step_bytes(
                   + K and V of the longest sequence in one layer, gathered; of 8 bits also as they are kept
     sampling      max_running x vocab_size                                        in float32, thrice
     decoding      layers x max_running x blocks of the longest sequence           block ids in int32
-    short steps   T up to MAX_TOKENS: activations, and what is between layers     graphs have their own memory
+    short steps   T up to MAX_TOKENS: activations, and twice what is between layers     graphs have their own memory
 
     Between two layers it keeps T x 2 (hidden + (heads + 2 kv_heads) head_dim), beside which one of `interrupt_tokens`
     needs its own.

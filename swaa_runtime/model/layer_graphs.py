@@ -76,11 +76,11 @@ class GraphedDecoder:
         keys, shape = self._storage.keys, self._shape
         ids = torch.zeros(2 + shape.num_layers, num_rows, dtype=torch.int64, device=keys.device)
         widths = (shape.head_dim, shape.head_dim, self._decoder.hidden_size, self._decoder.query_row)
-        rows = [
+        cos, sin, residual, qkv, attended = (
             torch.zeros(num_rows, width, dtype=self._storage.dtype, device=keys.device)
             for width in (*widths, shape.num_heads * shape.head_dim)
-        ]
-        return _Buffers(ids[0], ids[1], ids[2:], *rows)
+        )
+        return _Buffers(ids[0], ids[1], ids[2:], cos, sin, residual, qkv, attended)
 
     def _buffers(self, num_tokens: int) -> _Buffers:
         return self._short if num_tokens <= SHORT_TOKENS else self._long
