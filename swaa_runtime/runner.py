@@ -53,6 +53,7 @@ class ModelRunner:
     """
 
     is_interruptible = True
+    query_multiple = 1
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.shape = loaded.shape
@@ -74,7 +75,6 @@ class ModelRunner:
         self._decode_steps: DecodeSteps | None = None
         self._warm_up_kernels: Callable[[], None] | None = None
         self.attention_name: str = config.attention_backend
-        self.query_multiple = 1
         if config.attention_backend == "triton":
             prefix = make_prefix_attention(config.dense_attention, shape, self.device)
             self.attention_name = f"triton (dense: {prefix.name})"
