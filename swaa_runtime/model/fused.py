@@ -170,7 +170,6 @@ class FusedDecoder:
         self._first_norm, self._first_qkv = norms[0], qkvs[0]
         following = zip(decoder.layers, norms[1:], [*qkvs[1:], None], strict=True)
         self._layers = [_layer(layer, norm, qkv) for layer, norm, qkv in following]
-        self.scales = [layer.scale for layer in self._layers]
         # All of a model's adapters are active or none: the first module tells.
         self._adapted = [module for module in decoder.modules() if isinstance(module, AdaptedLinear)][:1]
 
@@ -191,22 +190,45 @@ class FusedDecoder:
                 their keys and values: most of a prompt needs no more of it, and of no rows it computes no attention.
             num_layers: if no rows are wanted, so many layers are enough, from the first.
         """
-        stored_only = rows is not None and rows.numel() == 0
-        if rows is not None and not stored_only and self.adapters_are_active:  # they name rows of all T
+        if rows is not None and rows.numel() and self.adapters_are_active:  # they name rows of all T
             return self.forward(token_ids, positions, context)[rows]
-        num_layers = num_layers if stored_only and num_layers is not None else self.num_layers
         residual, cos, sin = self.embed(token_ids, positions)
-        qkv = self.first_qkv(residual)
-        for layer in range(num_layers):
-            query = self.store(layer, qkv, cos, sin, context.slots[layer], context.storage)
-            is_last = layer == num_layers - 1
-            if is_last and stored_only:
-                break
-            attended = context.attend_stored(layer, query, self.scales[layer]).flatten(1)
-            if is_last and rows is not None:
-                attended, residual = attended[rows], residual[rows]
-            qkv = self.mix(layer, attended, residual)
-        return residual[:0] if stored_only else qkv
+
+        def before_attention(layer: int, attended: torch.Tensor | None) -> torch.Tensor:
+            qkv = self.first_qkv(residual) if attended is None else self.mix(layer - 1, attended, residual)
+            return self.store(layer, qkv, cos, sin, context.slots[layer], context.storage)
+
+        return self.run_layers(before_attention, residual, context, rows, num_layers)
+
+    def run_layers(
+        self,
+        before_attention: Callable[[int, torch.Tensor | None], torch.Tensor],
+        residual: torch.Tensor,
+        context: StoredContext,
+        rows: torch.Tensor | None,
+        num_layers: int | None,
+    ) -> torch.Tensor:
+        """The layers of a forward, whoever computes what lies between attention and attention.
+
+        Args:
+            before_attention: of a layer's index and what the layer before attended to [T, num_heads * head_dim] (None:
+                there is none), its queries [T, num_heads, head_dim], once its keys and values are stored.
+            residual: what that adds to.
+            context, rows, num_layers: see `forward`.
+        """
+        stored_only = rows is not None and rows.numel() == 0
+        last = (num_layers if stored_only and num_layers is not None else len(self._layers)) - 1
+        attended = None
+        for layer in range(last):
+            query = before_attention(layer, attended)
+            attended = context.attend_stored(layer, query, self._layers[layer].scale).flatten(1)
+        query = before_attention(last, attended)
+        if stored_only:
+            return residual[:0]
+        attended = context.attend_stored(last, query, self._layers[last].scale).flatten(1)
+        if rows is not None:
+            attended, residual = attended[rows], residual[rows]
+        return self.mix(last, attended, residual)
 
     def warm_up(self, storage: KVStorage, num_tokens: int) -> None:
         """Run steps of one token, of few and of `num_tokens`, which store nothing: what they compile is compiled.
@@ -217,10 +239,6 @@ class FusedDecoder:
             positions = torch.zeros(size, dtype=torch.int64, device=storage.keys.device)
             slots = positions.new_full((len(self._layers), size), -1)
             self.forward(positions, positions, _NoContext(storage, slots))
-
-    @property
-    def num_layers(self) -> int:
-        return len(self._layers)
 
     @property
     def hidden_size(self) -> int:

@@ -68,6 +68,7 @@ class GraphedDecoder:
         self._storage = storage
         self._shape = shape
         self._max_tokens = min(max_tokens, MAX_TOKENS)
+        self._records = storage.keys.device.type == "cuda"
         self._graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}
         self._short = self._allocate(padded(min(self._max_tokens, SHORT_TOKENS)))
         self._long = self._allocate(padded(self._max_tokens)) if self._max_tokens > SHORT_TOKENS else self._short
@@ -87,7 +88,7 @@ class GraphedDecoder:
 
     def capture_all(self) -> None:
         """Record the graphs of all sizes, which first steps would have to wait for."""
-        if self._storage.keys.device.type != "cuda":
+        if not self._records:
             return
         for size in reversed(sizes(self._max_tokens)):  # the largest first: the others fit into its memory
             self._capture(size)
@@ -97,10 +98,10 @@ class GraphedDecoder:
         self._buffers(size).slots.fill_(NOWHERE)
         for layer in range(min(2, self._shape.num_layers)):  # compiles
             self._before_attention(layer, size)
-        recorded = [graph for graphs in self._graphs.values() for graph in graphs]
+        others = next(iter(self._graphs.values()), [])
         graphs: list[torch.cuda.CUDAGraph] = []
         for layer in range(self._shape.num_layers):
-            graph, _ = record(partial(self._before_attention, layer, size), [*recorded[:1], *graphs[:1]])
+            graph, _ = record(partial(self._before_attention, layer, size), others or graphs)
             graphs.append(graph)
         self._graphs[size] = graphs
 
@@ -131,7 +132,7 @@ class GraphedDecoder:
         num_layers: int | None,
     ) -> torch.Tensor:
         num_tokens, size = len(token_ids), padded(len(token_ids))
-        if self._storage.keys.device.type == "cuda" and size not in self._graphs:
+        if self._records and size not in self._graphs:
             self._capture(size)
         buffers = self._buffers(size)
         buffers.token_ids[:num_tokens] = token_ids
@@ -139,26 +140,17 @@ class GraphedDecoder:
         buffers.slots[:, :num_tokens] = context.slots
         buffers.slots[:, num_tokens:size] = NOWHERE
         query = buffers.qkv[:num_tokens].view(num_tokens, -1, self._shape.head_dim)[:, : self._shape.num_heads]
-        stored_only = rows is not None and rows.numel() == 0
-        last = (num_layers if stored_only and num_layers is not None else self._shape.num_layers) - 1
-        for layer in range(last):
-            self._replay(layer, size)
-            attended = context.attend_stored(layer, query, self._decoder.scales[layer])
-            buffers.attended[:num_tokens] = attended.flatten(1)
-        self._replay(last, size)
-        residual = buffers.residual[:num_tokens]
-        if stored_only:
-            return residual[:0]
-        attended = context.attend_stored(last, query, self._decoder.scales[last]).flatten(1)
-        if rows is not None:
-            attended, residual = attended[rows], residual[rows]
-        return self._decoder.mix(last, attended, residual)
 
-    def _replay(self, layer: int, size: int) -> None:
-        if self._storage.keys.device.type == "cuda":
-            self._graphs[size][layer].replay()
-        else:
-            self._before_attention(layer, size)
+        def before_attention(layer: int, attended: torch.Tensor | None) -> torch.Tensor:
+            if attended is not None:
+                buffers.attended[:num_tokens] = attended
+            if self._records:
+                self._graphs[size][layer].replay()
+            else:
+                self._before_attention(layer, size)
+            return query
+
+        return self._decoder.run_layers(before_attention, buffers.residual[:num_tokens], context, rows, num_layers)
 
     def _before_attention(self, layer: int, size: int) -> None:
         """All between the attention of the layer before and this one's, for rows [0, size) of the buffers."""
