@@ -15,10 +15,11 @@ class PendingTurn:
     Attributes:
         num_tokens: to compute until its first token.
         work_ms: predicted time that takes, had the turn the engine for itself.
+        chunk_ms: of that, what each step takes more than it would for others, however few of these tokens it computes.
         due_in_ms: when that token is due, negative if that is past; None: at no particular time.
         ready_in_ms: when it can run: later than now if its state is on its way in, negative if it could already.
         tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
-        answer_ms: predicted time that each of those adds to a step; 0 where nobody has predicted it.
+        answer_ms: predicted time that each of those adds to a step. 0, as `chunk_ms`, where nobody has predicted it.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class PendingTurn:
     tpot_ms: float | None = None
     answer_tokens: int = 1
     answer_ms: float = 0.0
+    chunk_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def backlog_of(load: EngineLoad, now_s: float) -> Backlog:
             tpot_ms=turn.tpot_ms,
             answer_tokens=turn.answer_tokens,
             answer_ms=turn.answer_ms,
+            chunk_ms=turn.chunk_ms,
         )
         for turn in load.prefills
     )

@@ -12,6 +12,7 @@ A step runs chunks of several requests: pieces of prompts, and single tokens of 
   + decode_steps   * decode_step_ms      a step that has nothing but answers' tokens: reading the weights
   + decode_rows    * decode_row_ms       an answer's token in any step: its projections, its logits, the draw
   + decode_keys    * decode_key_ns       memory traffic of its attention, per key it sees
+  + mixed_rows     * mixed_row_ms        what it takes more in a step with prompts: there it is a chunk like theirs
 
 All that is attention's is counted over layers. Arithmetic binds a step that has prompt tokens, reading the weights one
 that has not: hence a price for each, not one for both.
@@ -30,7 +31,7 @@ from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.recipe import LayerRule
 from swaa_runtime.visibility import Turn, keeps_everything, query_runs
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 
 PROMPT_PRICES = {
     "prompt_steps": "prompt_step_ms",
@@ -43,7 +44,12 @@ PROMPT_PRICES = {
 }
 """Counts of `StepWork` that prompts make, and the names of their prices."""
 
-DECODE_PRICES = {"decode_steps": "decode_step_ms", "decode_rows": "decode_row_ms", "decode_keys": "decode_key_ns"}
+DECODE_PRICES = {
+    "decode_steps": "decode_step_ms",
+    "decode_rows": "decode_row_ms",
+    "decode_keys": "decode_key_ns",
+    "mixed_rows": "mixed_row_ms",
+}
 """The same of answers."""
 
 PRICES = PROMPT_PRICES | DECODE_PRICES
@@ -77,6 +83,7 @@ class StepWork:
     decode_steps: float = 0.0
     decode_rows: float = 0.0
     decode_keys: float = 0.0
+    mixed_rows: float = 0.0
 
     def __add__(self, other: StepWork) -> StepWork:
         return StepWork(*map(add, _COUNTS(self), _COUNTS(other)))
@@ -112,6 +119,7 @@ class CostProfile:
     key_ns: float = 0.0
     call_ns: float = 0.0
     decode_row_ms: float = 0.0
+    mixed_row_ms: float = 0.0
     error_median: float | None = None
     error_p95: float | None = None
     version: int = PROFILE_VERSION
@@ -162,8 +170,15 @@ class CostProfile:
         """Predicted time from the first step to the first token, alone on the replica."""
         return self.prompt_ms(work.in_steps(self.max_step_tokens))
 
+    def chunk_ms(self, layers: LayerCounts, turns: Sequence[Turn], start: int, stop: int) -> float:
+        """What a chunk of the prompt tokens [start, stop) takes beside their number: how much more many chunks take.
+
+        That of the one in the middle alone: collecting keys, and starting attention in each layer.
+        """
+        return self.prompt_ms(chunk_work(layers, turns, (start + stop - 1) // 2, 1))
+
     def answer_ms(self, num_keys: float) -> float:
-        """What a generated token adds to a step when it attends to `num_keys` keys, summed over layers."""
+        """What a generated token adds to a step without prompts when it sees `num_keys` keys, summed over layers."""
         return self.decode_ms(StepWork(decode_rows=1.0, decode_keys=num_keys))
 
     def tpot_ms(self, num_keys: float) -> float:
@@ -265,7 +280,9 @@ def step_work(chunks: Iterable[StepWork]) -> StepWork:
     """Work of one step that runs these chunks."""
     columns = zip(*map(_COUNTS, chunks), strict=True)  # one object a step, not one a chunk: this is asked for often
     work = StepWork(*map(sum, columns))
-    return work + (StepWork(prompt_steps=1.0) if work.prompt_tokens else StepWork(decode_steps=1.0))
+    if work.prompt_tokens:
+        return work + StepWork(prompt_steps=1.0, mixed_rows=work.decode_rows)
+    return work + StepWork(decode_steps=1.0)
 
 
 def decode_keys(rules: Sequence[LayerRule], position: int) -> int:

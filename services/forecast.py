@@ -32,19 +32,21 @@ class Steps:
 
     Attributes:
         prompt_ms: what one with prompt tokens takes besides, and `decode_ms` one that has answers' tokens only.
+        mixed_row_ms: what an answer's token takes more in one with prompts.
     """
 
     max_tokens: int
     prompt_ms: float = 0.0
     decode_ms: float = 0.0
+    mixed_row_ms: float = 0.0
 
-    def needed(self, num_tokens: float) -> float:
-        """For so many tokens of one prompt."""
-        return math.ceil(num_tokens / self.max_tokens - ROUNDING_TOKENS)
+    def besides_ms(self, turn: PendingTurn, num_tokens: float) -> float:
+        """Of steps that run so many tokens of a turn alone, all that does not grow with these."""
+        return math.ceil(num_tokens / self.max_tokens - ROUNDING_TOKENS) * (self.prompt_ms + turn.chunk_ms)
 
     def token_ms(self, turn: PendingTurn) -> float:
-        """What a token of a turn takes, without what steps take besides."""
-        return max(0.0, turn.work_ms - self.needed(turn.num_tokens) * self.prompt_ms) / turn.num_tokens
+        """What a token of a turn takes, without what steps and chunks take besides."""
+        return max(0.0, turn.work_ms - self.besides_ms(turn, turn.num_tokens)) / turn.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def _play(
         if not ready:
             now_ms = next_ready_ms
             continue
-        left_ms = {at: left[at] * prices[at] + steps.needed(left[at]) * steps.prompt_ms for at in unfinished}
+        left_ms = {at: left[at] * prices[at] + steps.besides_ms(turns[at], left[at]) for at in unfinished}
         long, short = _interruption(backlog, answers, steps, unfinished, left, left_ms, now_ms)
         interrupted_ms, at_ms = {}, now_ms
         for at in short:
@@ -155,7 +157,7 @@ def _play(
             now_ms += left_ms[at]
         ready = long if short else ready
         order = sorted(ready, key=lambda at: _rank(turns[at], at, left_ms[at], now_ms))
-        step = _step(answers, order, left, prices, steps)
+        step = _step(answers, order, left, prices, [turns[at].chunk_ms for at in order], steps)
         # As many steps as go alike: until one turn is done or another comes, but not too coarse, and at least one.
         num_steps = min(_until_next_is_done(order, left) / step.tokens, (next_ready_ms - now_ms) / step.ms)
         num_steps = min(num_steps, answers.fewest_tokens / step.answer_tokens)
@@ -194,7 +196,8 @@ class Answers:
     @property
     def besides_ms(self) -> float:
         """What a step takes beside its prompts' tokens."""
-        return self._steps.prompt_ms + max(0.0, self.decode_ms - self._steps.decode_ms)
+        rows_ms = max(0.0, self.decode_ms - self._steps.decode_ms) + len(self._turns) * self._steps.mixed_row_ms
+        return self._steps.prompt_ms + rows_ms
 
     @property
     def targets_ms(self) -> list[float]:
@@ -260,24 +263,34 @@ class _Step:
 
 
 def _step(
-    answers: Answers, order: Sequence[int], left: Sequence[float], prices: Sequence[float], steps: Steps
+    answers: Answers,
+    order: Sequence[int],
+    left: Sequence[float],
+    prices: Sequence[float],
+    chunks_ms: Sequence[float],
+    steps: Steps,
 ) -> _Step:
-    """As the scheduler makes them: worth a step, and as long as the strictest time per token allows, but never none."""
+    """As the scheduler makes them: worth a step, and as long as the strictest time per token allows, but never none.
+
+    Each of `order` has a chunk in it, which takes chunks_ms[i] besides.
+    """
 
     def prefill_ms(tokens: float) -> float:
         spent = share(order, left, tokens)
         return sum(spent[at] * prices[at] for at in order)
 
-    besides_ms, tokens = answers.besides_ms, min(float(steps.max_tokens), sum(left[at] for at in order))
+    tokens = min(float(steps.max_tokens), sum(left[at] for at in order))
+    besides_ms = answers.besides_ms + sum(chunks_ms)
+    alone_besides_ms = answers.besides_ms + chunks_ms[0]
     whole_ms = prefill_ms(tokens)
     fewer = _until_first_is_done(order, left)
     if len(order) > 1 and fewer < tokens:
         fewer_ms = prefill_ms(fewer)
-        if ends_with_first(whole_ms - fewer_ms, besides_ms, len(order)):
+        if ends_with_first(whole_ms - fewer_ms, alone_besides_ms, len(order)):
             tokens, whole_ms = fewer, fewer_ms
     decode_ms = max(answers.decode_ms, steps.decode_ms)
     target_ms = TPOT_SHARE * min((each for each in answers.targets_ms if each >= answers.decode_ms), default=math.inf)
-    longest_ms = max(target_ms, min(whole_ms + besides_ms, ahead_ms(besides_ms, decode_ms, target_ms)))
+    longest_ms = max(target_ms, min(whole_ms + besides_ms, ahead_ms(alone_besides_ms, decode_ms, target_ms)))
     num_ahead = (longest_ms - target_ms) / (target_ms - decode_ms) if longest_ms > target_ms else 0.0
     ahead_besides_ms = besides_ms + num_ahead * decode_ms
     part = 1.0

@@ -12,6 +12,7 @@ import torch
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.model.adapters import AdapterRows
 from swaa_runtime.request import Request
+from swaa_runtime.upload import upload
 from swaa_runtime.visibility import adapter_start, layers_needed
 
 
@@ -58,9 +59,22 @@ class Batch:
             return False
         return all(chunk.start >= chunk.turns[-1].generated_start for chunk in self.chunks)
 
-    def slots(self, block_size_tokens: int) -> np.ndarray:
-        """Where each token's K and V go in each layer, int64 [num_layers, T], a layer's beside each other."""
-        return np.ascontiguousarray(np.concatenate([_slots(chunk, block_size_tokens) for chunk in self.chunks], axis=1))
+    def slots(self, block_size_tokens: int, device: torch.device) -> torch.Tensor:
+        """Where each token's K and V go in each layer, int64 [num_layers, T], a layer's beside each other.
+
+        Only the blocks are sent to the device: of a long chunk in many layers that is far less than its tokens.
+        """
+        blocks: list[np.ndarray] = []
+        columns: list[np.ndarray] = []
+        num_blocks = 0
+        for chunk in self.chunks:
+            first, stop = chunk.start // block_size_tokens, -(-chunk.stop // block_size_tokens)
+            blocks.append(np.array([table[first:stop] for table in chunk.block_tables], dtype=np.int64))
+            columns.append(np.arange(chunk.start, chunk.stop) // block_size_tokens + (num_blocks - first))
+            num_blocks += stop - first
+        starts = upload(np.concatenate(blocks, axis=1) * block_size_tokens, device)
+        offsets = upload(self.positions % block_size_tokens, device)
+        return starts.index_select(1, upload(np.concatenate(columns), device)).add_(offsets)
 
     def adapter_rows(self, device: torch.device) -> tuple[AdapterRows, ...]:
         """One group an adapter, over all requests that use it: its cost does not depend on how many they are."""
@@ -106,15 +120,6 @@ def _num_layers(item: ScheduledChunk, block_size_tokens: int, skip_unseen: bool)
     return layers_needed(
         request.rules, request.prompt_stop, item.start, item.start + item.num_tokens, block_size_tokens
     )
-
-
-def _slots(chunk: ChunkView, block_size_tokens: int) -> np.ndarray:
-    """Flat token slots of a chunk's positions in each layer, int64 [num_layers, n]."""
-    first, stop = chunk.start // block_size_tokens, -(-chunk.stop // block_size_tokens)
-    ids = np.array([table[first:stop] for table in chunk.block_tables], dtype=np.int64)
-    block, offset = np.divmod(np.arange(chunk.start, chunk.stop), block_size_tokens)
-    slots: np.ndarray = ids[:, block - first] * block_size_tokens + offset
-    return slots
 
 
 def _adapter_ranges(scheduled: Sequence[ScheduledChunk]) -> dict[str, list[range]]:

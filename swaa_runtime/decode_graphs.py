@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from swaa_runtime.attention.backend import ChunkView
-from swaa_runtime.attention.paged_triton import num_splits, tile_rule
+from swaa_runtime.attention.paged_triton import UNEVEN_PROGRAMS, num_splits, tile_rule
 from swaa_runtime.batch import Batch
 from swaa_runtime.cuda_graph import record
 from swaa_runtime.kernels import skinny
@@ -174,7 +174,7 @@ class DecodeGraphs:
         block = self._tables[:, rows, positions // size].long()
         slots = torch.where(present, block * size + positions % size, -1)
         tiles = torch.stack([rows, present.long(), positions, rows, rows], dim=1).int()
-        splits = num_splits(num_rows * self._shape.num_kv_heads, self._device)
+        splits = num_splits(num_rows * self._shape.num_kv_heads, self._device, UNEVEN_PROGRAMS)
         rules = self._rules[:, :num_rows].contiguous()
         context = _GraphContext(self._storage, slots, tiles, rules, self._offsets, self._tables, splits, rows)
         hidden = self._decoder.forward(token_ids, positions, context)

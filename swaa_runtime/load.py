@@ -13,6 +13,7 @@ class PrefillLoad:
     Attributes:
         remaining_tokens: to compute until its first token; what is restored is not.
         remaining_ms: predicted time until its first token if it had the engine for itself.
+        chunk_ms: of that, what each step takes more than it would for others, however few of these tokens it computes.
         ttft_due_s: when that is due, on the engine's clock (time.monotonic); None: at no particular time.
         waiting: whether it waits for admission still.
         tpot_ms: time per token that it aims at once it has its first; answer_tokens: how many it may generate.
@@ -28,6 +29,7 @@ class PrefillLoad:
     tpot_ms: float | None = None
     answer_tokens: int = 1
     answer_ms: float = 0.0
+    chunk_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

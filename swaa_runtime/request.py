@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 from swaa_runtime.errors import InvalidRequest
@@ -149,7 +149,7 @@ class Request:
     status: Status = Status.WAITING
     paused: bool = False
     finish_reason: FinishReason | None = None
-    block_tables: list[list[int]] = field(default_factory=list)
+    block_tables: list[MutableSequence[int]] = field(default_factory=list)
     num_reserved_blocks: int = 0
     num_held_blocks: int = 0
     peak_blocks: int = 0

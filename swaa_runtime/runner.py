@@ -130,10 +130,8 @@ class ModelRunner:
             between_layers: called once for each layer but the first, when the layers before have been asked for and at
                 most about one of them is still to be computed. It may run batches of other requests.
         """
-        token_ids, positions, slots = (
-            upload(array, self.device)
-            for array in (batch.token_ids, batch.positions, batch.slots(self.storage.block_size_tokens))
-        )
+        token_ids, positions = (upload(array, self.device) for array in (batch.token_ids, batch.positions))
+        slots = batch.slots(self.storage.block_size_tokens, self.device)
         if batch.num_layers < self.shape.num_layers:
             # A later chunk's first queries, which nobody needs either, read some of it beside what others need.
             self.part.clear(slots[batch.num_layers :].flatten())

@@ -366,6 +366,7 @@ class Scheduler:
             request.tpot_ms,
             _left_tokens(request),
             self._cost.answer_ms(request),
+            self._cost.chunk_ms(request),
         )
 
 

@@ -20,6 +20,10 @@ class StepCost(Protocol):
         """Time until the request's first new token, if from now on it had the engine for itself."""
         ...
 
+    def chunk_ms(self, request: Request) -> float:
+        """Of a step that runs some of the request's prompt, what it takes more however few tokens that are."""
+        ...
+
     def answer_ms(self, request: Request) -> float:
         """What one of the tokens that the request may generate will add to a step, on average."""
         ...
@@ -37,6 +41,10 @@ class UnknownCost:
         return 0.0
 
     def prefill_ms(self, request: Request) -> float:
+        """See StepCost."""
+        return 0.0
+
+    def chunk_ms(self, request: Request) -> float:
         """See StepCost."""
         return 0.0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from services.backlog import Backlog, PendingTurn
-from services.cost import CostProfile, decode_keys, kv_tokens
+from services.cost import CostProfile, count_layers, decode_keys, kv_tokens
 from services.errors import SlaUnattainable
 from services.forecast import Forecast, Steps
 from services.gateway.catalog import Catalog, NamedRecipe
@@ -93,13 +93,14 @@ class Alone:
     """What a recipe gives by itself, whatever else there is to do.
 
     Attributes:
-        answer_ms: what each token of its answer adds to a step.
+        answer_ms: what each token of its answer adds to a step; chunk_ms: what each chunk of its prompt does besides.
     """
 
     named: NamedRecipe
     restore: RestorePlan
     tpot_ms: float
     answer_ms: float
+    chunk_ms: float
     quality: float
     kv_bytes: int
     computed_tokens: int
@@ -150,6 +151,7 @@ class Scene:
             restore,
             cost.tpot_ms(num_keys),
             cost.answer_ms(num_keys),
+            cost.chunk_ms(count_layers(named.rules), turns, stop - restore.work_tokens, stop),
             quality=self.catalog.quality.quality_at(named.name, stop),
             kv_bytes=kv_tokens(named.rules, stop, work.continues) * self.bytes_per_token_layer,
             computed_tokens=stop - restore.num_restored_tokens,
@@ -168,6 +170,7 @@ class Scene:
             objective.tpot_ms,
             work.max_tokens,
             alone.answer_ms,
+            alone.chunk_ms,
         )
         outcome = self.forecast.outcome(newcomer)
         prediction = Prediction(
@@ -228,7 +231,7 @@ def misses(
 
 def steps_of(cost: CostProfile) -> Steps:
     """What a forecast has to know of steps."""
-    return Steps(cost.max_step_tokens, cost.prompt_step_ms, cost.decode_step_ms)
+    return Steps(cost.max_step_tokens, cost.prompt_step_ms, cost.decode_step_ms, cost.mixed_row_ms)
 
 
 def plan(objective: Objective, work: Work, catalog: Catalog, cost: CostProfile, bytes_per_token_layer: int) -> Plan:

@@ -64,6 +64,10 @@ HELD_OUT_TOKENS = (330, 850, 2300, 5300, 21000, 90000)
 
 DECODE_TOKENS = 8
 BATCH = 6
+
+CROWD_DECODE_TOKENS = 48
+"""Enough for answers to go on while others' prompts are run."""
+
 PROBE_MIB = 16
 MIB = 1 << 20
 
@@ -77,6 +81,7 @@ class Effort:
     Attributes:
         lengths_tokens: prompt lengths, ascending; repeats: how often each is run.
         budget_s: no run is started that may end after so long, but for single prompts of up to NEEDED_TOKENS.
+        crowd_tokens: lengths of prompts of which several are run at a time, as under load.
         held_out_tokens: prompt lengths that the profile is checked on.
         prices: counts of a step that are priced, and the names of their prices: the more, the more has to be measured.
     """
@@ -84,6 +89,7 @@ class Effort:
     lengths_tokens: tuple[int, ...]
     repeats: int
     budget_s: float
+    crowd_tokens: tuple[int, ...] = ()
     held_out_tokens: tuple[int, ...] = ()
     prices: Mapping[str, str] = field(default_factory=lambda: PRICES)
 
@@ -93,15 +99,18 @@ NEEDED_TOKENS = 2000
 
 ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
 QUICK = Effort((100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: PRICES[count] for count in ROUGH_COUNTS})
-THOROUGH = Effort((64, 200, 500, 1500, 4000, 8000, 16000, 32000, 64000, 128000), 3, 180.0, HELD_OUT_TOKENS)
+THOROUGH = Effort(
+    (64, 200, 500, 1500, 4000, 8000, 16000, 32000, 64000, 128000), 3, 180.0, (1500, 4000, 16000, 32000), HELD_OUT_TOKENS
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One request of a run: a random prompt."""
+    """One request of a run: a random prompt, and how many tokens to answer."""
 
     recipe: Recipe
     num_tokens: int
+    max_tokens: int = DECODE_TOKENS
 
 
 class _Recorder(UnknownCost):
@@ -139,7 +148,9 @@ async def calibrate(
     if not lengths:
         needed = min(effort.lengths_tokens) + DECODE_TOKENS
         raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
-    runs, recorder = _runs(lengths) * effort.repeats, _Recorder()
+    crowds = [_crowd(length) for length in effort.crowd_tokens if length + CROWD_DECODE_TOKENS <= max_tokens]
+    often, recorder = sorted(_runs(lengths), key=_num_tokens), _Recorder()
+    runs = sorted([*often, *crowds], key=_num_tokens) + often * (effort.repeats - 1)
     runs.sort(key=lambda prompts: not _is_needed(prompts))
     held_out = [
         _Prompt(recipe, length)
@@ -153,7 +164,7 @@ async def calibrate(
     took_s: dict[int, float] = {}
     try:
         for index, prompts in enumerate(runs):
-            tokens, run_s = sum(prompt.num_tokens for prompt in prompts), time.monotonic()
+            tokens, run_s = _num_tokens(prompts), time.monotonic()
             if _is_needed(prompts) or run_s + _longest_s(took_s, tokens) < started_s + effort.budget_s:
                 await _run(loaded, engine, prompts)
                 took_s[tokens] = max(took_s.get(tokens, 0.0), time.monotonic() - run_s)
@@ -180,7 +191,7 @@ async def calibrate(
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
-    """What is run at a time: a prompt alone; answers beside prompts; answers beside answers. Short ones first."""
+    """What is run at a time: a prompt alone; answers beside prompts; answers beside answers."""
     alone = [(_Prompt(recipe, length),) for length in lengths for recipe in RECIPES]
     mixed = [
         tuple(_Prompt(recipe, length) for recipe, length in zip(RECIPES, sizes, strict=True))
@@ -188,7 +199,20 @@ def _runs(lengths: Sequence[int]) -> list[tuple[_Prompt, ...]]:
         if len(sizes) == len(RECIPES)
     ]
     batches = [(_Prompt(recipe, lengths[0]),) * BATCH for recipe in RECIPES[:2]]
-    return sorted([*alone, *mixed, *batches], key=lambda run: sum(prompt.num_tokens for prompt in run))
+    return [*alone, *mixed, *batches]
+
+
+def _crowd(length: int) -> tuple[_Prompt, ...]:
+    """What a busy engine runs: several prompts of up to this length at a time, whose answers begin in turn.
+
+    Once is enough, as no two of their steps are alike.
+    """
+    sizes = (length * (BATCH + 1 + at) // (2 * BATCH) for at in range(BATCH))
+    return tuple(_Prompt(RECIPES[at % len(RECIPES)], size, CROWD_DECODE_TOKENS) for at, size in enumerate(sizes))
+
+
+def _num_tokens(prompts: Sequence[_Prompt]) -> int:
+    return sum(prompt.num_tokens for prompt in prompts)
 
 
 def _longest_s(took_s: Mapping[int, float], tokens: int) -> float:
@@ -210,7 +234,7 @@ async def _run(loaded: LoadedModel, engine: EngineLoop, prompts: Sequence[_Promp
     streams = []
     for index, prompt in enumerate(prompts):
         token_ids = random.Random(index).choices(range(loaded.shape.vocab_size), k=prompt.num_tokens)
-        sampling = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=prompt.max_tokens, ignore_eos=True)
         request = new_request(uuid.uuid4().hex, token_ids, prompt.recipe, loaded.shape.num_layers, sampling)
         streams.append(engine.submit(request))
     return [await _first_token_ms(stream) for stream in streams]

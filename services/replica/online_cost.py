@@ -77,6 +77,14 @@ class OnlineCost:
         work = prefill_work_of(self._layers.of(request.rules), request.turns, start, stop)
         return sum(self._corrected_ms(work.in_steps(self._measured.max_step_tokens)))
 
+    def chunk_ms(self, request: Request) -> float:
+        """See StepCost."""
+        start, stop = request.num_computed_tokens, request.prompt_stop
+        if start >= stop:
+            return 0.0
+        layers = self._layers.of(request.rules)
+        return self._measured.chunk_ms(layers, request.turns, start, stop) * self._corrections[1].factor
+
     def answer_ms(self, request: Request) -> float:
         """See StepCost. Of the token in the middle of its answer."""
         middle = len(request.token_ids) + (request.sampling.max_tokens - request.num_generated_tokens) // 2

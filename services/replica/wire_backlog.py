@@ -21,6 +21,7 @@ def backlog_message(backlog: Backlog) -> pb.Backlog:
             tpot_ms=turn.tpot_ms,
             answer_tokens=turn.answer_tokens,
             answer_ms=turn.answer_ms,
+            chunk_ms=turn.chunk_ms,
         )
         for turn in backlog.pending
     ]
@@ -54,6 +55,7 @@ def backlog_from(message: pb.Backlog) -> Backlog:
                 turn.tpot_ms if turn.HasField("tpot_ms") else None,
                 turn.answer_tokens,
                 turn.answer_ms,
+                turn.chunk_ms,
             )
             for turn in message.pending
         ),

@@ -9,7 +9,8 @@ A table is logical: entry i is the block of tokens [i*B, (i+1)*B) of that layer,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, MutableSequence
 
 from swaa_runtime.errors import IntegrityError, OutOfCapacity
 from swaa_runtime.kv_cache.block_pool import NULL_BLOCK, BlockPool
@@ -63,7 +64,8 @@ class KVCacheManager:
             return False
         self.num_reserved_blocks += needed
         request.num_reserved_blocks = needed
-        request.block_tables = [[] for _ in request.rules]
+        # Arrays: each step sends its tables to the device, and of a long prompt in many layers they are long.
+        request.block_tables = [array("i") for _ in request.rules]
         return True
 
     def park(self, request: Request) -> None:
@@ -93,7 +95,7 @@ class KVCacheManager:
             return  # most next tokens need no new block
         for table in request.block_tables:
             if (missing := num_blocks - len(table)) > 0:
-                table += self.pool.allocate_many(missing, after=table[-1] if table else NULL_BLOCK)
+                table.extend(self.pool.allocate_many(missing, after=table[-1] if table else NULL_BLOCK))
                 request.num_held_blocks += missing
         request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
 
@@ -123,7 +125,7 @@ class KVCacheManager:
         request.num_held_blocks -= len(freed)
         return freed
 
-    def _append(self, request: Request, table: list[int]) -> None:
+    def _append(self, request: Request, table: MutableSequence[int]) -> None:
         table.append(self.pool.allocate(after=table[-1] if table else NULL_BLOCK))
         request.num_held_blocks += 1
         request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)

@@ -7,7 +7,8 @@ any other case, as after a restored state, all of it is told anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ class BatchTeller:
 class _Heard:
     """What this rank knows of a request."""
 
-    block_tables: list[list[int]]
+    block_tables: list[MutableSequence[int]]
     rules: Sequence[LayerRule] = ()
     turns: Sequence[Turn] = ()
 
@@ -142,12 +143,13 @@ class BatchListener:
 
     def _chunk(self, told: ToldChunk) -> ChunkView:
         if told.number not in self._heard:
-            self._heard[told.number] = _Heard([[] for _ in told.blocks])
+            self._heard[told.number] = _Heard([array("i") for _ in told.blocks])
         heard = self._heard[told.number]
         if told.rules is not None:
             heard.rules = told.rules
         if told.turns is not None:
             heard.turns = told.turns
         for table, blocks in zip(heard.block_tables, told.blocks.tolist(), strict=True):
-            table[told.first_block :] = blocks
+            del table[told.first_block :]
+            table.extend(blocks)
         return ChunkView(told.row, told.start, told.stop, heard.rules, heard.turns, heard.block_tables)

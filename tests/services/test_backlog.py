@@ -103,6 +103,29 @@ def test_a_prompt_has_its_end_for_itself_unless_steps_cost_the_others_more() -> 
     assert dear[0] == pytest.approx(2 * STEP_MS, abs=50.0)
 
 
+def test_prompts_that_share_steps_take_more_of_them_for_a_chunk_each() -> None:
+    """Alone a turn's work has its own chunks in it; beside each other every step has one of each."""
+    turns = tuple(replace(pending(1000.0, priority=3 - index), chunk_ms=8.0) for index in range(3))
+    steps = Steps(STEP_TOKENS, prompt_ms=2.0)
+    alone = first_tokens_ms(Backlog(turns[:1]), steps)
+    assert alone == (pytest.approx(1000.0),)
+    free = first_tokens_ms(Backlog(tuple(replace(turn, chunk_ms=0.0) for turn in turns)), steps)
+    assert max(free) == pytest.approx(3000.0, abs=STEP_MS)
+    shared = first_tokens_ms(Backlog(turns), steps)
+    num_steps = 1000.0 / STEP_MS
+    assert max(shared) == pytest.approx(3000.0 + (3 + 2 + 1 - 3) * num_steps * 8.0, rel=0.05)
+
+
+def test_answers_take_more_beside_prompts_than_by_themselves() -> None:
+    busy = Backlog(decoding=(DecodingTurn("d", None, 0), DecodingTurn("e", None, 0)), decode_step_ms=12.0)
+    newcomer = pending(1000.0)
+    first_ms = [
+        Forecast(busy, Steps(STEP_TOKENS, decode_ms=10.0, mixed_row_ms=row_ms)).outcome(newcomer).first_token_ms
+        for row_ms in (0.0, 3.0)
+    ]
+    assert first_ms == [pytest.approx(1000.0 + 10 * 2.0), pytest.approx(1000.0 + 10 * (2.0 + 2 * 3.0))]
+
+
 def test_who_has_a_first_token_generates_and_holds_up_the_others_from_then_on() -> None:
     first, second = pending(100.0), pending(1000.0)
     steps = Steps(STEP_TOKENS, prompt_ms=10.0, decode_ms=9.6)
@@ -185,13 +208,16 @@ def test_an_answer_that_would_become_too_slow_is_harmed() -> None:
 def test_an_engine_tells_its_backlog() -> None:
     load = EngineLoad(
         taken_s=10.0,
-        prefills=(PrefillLoad("a", 80, 500.0, 12.0, 3, False, 30.0, 9, 2.5), PrefillLoad("b", 9, 70.0, None, 1, True)),
+        prefills=(
+            PrefillLoad("a", 80, 500.0, 12.0, 3, False, 30.0, 9, 2.5, 1.5),
+            PrefillLoad("b", 9, 70.0, None, 1, True),
+        ),
         decodes=(DecodeLoad("c", 20.0, 4, 7.0),),
         decode_step_ms=8.0,
         interrupt_tokens=2048,
     )
     assert backlog_of(load, now_s=10.5) == Backlog(
-        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9, 2.5), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
+        (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9, 2.5, 1.5), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
         (DecodingTurn("c", 20.0, 4, 7.0),),
         8.0,
         500.0,

@@ -126,8 +126,22 @@ def test_a_step_counts_prompts_and_answers_apart() -> None:
     layers, turns = {LayerRule(): 3}, (Turn(0, 10),)
     prompt, answer = chunk_work(layers, turns, 4, 6), chunk_work(layers, turns, 12, 1)
     assert answer == StepWork(decode_rows=1, decode_keys=3 * 13)
-    assert step_work([prompt, answer]) == prompt + answer + StepWork(prompt_steps=1)
+    assert step_work([prompt, answer, answer]) == prompt + answer + answer + StepWork(prompt_steps=1, mixed_rows=2)
     assert step_work([answer, answer]) == answer + answer + StepWork(decode_steps=1)
+
+
+def test_what_a_chunk_takes_besides_is_what_cutting_a_prompt_costs() -> None:
+    """Of windows it is exact but for a token's own price; of full attention it is what a chunk in the middle takes."""
+    cost = replace(COST, token_ms=0.0, pair_ns=0.0, window_pair_ns=0.0, key_ns=5e3, call_ns=7e5)
+    turns, start, stop = (Turn(0, 9000),), 2000, 8000
+
+    def ms(layers: dict[LayerRule, int], num_chunks: int) -> float:
+        size = (stop - start) // num_chunks
+        return sum(cost.prompt_ms(chunk_work(layers, turns, at, size)) for at in range(start, stop, size))
+
+    for layers in ({LayerRule(): 2}, {LayerRule(window=10, sink_tokens=3): 5}):
+        chunk_ms = cost.chunk_ms(layers, turns, start, stop)
+        assert (ms(layers, 60) - ms(layers, 10)) / 50 == pytest.approx(chunk_ms, rel=0.01)
 
 
 def test_a_last_prompt_token_alone_in_its_step_is_no_answer() -> None:
@@ -139,10 +153,10 @@ def test_predictions_are_the_sum_of_their_parts() -> None:
     pairs = 1500 * 1501 // 2
     assert COST.prefill_ms(prefill_work([rule], turns, 0, 1500)) == pytest.approx(2 * 10 + 1500 * 0.1 + pairs * 1e-3)
     assert COST.tpot_ms(2 * 10**6) == pytest.approx(5 + 2000)
-    every = replace(COST, window_query_ns=3.0, key_ns=5.0, call_ns=7.0, decode_row_ms=11.0)
-    counts = StepWork(1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, 8, 9, 10e6)
+    every = replace(COST, window_query_ns=3.0, key_ns=5.0, call_ns=7.0, decode_row_ms=11.0, mixed_row_ms=13.0)
+    counts = StepWork(1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, 8, 9, 10e6, 12)
     prompt = 1 * 10 + 2 * 0.1 + 3 * 1000 + 4 * 100 + 5 * 3 + 6 * 5 + 7 * 7
-    decode = 8 * 5 + 9 * 11 + 10 * 1000
+    decode = 8 * 5 + 9 * 11 + 10 * 1000 + 12 * 13
     assert every.prompt_ms(counts) == pytest.approx(prompt)
     assert every.decode_ms(counts) == pytest.approx(decode)
     assert every.step_ms(counts) == pytest.approx(prompt + decode)
@@ -163,9 +177,9 @@ def test_a_profile_survives_json() -> None:
     assert CostProfile.from_mapping(json.loads(json.dumps(COST.to_mapping()))) == COST
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, "2"])
+@pytest.mark.parametrize("version", [None, 0, 2, 4, "3"])
 def test_a_profile_of_another_version_is_refused(version: object) -> None:
-    with pytest.raises(InvalidRequest, match=r"profile version is .*: must be 2; calibrate again"):
+    with pytest.raises(InvalidRequest, match=r"profile version is .*: must be 3; calibrate again"):
         CostProfile.from_mapping({**COST.to_mapping(), "version": version})
 
 

@@ -122,6 +122,9 @@ class LinearCost:
         self.prefill_calls += 1
         return self.fixed_ms + self.token_ms * request.num_remaining_tokens
 
+    def chunk_ms(self, request: Request) -> float:
+        return 0.0
+
     def answer_ms(self, request: Request) -> float:
         return self.token_ms
 

@@ -75,7 +75,8 @@ class Arrivals:
         before = [(r.num_computed_tokens, [list(table) for table in r.block_tables]) for r in in_flight]
         outputs = engine.interrupt()
         engine.check_integrity()
-        assert before == [(r.num_computed_tokens, r.block_tables) for r in in_flight], "whoever runs stays as it is"
+        now = [(r.num_computed_tokens, [list(table) for table in r.block_tables]) for r in in_flight]
+        assert before == now, "whoever runs stays as it is"
         self.rig.outputs += outputs
         if outputs:
             self.num_nested[-1] += 1

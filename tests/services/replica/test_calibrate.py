@@ -7,7 +7,16 @@ import math
 import pytest
 
 from services.cost import CostProfile, prefill_work
-from services.replica.calibrate import MIB, Effort, _longest_s, calibrate, describe_hardware, quantile
+from services.replica.calibrate import (
+    MIB,
+    RECIPES,
+    Effort,
+    _crowd,
+    _longest_s,
+    calibrate,
+    describe_hardware,
+    quantile,
+)
 from services.replica.online_cost import OnlineCost
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.recipe import Recipe
@@ -40,7 +49,7 @@ async def test_a_profile_of_this_machine() -> None:
     assert profile.hardware == describe_hardware(tiny_model().model.device)
     assert profile.max_step_tokens == 32
     prices = [value for value in profile.to_mapping().values() if isinstance(value, float)]
-    assert len(prices) == 11
+    assert len(prices) == 12
     assert profile.error_median is None
     assert profile.error_p95 is None
     assert all(0.0 <= price < math.inf for price in prices)
@@ -48,6 +57,19 @@ async def test_a_profile_of_this_machine() -> None:
     assert profile.tpot_ms(100) > 0.0
     assert 0.0 < profile.restore_ms_per_mib < 10_000
     assert CostProfile.from_mapping(profile.to_mapping()) == profile
+
+
+@asynchronous
+async def test_crowds_are_run_once_beside_all_that_is_run_often() -> None:
+    effort = Effort((50, 100), 2, 60.0, crowd_tokens=(150, 2048))
+    _, seen = await measure(effort, 2048)
+    assert seen[-1] == (18, 18), "twice three recipes by two lengths and two batches; a crowd that fits; restoring"
+
+
+def test_a_crowd_is_of_all_recipes_and_of_lengths_that_end_in_turn() -> None:
+    crowd = _crowd(1200)
+    assert [prompt.num_tokens for prompt in crowd] == [700, 800, 900, 1000, 1100, 1200]
+    assert {prompt.recipe for prompt in crowd} == set(RECIPES)
 
 
 @asynchronous

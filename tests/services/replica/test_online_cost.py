@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.cost import CostProfile, decode_keys, prefill_work
 from services.replica.online_cost import MAX_FACTOR, MEMORY_STEPS, OnlineCost
 from swaa_runtime.batch import ScheduledChunk
-from swaa_runtime.recipe import Recipe
+from swaa_runtime.recipe import LayerRule, Recipe
 from swaa_runtime.request import Request, SamplingParams
 from tests.swaa_runtime.builders import build_request
 
@@ -86,6 +86,15 @@ def test_a_prefill_takes_as_long_as_its_steps(recipe: Recipe) -> None:
     cost = OnlineCost(PROFILE)
     steps = [[ScheduledChunk(request_at(start, 350, recipe), min(100, 350 - start))] for start in range(0, 350, 100)]
     assert cost.prefill_ms(request_at(0, 350, recipe)) == pytest.approx(sum(cost.step_ms(step) for step in steps))
+
+
+def test_what_a_chunk_takes_besides_is_that_of_what_is_left_of_the_prompt() -> None:
+    cost = OnlineCost(PROFILE)
+    request = request_at(100, 350, Recipe())
+    planned_ms = PROFILE.chunk_ms({LayerRule(): len(request.rules)}, request.turns, 100, 350)
+    assert cost.chunk_ms(request) == pytest.approx(planned_ms)
+    assert planned_ms > 0.0
+    assert cost.chunk_ms(request_at(350, 350, Recipe())) == 0.0
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(window=32, sink_tokens=4), Recipe(window=32, full_decode=True)])

@@ -115,7 +115,7 @@ def test_an_event(event: PrefillProgress | TokenOutput | Done) -> None:
 
 
 def test_a_backlog() -> None:
-    pending = (PendingTurn("a", 7, 12.5, -3.0, -1, 40.0, 30.0, 9, 2.5), PendingTurn("b", 1, 0.5, None, 7, -2.0))
+    pending = (PendingTurn("a", 7, 12.5, -3.0, -1, 40.0, 30.0, 9, 2.5, 1.25), PendingTurn("b", 1, 0.5, None, 7, -2.0))
     backlog = Backlog(pending, (DecodingTurn("c", 20.0, 3, 8.0), DecodingTurn("d", None, -3)), 9.5, 1.5, 0.25, 2048)
     assert backlog_from(pb.Backlog.FromString(backlog_message(backlog).SerializeToString())) == backlog
     assert backlog_from(pb.Backlog()) == Backlog()

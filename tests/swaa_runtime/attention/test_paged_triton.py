@@ -17,6 +17,7 @@ from swaa_runtime.attention import paged_triton
 from swaa_runtime.attention.backend import ChunkView
 from swaa_runtime.attention.oracle import oracle_attention, visibility_mask
 from swaa_runtime.attention.paged_triton import (
+    MAX_PARTS,
     MAX_SPLITS,
     PROGRAMS,
     SPLIT_QUERIES,
@@ -26,6 +27,7 @@ from swaa_runtime.attention.paged_triton import (
     num_splits,
     plan_layer,
     step_tables,
+    uneven_splits,
     warm_up,
 )
 from swaa_runtime.attention.prefix import PiecewisePrefix
@@ -162,7 +164,8 @@ def parts(draw: st.DrawFn, num_layers: int) -> Part:
 def test_any_step_equals_the_oracle(
     mix: list[Part], heads: tuple[int, int], dense: int, split: int, programs: int
 ) -> None:
-    with planned(paged_reference.paged_attention, DENSE_KEYS=dense, SPLIT_QUERIES=split, PROGRAMS=programs):
+    sizes = {"DENSE_KEYS": dense, "SPLIT_QUERIES": split, "LONG_SPLIT_QUERIES": 2 * split, "LONG_KEYS": 40}
+    with planned(paged_reference.paged_attention, **sizes, PROGRAMS=programs):
         Step(mix, model_shape(2, *heads)).check(dense)
 
 
@@ -216,7 +219,15 @@ def test_few_queries_before_and_after_the_dense_ones_share_out_their_keys() -> N
     assert plan.dense == (DenseRun(0, 7 + 8, 2048, 4096),)
     (launch,) = plan.launches
     assert launch.fields.tolist() == [[7, 8, 2040, 0, 0], [7 + 2056, 4, 4096, 0, 8]]
-    assert launch.splits == num_splits(2 * 8, DEVICE)
+    assert launch.splits == uneven_splits(np.array([2048, 4100]), 12, 8, DEVICE)
+
+
+def test_more_queries_over_many_keys_share_them_out_too() -> None:
+    short, long = (plan_of(Part(start, start + 300, (LayerRule(),))).launches for start in (3000, 9000))
+    assert [launch.splits for launch in short] == [1]
+    assert [launch.splits for launch in long] == [num_splits(1, DEVICE)]
+    window = plan_of(Part(9000, 9300, (LayerRule(2048, 64),))).launches
+    assert [launch.splits for launch in window] == [1], "they see few keys wherever they stand"
 
 
 def test_nothing_is_dense_where_no_multiple_lies_between() -> None:
@@ -254,7 +265,7 @@ def test_few_queries_share_out_their_keys() -> None:
     assert (generated.splits, generated.max_queries) == (num_splits(8, DEVICE), 1)
     tail = Part(4000, 5000, (LayerRule(512, 4, full_tail=SPLIT_QUERIES),), (Turn(0, 5000),))
     whole, shared = plan_of(tail).launches
-    assert (whole.splits, shared.splits) == (1, num_splits(4 * 8, DEVICE))
+    assert (whole.splits, shared.splits) == (1, num_splits(1, DEVICE))
     assert shared.rules.tolist() == [[SEES_ALL, 0]] * 4
     assert shared.partial_rows is not None
     assert shared.partial_rows.tolist() == list(range(7 + 1000 - SPLIT_QUERIES, 7 + 1000))
@@ -266,6 +277,33 @@ def test_splits_are_a_power_of_two_that_fills_a_gpu_but_no_more(num_programs: in
     assert splits in (1, 2, 4, 8, 16, 32)
     assert splits == 1 or splits * num_programs <= PROGRAMS
     assert splits == MAX_SPLITS or 2 * splits * num_programs > PROGRAMS
+
+
+CUDA = torch.device("cuda")
+
+
+@given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=300), st.integers(1, 32), st.sampled_from([1, 2, 8]))
+def test_uneven_tiles_are_cut_no_finer_than_fills_a_gpu_and_fits_in_memory(
+    num_keys: list[int], queries: int, heads: int
+) -> None:
+    splits = uneven_splits(np.array(num_keys), queries * len(num_keys), heads, CUDA)
+    assert splits in (1, 2, 4, 8, 16, 32)
+    assert splits == 1 or splits * queries * len(num_keys) <= MAX_PARTS
+    fair_keys = sum(num_keys) * heads / PROGRAMS
+    assert splits == 1 or max(num_keys) / splits >= fair_keys * (1 - 1e-9), "the longest tile's parts are fair ones"
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 8]), st.integers(100_000, 1_000_000))
+def test_even_tiles_of_many_keys_and_few_queries_are_cut_as_if_nothing_was_known_of_them(
+    count: int, heads: int, keys: int
+) -> None:
+    assert uneven_splits(np.full(count, keys), count, heads, CUDA) == num_splits(count * heads, CUDA)
+
+
+def test_one_long_tile_is_cut_however_many_short_ones_there_are_beside_it() -> None:
+    assert num_splits(16 * 8, CUDA) == 4
+    assert uneven_splits(np.array([60_000] + 15 * [1500]), 16, 8, CUDA) == 32
+    assert uneven_splits(np.array([60_000] + 15 * [1500]), 16 * 32, 8, CUDA) == 8, "parts must be merged"
 
 
 def test_a_step_sends_only_block_ids_that_it_sees() -> None:

@@ -71,7 +71,7 @@ def as_on_hopper(variants: Variants, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JITFunction, "run", lambda kernel, *args, **options: variants.launch(kernel, *args, **options))
     patch.setattr(functional, "linear", product)  # what torch would multiply is not looked at either
     for module in (paged_triton, decode_graphs):
-        patch.setattr(module, "num_splits", lambda num_programs, device: num_splits(num_programs, gpu))
+        patch.setattr(module, "num_splits", lambda programs, device, *wanted: num_splits(programs, gpu, *wanted))
     patch.setattr(overlap, "can_overlap", lambda device: True)
 
 

@@ -59,7 +59,7 @@ class FusedRunner(ModelRunner):
     def forward(
         self, batch: Batch, rows: torch.Tensor | None = None, between_layers: Callable[[], None] | None = None
     ) -> torch.Tensor:
-        slots = torch.from_numpy(batch.slots(self.storage.block_size_tokens))
+        slots = batch.slots(self.storage.block_size_tokens, torch.device("cpu"))
         paged = PagedContext(self.part, WindowedBackend(), batch.chunks, slots)
         context = self._interruptible(paged, between_layers)
         token_ids, positions = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.positions)

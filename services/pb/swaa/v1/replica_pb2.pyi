@@ -61,7 +61,7 @@ class Backlog(_message.Message):
     def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., interrupt_tokens: _Optional[int] = ...) -> None: ...
 
 class PendingTurn(_message.Message):
-    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens", "answer_ms")
+    __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens", "answer_ms", "chunk_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORK_MS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_MS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class PendingTurn(_message.Message):
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_MS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     work_ms: float
     due_in_ms: float
@@ -80,7 +81,8 @@ class PendingTurn(_message.Message):
     tpot_ms: float
     answer_tokens: int
     answer_ms: float
-    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., answer_ms: _Optional[float] = ...) -> None: ...
+    chunk_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., work_ms: _Optional[float] = ..., due_in_ms: _Optional[float] = ..., priority: _Optional[int] = ..., ready_in_ms: _Optional[float] = ..., num_tokens: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., answer_ms: _Optional[float] = ..., chunk_ms: _Optional[float] = ...) -> None: ...
 
 class DecodingTurn(_message.Message):
     __slots__ = ("request_id", "tpot_ms", "priority", "left_tokens")
