@@ -54,6 +54,7 @@ class Backlog:
         age_ms: how long ago a step began, the last that is known of.
         arrivals_per_s: how many turns come, as of late.
         interrupt_tokens: newcomers with at most so many tokens may interrupt a step that runs as many; 0: none.
+        num_layers: of the model, between which they can; 0 where nobody has told.
     """
 
     pending: tuple[PendingTurn, ...] = ()
@@ -62,6 +63,7 @@ class Backlog:
     age_ms: float = 0.0
     arrivals_per_s: float = 0.0
     interrupt_tokens: int = 0
+    num_layers: int = 0
 
     @property
     def request_ids(self) -> frozenset[str]:
@@ -111,4 +113,11 @@ def backlog_of(load: EngineLoad, now_s: float) -> Backlog:
     decoding = tuple(
         DecodingTurn(turn.request_id, turn.tpot_ms, turn.priority, turn.left_tokens) for turn in load.decodes
     )
-    return Backlog(pending, decoding, load.decode_step_ms, age_ms, interrupt_tokens=load.interrupt_tokens)
+    return Backlog(
+        pending,
+        decoding,
+        load.decode_step_ms,
+        age_ms,
+        interrupt_tokens=load.interrupt_tokens,
+        num_layers=load.num_layers,
+    )

@@ -22,6 +22,9 @@ from swaa_runtime.urgency import grain
 COARSE = 0.2
 """A step of the forecast lasts at most this fraction of the time it is away, or one step of the scheduler."""
 
+LAYERS_AHEAD = 1.5
+"""Of a step that is interrupted, what is still computed before: half a layer on average, and the one asked for next."""
+
 SHORTEST_STEP_MS = 0.01
 ROUNDING_TOKENS = ROUNDING_MS = 1e-6
 
@@ -150,10 +153,12 @@ def _play(
             now_ms = next_ready_ms
             continue
         left_ms = {at: left[at] * prices[at] + steps.besides_ms(turns[at], left[at]) for at in unfinished}
-        long, short = _interruption(backlog, answers, steps, unfinished, left, left_ms, now_ms)
-        interrupted_ms, at_ms = {}, now_ms
+        long, short, layers_ms = _interruption(backlog, answers, steps, unfinished, left, left_ms, now_ms)
+        interrupted_ms, at_ms, begun_ms = {}, now_ms, now_ms
         for at in short:
-            at_ms = interrupted_ms[at] = max(at_ms, turns[at].ready_in_ms) + left_ms[at]
+            ready_ms = turns[at].ready_in_ms
+            at_ms = max(at_ms, ready_ms + layers_ms if ready_ms > begun_ms else begun_ms) + left_ms[at]
+            interrupted_ms[at] = at_ms
             now_ms += left_ms[at]
         ready = long if short else ready
         order = sorted(ready, key=lambda at: _rank(turns[at], at, left_ms[at], now_ms))
@@ -229,11 +234,14 @@ def _interruption(
     left: Sequence[float],
     left_ms: Mapping[int, float],
     now_ms: float,
-) -> tuple[list[int], list[int]]:
-    """As `swaa_runtime.interruption`: turns of a long step, and those that have their first tokens in its midst."""
+) -> tuple[list[int], list[int], float]:
+    """As `swaa_runtime.interruption`: turns of a long step, and those that have their first tokens in its midst.
+
+    And how long these wait for layers that have been asked for when they come.
+    """
     bound, turns = backlog.interrupt_tokens, backlog.pending
     if bound == 0 or answers.targets_ms:
-        return [], []
+        return [], [], 0.0
     long = [at for at in unfinished if left[at] > bound and turns[at].ready_in_ms <= now_ms]
     spent = share(long, left, steps.max_tokens)
     room = sum(spent.values()) // bound * bound
@@ -243,7 +251,8 @@ def _interruption(
         if left[at] <= min(bound, room) and turns[at].ready_in_ms < ends_ms:
             room -= left[at]
             short.append(at)
-    return long, short
+    layers_ms = 0.0 if backlog.num_layers == 0 else LAYERS_AHEAD * (ends_ms - now_ms) / backlog.num_layers
+    return long, short, layers_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class EngineLoad:
         prefills: in the order they came.
         decode_step_ms: predicted time of a step that does nothing but one token for each of `decodes`.
         interrupt_tokens: newcomers with at most so many tokens may interrupt a step that runs as many; 0: none.
+        num_layers: of the model, between which they can; 0 if nothing runs.
     """
 
     taken_s: float
@@ -58,6 +59,7 @@ class EngineLoad:
     decodes: tuple[DecodeLoad, ...] = ()
     decode_step_ms: float = 0.0
     interrupt_tokens: int = 0
+    num_layers: int = 0
 
     @property
     def prefill_ms(self) -> float:

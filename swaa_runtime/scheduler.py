@@ -353,6 +353,7 @@ class Scheduler:
             tuple(map(_decode_load, decoding)),
             self._decode_step_ms(decoding),
             0 if self._by_arrival else self._config.interrupt_tokens,
+            max((len(request.rules) for request in requests), default=0),
         )
 
     def _prefill_load(self, request: Request) -> PrefillLoad:

@@ -96,7 +96,7 @@ class _Clock:
 
 
 class Answers:
-    """Stateless: all it knows is how turns are planned, where replicas and sessions are, and what ends an answer.
+    """Knows how turns are planned, where replicas and sessions are, and what ends an answer.
 
     Who asks is said with every request: their sessions, their bounds.
     """
@@ -180,7 +180,11 @@ class Answers:
                 async for event in events:
                     if isinstance(event, TokenOutput):
                         prefilled()
-                    yield _told(event, job, planned, clock)
+                    told = _told(event, job, planned, clock)
+                    if isinstance(told, Answered):
+                        spent_ms, done = planned.work.spent_ms, told.done
+                        self.turns.overhead.learn(told.timings.ttft_ms, spent_ms, done.queue_ms, done.prefill_ms)
+                    yield told
 
     def _replay(
         self, request: Understood, saved: Manifest, params: SamplingParams, clock: _Clock

@@ -31,7 +31,7 @@ class Work:
     """What is to be served: a prompt after a (possibly empty) history, and what the replica has to do already.
 
     Attributes:
-        spent_ms: time that has passed since the request came.
+        spent_ms: time that has passed since the request came; beside_ms: what it will take yet beside the engine.
         states: by recipe name, KV of its start that is saved.
         is_hot: whether the session's is in the replica's memory.
     """
@@ -42,6 +42,7 @@ class Work:
     continues: bool
     backlog: Backlog = field(default_factory=Backlog)
     spent_ms: float = 0.0
+    beside_ms: float = 0.0
     states: Mapping[str, SavedState] = field(default_factory=dict)
     is_hot: bool = False
 
@@ -57,7 +58,7 @@ class Prediction:
 
     Attributes:
         ttft_ms: from the request's arrival: `wait_ms`, and what the turn takes alone (`restore.predicted_ms`).
-        wait_ms: time behind and beside other turns, and since the request came.
+        wait_ms: time behind and beside other turns, since the request came, and beside the engine.
         work_ms: time that the turn itself keeps the engine busy until its first token.
         computed_tokens: tokens to run before the first new one.
         num_harmed: turns promised before, of this priority or above, that would miss what they aim at.
@@ -160,11 +161,12 @@ class Scene:
     def weigh(self, alone: Alone) -> Candidate:
         """A recipe beside all that there is to do already, and what of the objective it would miss."""
         work, restore, objective = self.work, alone.restore, self.objective
+        beside_ms = work.spent_ms + work.beside_ms
         newcomer = PendingTurn(
             "",
             max(1, restore.work_tokens),
             restore.work_ms,
-            objective.ttft_ms - work.spent_ms,
+            objective.ttft_ms - beside_ms,
             objective.priority,
             restore.fetch_ms,
             objective.tpot_ms,
@@ -174,8 +176,8 @@ class Scene:
         )
         outcome = self.forecast.outcome(newcomer)
         prediction = Prediction(
-            ttft_ms=work.spent_ms + outcome.first_token_ms,
-            wait_ms=work.spent_ms + outcome.wait_ms,
+            ttft_ms=beside_ms + outcome.first_token_ms,
+            wait_ms=beside_ms + outcome.wait_ms,
             work_ms=restore.work_ms,
             tpot_ms=max(alone.tpot_ms, work.backlog.decode_step_ms + alone.answer_ms),
             quality=alone.quality,

@@ -84,6 +84,7 @@ def replayed(
         num_generated_tokens=len(answer),
         num_restored_tokens=known_tokens,
         queue_ms=0.0,
+        prefill_ms=0.0,
         restore_ms=0.0,
         save_ms=0.0,
         resident_bytes=0,

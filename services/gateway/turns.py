@@ -23,6 +23,7 @@ from services.gateway.prompt import PromptEncoder, PromptInput
 from services.gateway.replay import before_last_turn, has_saved, last_prompt
 from services.gateway.replicas import LeasedReplica
 from services.gateway.sla import IDEMPOTENCY_HEADER, NEW_SESSION, RECIPE_HEADER, Objective, parse_headers
+from services.gateway.turn_overhead import TurnOverhead
 from services.replica.job import Job, SessionUse
 from services.restore_plan import RestorePlan, SavedState, plan_restore
 from services.sessions.policy import SessionPolicy
@@ -95,10 +96,13 @@ class Planned:
 
 
 class TurnPlanner:
-    """Stateless: all it knows is where the catalogue is, the tokenizer, the store and how sessions are kept.
+    """Knows where the catalogue is, the tokenizer, the store and how sessions are kept.
 
     Args:
         max_session_tokens: longest session that replicas take.
+
+    Attributes:
+        overhead: what turns take beside the engine. It is all that is learnt here: whoever answers tells it.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class TurnPlanner:
         self._store = store
         self._policy = policy
         self._max_session_tokens = max_session_tokens
+        self.overhead = TurnOverhead()
 
     @property
     def catalog(self) -> Catalog:
@@ -221,7 +226,7 @@ class TurnPlanner:
         if request.session is not None:
             recipes = request.asked.catalog.recipes.values()
             states = await self._states(request, request.session, recipes, replica)
-        work, plan = _choose(request.asked, len(request.token_ids), request.max_tokens, states, replica)
+        work, plan = self._choose(request.asked, len(request.token_ids), request.max_tokens, states, replica)
         return Planned(request, work, plan)
 
     def plan_length(
@@ -231,7 +236,7 @@ class TurnPlanner:
         self._check_length(asked, prompt_tokens, max_tokens)
         own = {name: session_state(asked.history, named) for name, named in asked.catalog.recipes.items()}
         states = {name: state for name, state in own.items() if state is not None}
-        return _choose(asked, prompt_tokens, max_tokens, states, replica)
+        return self._choose(asked, prompt_tokens, max_tokens, states, replica)
 
     def job(self, planned: Planned, request_id: str, sampling: SamplingParams, deadline_s: float | None) -> Job:
         """The turn, for a replica."""
@@ -276,6 +281,30 @@ class TurnPlanner:
             request.turns,
         )
 
+    def _choose(
+        self,
+        asked: Asked,
+        prompt_tokens: int,
+        max_tokens: int,
+        states: Mapping[str, SavedState],
+        replica: LeasedReplica,
+    ) -> tuple[Work, planner.Plan]:
+        """Nothing is awaited between the look at the backlog and the choice, nor before it is promised (`Answers`)."""
+        work = Work(
+            prompt_tokens,
+            max_tokens,
+            asked.history,
+            continues=asked.objective.session_id is not None,
+            backlog=replica.backlog,
+            spent_ms=(time.monotonic() - asked.arrival_s) * 1e3,
+            beside_ms=self.overhead.ms,
+            states=states,
+            is_hot=replica.is_hot,
+        )
+        facts = replica.facts
+        plan = planner.plan(asked.objective, work, asked.catalog, facts.cost, facts.shape.bytes_per_token_layer)
+        return work, plan
+
     def _check_length(self, asked: Asked, prompt_tokens: int, max_tokens: int) -> None:
         known = prompt_tokens + (0 if asked.history is None else len(asked.history.token_ids))
         if known + max_tokens > self._max_session_tokens:
@@ -284,25 +313,6 @@ class TurnPlanner:
                 f"{known} tokens with history, and max_tokens {max_tokens}",
                 f"together they must be at most {self._max_session_tokens}",
             )
-
-
-def _choose(
-    asked: Asked, prompt_tokens: int, max_tokens: int, states: Mapping[str, SavedState], replica: LeasedReplica
-) -> tuple[Work, planner.Plan]:
-    """Nothing is awaited between the look at the backlog and the choice, nor before it is promised (`Answers`)."""
-    work = Work(
-        prompt_tokens,
-        max_tokens,
-        asked.history,
-        continues=asked.objective.session_id is not None,
-        backlog=replica.backlog,
-        spent_ms=(time.monotonic() - asked.arrival_s) * 1e3,
-        states=states,
-        is_hot=replica.is_hot,
-    )
-    facts = replica.facts
-    plan = planner.plan(asked.objective, work, asked.catalog, facts.cost, facts.shape.bytes_per_token_layer)
-    return work, plan
 
 
 def _named(saved: Manifest, catalog: Catalog) -> NamedRecipe:

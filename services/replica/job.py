@@ -67,13 +67,18 @@ class SessionOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a turn. Times in ms; bytes of KV memory held at the end, at most, and by full attention."""
+    """The end of a turn. Times in ms; bytes of KV memory held at the end, at most, and by full attention.
+
+    Attributes:
+        prefill_ms: from admission to the first token here; 0 if it came from elsewhere, or there was none.
+    """
 
     reason: FinishReason
     text: str
     num_generated_tokens: int
     num_restored_tokens: int
     queue_ms: float
+    prefill_ms: float
     restore_ms: float
     save_ms: float
     resident_bytes: int

@@ -295,6 +295,7 @@ class Replica:
             num_generated_tokens=len(finished.token_ids) - turn.request.prompt_stop,
             num_restored_tokens=finished.num_restored_tokens,
             queue_ms=(admitted_s - finished.arrival_s) * 1e3,
+            prefill_ms=0.0 if finished.first_token_s is None else (finished.first_token_s - admitted_s) * 1e3,
             restore_ms=turn.restore_ms,
             save_ms=save_ms,
             resident_bytes=finished.resident_blocks * self._bytes_per_block,

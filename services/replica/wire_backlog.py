@@ -38,6 +38,7 @@ def backlog_message(backlog: Backlog) -> pb.Backlog:
         age_ms=backlog.age_ms,
         arrivals_per_s=backlog.arrivals_per_s,
         interrupt_tokens=backlog.interrupt_tokens,
+        num_layers=backlog.num_layers,
     )
 
 
@@ -72,4 +73,5 @@ def backlog_from(message: pb.Backlog) -> Backlog:
         age_ms=message.age_ms,
         arrivals_per_s=message.arrivals_per_s,
         interrupt_tokens=message.interrupt_tokens,
+        num_layers=message.num_layers,
     )

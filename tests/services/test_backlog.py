@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.backlog import Backlog, DecodingTurn, PendingTurn, backlog_of
-from services.forecast import Forecast, Outcome, Steps, first_tokens_ms, left_tokens, share
+from services.forecast import LAYERS_AHEAD, Forecast, Outcome, Steps, first_tokens_ms, left_tokens, share
 from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
 from swaa_runtime.request import Request, SamplingParams
@@ -107,8 +107,8 @@ def test_prompts_that_share_steps_take_more_of_them_for_a_chunk_each() -> None:
     """Alone a turn's work has its own chunks in it; beside each other every step has one of each."""
     turns = tuple(replace(pending(1000.0, priority=3 - index), chunk_ms=8.0) for index in range(3))
     steps = Steps(STEP_TOKENS, prompt_ms=2.0)
-    alone = first_tokens_ms(Backlog(turns[:1]), steps)
-    assert alone == (pytest.approx(1000.0),)
+    [alone] = first_tokens_ms(Backlog(turns[:1]), steps)
+    assert alone == pytest.approx(1000.0)
     free = first_tokens_ms(Backlog(tuple(replace(turn, chunk_ms=0.0) for turn in turns)), steps)
     assert max(free) == pytest.approx(3000.0, abs=STEP_MS)
     shared = first_tokens_ms(Backlog(turns), steps)
@@ -177,6 +177,10 @@ def test_a_short_newcomer_interrupts_a_long_step_and_a_long_one_does_not() -> No
     assert outcome(running, pending(15.0)).first_token_ms == pytest.approx(15.0)
     assert outcome(running, pending(21.0)).first_token_ms > 70.0
     assert outcome(replace(running, interrupt_tokens=0), pending(15.0)).first_token_ms > 70.0
+    layers = replace(running, num_layers=30)
+    assert outcome(layers, pending(15.0)).first_token_ms == pytest.approx(15.0 + LAYERS_AHEAD * 100.0 / 30)
+    before = replace(pending(15.0), ready_in_ms=-30.0)
+    assert outcome(layers, before).first_token_ms == pytest.approx(0.0), "who came before the step runs before it"
     protected = replace(running, decoding=(DecodingTurn("d", 200.0, 0),))
     assert outcome(protected, pending(15.0)).first_token_ms > 70.0, "a step with a token that is due is not interrupted"
 
@@ -215,6 +219,7 @@ def test_an_engine_tells_its_backlog() -> None:
         decodes=(DecodeLoad("c", 20.0, 4, 7.0),),
         decode_step_ms=8.0,
         interrupt_tokens=2048,
+        num_layers=36,
     )
     assert backlog_of(load, now_s=10.5) == Backlog(
         (PendingTurn("a", 80, 500.0, 1500.0, 3, -500.0, 30.0, 9, 2.5, 1.5), PendingTurn("b", 9, 70.0, None, 1, -500.0)),
@@ -222,6 +227,7 @@ def test_an_engine_tells_its_backlog() -> None:
         8.0,
         500.0,
         interrupt_tokens=2048,
+        num_layers=36,
     )
 
 

@@ -445,6 +445,7 @@ def test_the_load_tells_of_each_request_what_is_left_and_when_it_is_due() -> Non
         decodes=(DecodeLoad("a", 40.0, 3, 1),),
         decode_step_ms=7.0,
         interrupt_tokens=2048,
+        num_layers=len(decoding.rules),
     )
     assert load.prefill_ms == 38.0
 

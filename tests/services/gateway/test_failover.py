@@ -29,7 +29,7 @@ from tests.swaa_runtime.builders import LetterDecoder
 PROMPT = tuple(range(40))
 TOKENS = [11, 12, 13, 14, 15, 16]
 JOB = Job("r", PROMPT, "full", Recipe(), SamplingParams(max_tokens=6), session=SessionUse("acme", "chat", 0))
-DONE = Done(FinishReason.LENGTH, "", 6, 0, 0.0, 0.0, 0.0, 0, 0, 0, None)
+DONE = Done(FinishReason.LENGTH, "", 6, 0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, None)
 
 
 @dataclass

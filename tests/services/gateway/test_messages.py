@@ -30,6 +30,7 @@ DONE = Done(
     num_generated_tokens=7,
     num_restored_tokens=1999,
     queue_ms=1.0,
+    prefill_ms=2.0,
     restore_ms=2.0,
     save_ms=3.0,
     resident_bytes=60,

@@ -202,6 +202,9 @@ def test_others_and_time_that_has_passed_put_the_first_token_off() -> None:
     later = predicted("tail", make_work(spent_ms=300.0))
     assert later.ttft_ms == pytest.approx(alone.ttft_ms + 300.0)
     assert later.wait_ms == pytest.approx(300.0)
+    beside = predicted("tail", make_work(spent_ms=300.0, beside_ms=40.0))
+    assert beside.ttft_ms == pytest.approx(later.ttft_ms + 40.0)
+    assert beside.wait_ms == pytest.approx(340.0)
 
 
 def test_answers_that_run_make_each_token_slower() -> None:

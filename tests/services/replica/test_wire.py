@@ -81,6 +81,7 @@ events = st.one_of(
         num_generated_tokens=counts,
         num_restored_tokens=counts,
         queue_ms=figures,
+        prefill_ms=figures,
         restore_ms=figures,
         save_ms=figures,
         resident_bytes=st.integers(0, 2**50),

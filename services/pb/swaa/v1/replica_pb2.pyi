@@ -45,20 +45,22 @@ class LeaseGrant(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., address: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., is_hot: _Optional[bool] = ..., model: _Optional[_Union[ModelFacts, _Mapping]] = ..., backlog: _Optional[_Union[Backlog, _Mapping]] = ...) -> None: ...
 
 class Backlog(_message.Message):
-    __slots__ = ("pending", "decoding", "decode_step_ms", "age_ms", "arrivals_per_s", "interrupt_tokens")
+    __slots__ = ("pending", "decoding", "decode_step_ms", "age_ms", "arrivals_per_s", "interrupt_tokens", "num_layers")
     PENDING_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DECODE_STEP_MS_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
     ARRIVALS_PER_S_FIELD_NUMBER: _ClassVar[int]
     INTERRUPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     pending: _containers.RepeatedCompositeFieldContainer[PendingTurn]
     decoding: _containers.RepeatedCompositeFieldContainer[DecodingTurn]
     decode_step_ms: float
     age_ms: float
     arrivals_per_s: float
     interrupt_tokens: int
-    def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., interrupt_tokens: _Optional[int] = ...) -> None: ...
+    num_layers: int
+    def __init__(self, pending: _Optional[_Iterable[_Union[PendingTurn, _Mapping]]] = ..., decoding: _Optional[_Iterable[_Union[DecodingTurn, _Mapping]]] = ..., decode_step_ms: _Optional[float] = ..., age_ms: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., interrupt_tokens: _Optional[int] = ..., num_layers: _Optional[int] = ...) -> None: ...
 
 class PendingTurn(_message.Message):
     __slots__ = ("request_id", "work_ms", "due_in_ms", "priority", "ready_in_ms", "num_tokens", "tpot_ms", "answer_tokens", "answer_ms", "chunk_ms")
@@ -248,7 +250,7 @@ class RunToken(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RunDone(_message.Message):
-    __slots__ = ("reason", "text", "num_generated_tokens", "num_restored_tokens", "queue_ms", "restore_ms", "save_ms", "resident_bytes", "peak_bytes", "full_attention_bytes", "session")
+    __slots__ = ("reason", "text", "num_generated_tokens", "num_restored_tokens", "queue_ms", "restore_ms", "save_ms", "resident_bytes", "peak_bytes", "full_attention_bytes", "session", "prefill_ms")
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +262,7 @@ class RunDone(_message.Message):
     PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     FULL_ATTENTION_BYTES_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
     reason: str
     text: str
     num_generated_tokens: int
@@ -271,7 +274,8 @@ class RunDone(_message.Message):
     peak_bytes: int
     full_attention_bytes: int
     session: RunSession
-    def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ..., num_generated_tokens: _Optional[int] = ..., num_restored_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., restore_ms: _Optional[float] = ..., save_ms: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., full_attention_bytes: _Optional[int] = ..., session: _Optional[_Union[RunSession, _Mapping]] = ...) -> None: ...
+    prefill_ms: float
+    def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ..., num_generated_tokens: _Optional[int] = ..., num_restored_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., restore_ms: _Optional[float] = ..., save_ms: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., full_attention_bytes: _Optional[int] = ..., session: _Optional[_Union[RunSession, _Mapping]] = ..., prefill_ms: _Optional[float] = ...) -> None: ...
 
 class RunSession(_message.Message):
     __slots__ = ("version", "saved", "error", "history", "saved_bytes")

@@ -59,7 +59,7 @@ def progress(done: int = 3) -> PrefillProgress:
 def answered(num_tokens: int, text: str = "", restored: int = 0) -> Answered:
     first = accepted()
     timings = Timings(1.0, 0.0, 5.0, 1.0, 0.0, 9.0)
-    done = Done(FinishReason.LENGTH, text, num_tokens, restored, 1.0, 0.0, 0.0, 10, 20, 30, None)
+    done = Done(FinishReason.LENGTH, text, num_tokens, restored, 1.0, 2.0, 0.0, 0.0, 10, 20, 30, None)
     return Answered(done, first.job, first.planned, timings, ())
 
 
