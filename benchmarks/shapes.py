@@ -63,6 +63,7 @@ SHAPES = {
         loaded_lengths=(1000, 60000),
         settings={
             "kv_memory_mib": "49152",
+            "swap_memory_mib": "32768",
             "max_step_tokens": "8192",
             "block_size_tokens": "64",
             "attention_backend": "triton",

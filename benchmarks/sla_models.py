@@ -25,6 +25,9 @@ BLOCK_SIZE_TOKENS = 256
 """Larger than a service's, as every block takes time to hand out; memory is the same."""
 
 
+SWAP_MIB = 1024
+"""The service's own default."""
+
 SATURATING = 60
 """So many requests at once: the last answers, beside which no prompt runs, are few of all."""
 
@@ -67,6 +70,7 @@ def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConf
         block_size_tokens=BLOCK_SIZE_TOKENS,
         max_step_tokens=profile.max_step_tokens,
         policy=policy.scheduling,
+        max_swapped_bytes=int(settings.get("swap_memory_mib", SWAP_MIB)) << 20,
     )
 
 

@@ -10,12 +10,13 @@ add ──▶ waiting ──admit──▶ running ──retire──▶
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 from swaa_runtime.batch import ScheduledChunk
-from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, EngineConfig
+from swaa_runtime.config import FAIR_SHARE, MIN_PREFILL_TOKENS, TPOT_SHARE, EngineConfig
 from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.interruption import newcomers, num_interruptions
 from swaa_runtime.kv_cache.manager import KVCacheManager
@@ -201,16 +202,16 @@ class Scheduler:
         target = next(iter(self._admission_order()), None)
         if target is None or not 0 <= (slack := self._slack_ms(target)) < float("inf"):
             return []
-        decode_step_ms = self._decode_step_ms([*self.running, target])
+        ends_in_ms = self._ends_in_ms(self.running)
         need = Need(
             target,
             slack,
-            stays_ms=self._ends_in_ms(target, decode_step_ms),
+            stays_ms=self._ends_in_ms([*self.running, target])[target.request_id],
             num_blocks=max(0, self.manager.max_blocks(target) - self.manager.num_unreserved_blocks - spare_blocks),
             num_slots=max(0, len(self.running) + 1 - self._config.max_running),
         )
         candidates = [
-            Candidate(running, self._slack_ms(running), self._ends_in_ms(running, decode_step_ms), size_bytes(running))
+            Candidate(running, self._slack_ms(running), ends_in_ms[running.request_id], size_bytes(running))
             for running in self.running
         ]
         if wait_ms(need, candidates) <= slack:
@@ -225,11 +226,27 @@ class Scheduler:
             request.preempted_at_tokens = request.num_computed_tokens
         return victims
 
-    def _ends_in_ms(self, request: Request, decode_step_ms: float) -> float:
-        """When a request would be done, from the time it runs, generating all it may."""
-        prefill_ms = 0.0 if request.is_decoding else self._prefill_times.ms(request)
-        left_tokens = request.sampling.max_tokens - request.num_generated_tokens
-        return prefill_ms + left_tokens * decode_step_ms
+    def _ends_in_ms(self, requests: Sequence[Request]) -> dict[str, float]:
+        """When each of these would be done if nobody else ran, generating all it may.
+
+        More urgent prompts go first. While there are any, answers get no more tokens than their targets ask for, and
+        hold their memory for as long.
+        """
+        decoding = [request for request in requests if request.is_decoding]
+        decode_step_ms, prefill_ms = self._decode_step_ms(requests), self._prefill_times.ms
+        targets = [request.tpot_ms * TPOT_SHARE for request in decoding if request.tpot_ms is not None]
+        paced_ms = max(decode_step_ms, min(targets, default=math.inf))
+        all_ms = sum(prefill_ms(request) for request in requests if not request.is_decoding)
+        ends_in_ms, prefilled_ms = {}, 0.0
+        for request in self._in_order(requests):
+            first_token_ms = 0.0
+            if not request.is_decoding:
+                prefilled_ms += prefill_ms(request)
+                first_token_ms = prefilled_ms
+            left_tokens = _left_tokens(request)
+            answer_ms = min(left_tokens * paced_ms, all_ms - first_token_ms + left_tokens * decode_step_ms)
+            ends_in_ms[request.request_id] = first_token_ms + answer_ms
+        return ends_in_ms
 
     # Order.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -389,6 +390,24 @@ def test_a_place_among_the_running_is_reason_enough() -> None:
 def test_nobody_is_taken_out_for_one_that_can_wait_or_is_late_anyway(due_in_s: float) -> None:
     scheduler, _, _ = urgent_behind_a_lax_one(due_in_s)
     assert scheduler.preempt(lambda _: 0, free_bytes=0) == []
+
+
+@pytest.mark.parametrize(("prompt_tokens", "makes_room"), [(16, True), (5, False)])
+def test_an_answer_holds_its_memory_as_long_as_prompts_run_beside_it(prompt_tokens: int, makes_room: bool) -> None:
+    """Its three tokens would take 30 ms alone. It may have one a second, so that whatever prompts there are come first;
+    with those of 160 ms the urgent one, which can wait for 110 ms, would be late."""
+    clock = FakeClock()
+    scheduler = build_scheduler(LinearCost(token_ms=10.0), clock, max_running=2, num_blocks=100)
+    answering, lax, urgent = waiting_request("a", 4), waiting_request("l", prompt_tokens), waiting_request("u", 8)
+    lax.ttft_due_s, urgent.ttft_due_s = clock.now_s + 100.0, clock.now_s + 0.19
+    for request in (answering, lax):
+        scheduler.add(request)
+    scheduler.admit()
+    answering.num_computed_tokens, answering.first_token_s, answering.tpot_ms = 3, clock.now_s, 1000.0
+    answering.sampling = replace(answering.sampling, max_tokens=3)
+    scheduler.add(urgent)
+    assert scheduler.admit() == []
+    assert scheduler.preempt(lambda _: 0, free_bytes=0) == ([lax] if makes_room else [])
 
 
 def test_nobody_is_taken_out_if_host_memory_is_short_or_costs_are_unknown() -> None:
