@@ -436,7 +436,7 @@ class Engine:
             return None
         if sum(not request.paused for request in self.scheduler.requests) > len(requests):
             return None
-        if any(request.num_generated_tokens + 1 >= request.sampling.max_tokens for request in requests):
+        if any(request.num_left_tokens <= 1 for request in requests):
             return None
         for request in requests:
             self.manager.extend(request, request.num_computed_tokens + 1)

@@ -67,7 +67,7 @@ class Generation:
         reason = None
         if is_eos or self._detokenizer.stopped:
             reason = FinishReason.STOP
-        elif request.num_generated_tokens >= sampling.max_tokens:
+        elif request.num_left_tokens <= 0:
             reason = FinishReason.LENGTH
         return TokenOutput(request.request_id, token_id, text, logprob), reason
 

@@ -178,6 +178,11 @@ class Request:
         return len(self.token_ids) - self.prompt_stop
 
     @property
+    def num_left_tokens(self) -> int:
+        """Tokens that it may generate yet in this turn."""
+        return self.sampling.max_tokens - self.num_generated_tokens
+
+    @property
     def is_decoding(self) -> bool:
         """Whether its first token is out: from then on one token is computed at a time."""
         return self.first_token_s is not None

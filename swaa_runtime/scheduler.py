@@ -393,8 +393,8 @@ def _decode_load(request: Request) -> DecodeLoad:
 
 
 def _left_tokens(request: Request) -> int:
-    """Tokens that a request may generate yet."""
-    return max(1, request.sampling.max_tokens - request.num_generated_tokens)
+    """Tokens that a request may generate yet: whatever runs is for one at least."""
+    return max(1, request.num_left_tokens)
 
 
 def _tokens_to_compute(request: Request) -> int:

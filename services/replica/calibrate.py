@@ -98,7 +98,14 @@ NEEDED_TOKENS = 2000
 """From prompts much shorter than these attention's prices cannot be read: everything fits into the windows."""
 
 ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
-QUICK = Effort((100, 500, NEEDED_TOKENS), 1, 12.0, prices={count: PRICES[count] for count in ROUGH_COUNTS})
+QUICK = Effort(
+    (100, 500, NEEDED_TOKENS, 4000, 8000, 16000, 32000),
+    1,
+    12.0,
+    prices={count: PRICES[count] for count in ROUGH_COUNTS},
+)
+"""The long ones where they take next to nothing: on a GPU, prices of short prompts are 1.5 times those of long ones."""
+
 THOROUGH = Effort(
     (64, 200, 500, 1500, 4000, 8000, 16000, 32000, 64000, 128000), 3, 180.0, (1500, 4000, 16000, 32000), HELD_OUT_TOKENS
 )
@@ -216,8 +223,13 @@ def _num_tokens(prompts: Sequence[_Prompt]) -> int:
 
 
 def _longest_s(took_s: Mapping[int, float], tokens: int) -> float:
-    """What a run of so many tokens may take, by shorter ones (s by tokens): attention grows with the square."""
-    return max((seconds * (tokens / n) ** 2 for n, seconds in took_s.items() if n <= tokens <= 2 * n), default=0.0)
+    """What a run of so many tokens may take, by shorter ones (s by tokens): attention grows with the square.
+
+    By those of at least half as many, or by the longest if there are none; 0 if none was shorter.
+    """
+    shorter = [n for n in took_s if n <= tokens]
+    near = [n for n in shorter if tokens <= 2 * n] or sorted(shorter)[-1:]
+    return max((took_s[n] * (tokens / n) ** 2 for n in near), default=0.0)
 
 
 def _is_needed(prompts: Sequence[_Prompt]) -> bool:

@@ -87,7 +87,7 @@ class OnlineCost:
 
     def answer_ms(self, request: Request) -> float:
         """See StepCost. Of the token in the middle of its answer."""
-        middle = len(request.token_ids) + (request.sampling.max_tokens - request.num_generated_tokens) // 2
+        middle = len(request.token_ids) + request.num_left_tokens // 2
         num_keys = decode_keys_of(self._layers.of(request.rules), middle)
         return self._measured.answer_ms(num_keys) * self._corrections[2].factor
 

@@ -107,7 +107,8 @@ def test_a_run_is_taken_for_as_long_as_shorter_ones_would_make_it_at_most() -> N
     took_s = {100: 9.0, 1000: 2.0, 2000: 3.0}
     assert _longest_s(took_s, 2000) == pytest.approx(8.0)  # four times that of half the tokens
     assert _longest_s(took_s, 4000) == pytest.approx(12.0)
-    assert _longest_s(took_s, 5000) == 0.0  # nothing comes near it
+    assert _longest_s(took_s, 5000) == pytest.approx(18.75), "nothing is nearer"
+    assert _longest_s(took_s, 90) == 0.0
 
 
 @asynchronous
