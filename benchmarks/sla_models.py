@@ -12,6 +12,7 @@ from benchmarks.shapes import SHAPES
 from benchmarks.sla_policies import Policy, Setup, request_ms
 from benchmarks.sla_simulation import Machine, SimulatedService
 from benchmarks.workload import TINY_LAYERS
+from services.config import ServeConfig
 from services.cost import CostProfile, count_layers
 from services.gateway.catalog import Catalog
 from services.load.trace import TraceRequest
@@ -24,9 +25,6 @@ DATA = Path(__file__).parent / "data"
 BLOCK_SIZE_TOKENS = 256
 """Larger than a service's, as every block takes time to hand out; memory is the same."""
 
-
-SWAP_MIB = 1024
-"""The service's own default."""
 
 SATURATING = 60
 """So many requests at once: the last answers, beside which no prompt runs, are few of all."""
@@ -70,7 +68,8 @@ def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConf
         block_size_tokens=BLOCK_SIZE_TOKENS,
         max_step_tokens=profile.max_step_tokens,
         policy=policy.scheduling,
-        max_swapped_bytes=int(settings.get("swap_memory_mib", SWAP_MIB)) << 20,
+        max_swapped_bytes=int(settings.get("swap_memory_mib", ServeConfig.model_fields["swap_memory_mib"].default))
+        << 20,
     )
 
 

@@ -10,7 +10,6 @@ add ──▶ waiting ──admit──▶ running ──retire──▶
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -235,7 +234,7 @@ class Scheduler:
         decoding = [request for request in requests if request.is_decoding]
         decode_step_ms, prefill_ms = self._decode_step_ms(requests), self._prefill_times.ms
         targets = [request.tpot_ms * TPOT_SHARE for request in decoding if request.tpot_ms is not None]
-        paced_ms = max(decode_step_ms, min(targets, default=math.inf))
+        paced_ms = max(decode_step_ms, min(targets, default=float("inf")))
         all_ms = sum(prefill_ms(request) for request in requests if not request.is_decoding)
         ends_in_ms, prefilled_ms = {}, 0.0
         for request in self._in_order(requests):

@@ -169,12 +169,14 @@ async def calibrate(
     await _run(loaded, engine, runs[0])  # the first run of all pays for allocations
     await _set_cost(engine, recorder)
     took_s: dict[int, float] = {}
+    longest_tokens = 0
     try:
         for index, prompts in enumerate(runs):
             tokens, run_s = _num_tokens(prompts), time.monotonic()
             if _is_needed(prompts) or run_s + _longest_s(took_s, tokens) < started_s + effort.budget_s:
                 await _run(loaded, engine, prompts)
                 took_s[tokens] = max(took_s.get(tokens, 0.0), time.monotonic() - run_s)
+                longest_tokens = max(longest_tokens, *(prompt.num_tokens for prompt in prompts))
             progress(index + 1, total)
     finally:
         await _set_cost(engine, UnknownCost())
@@ -188,7 +190,7 @@ async def calibrate(
     )
     errors = []
     for index, prompt in enumerate(held_out):
-        if prompt.num_tokens <= max(took_s):  # longer ones may take longer than the budget was
+        if prompt.num_tokens <= longest_tokens:  # longer ones may take longer than the budget was
             errors.append(await _error(loaded, engine, profile, prompt))
         progress(len(runs) + index + 1, total)
     progress(total, total)
