@@ -22,8 +22,11 @@ from swaa_runtime.outputs import PrefillProgress, TokenOutput
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 5
-"""Replicas that a turn may lose, and one more, before its client is told."""
+MAX_FUTILE_ATTEMPTS = 5
+"""Attempts in a row that lose their replica before the turn gets any further, until its client is told.
+
+Whatever else may befall replicas, a request that ends each one that it comes to does not end more than so many.
+"""
 
 Replan = Callable[[Job, LeasedReplica], Awaitable[Job]]
 
@@ -39,15 +42,16 @@ async def run_turn(
         decoder: the tokenizer, for tokens that are known only from a saved session.
 
     Raises:
-        ReplicaLost: after MAX_ATTEMPTS.
+        ReplicaLost: after MAX_FUTILE_ATTEMPTS.
         Whatever else the turn raises.
     """
     sent: list[int] = []
-    furthest = 0
-    async with contextlib.AsyncExitStack() as stack:
+    furthest, attempt, num_futile = 0, 0, 0
+    async with contextlib.AsyncExitStack() as lease:
         replica = first
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            repeated = bool(sent)
+        while True:
+            attempt += 1
+            repeated, reached = bool(sent), (furthest, len(sent))
             try:
                 async with contextlib.aclosing(replica.generate(job)) as events:
                     async for event in events:
@@ -64,17 +68,19 @@ async def run_turn(
                 return
             except (ReplicaLost, EngineFailed) as exc:
                 logger.warning("request %s, attempt %d, %d tokens sent: %s", job.request_id, attempt, len(sent), exc)
-                lost = exc
+                num_futile = num_futile + 1 if (furthest, len(sent)) == reached else 0
+                if num_futile == MAX_FUTILE_ATTEMPTS:
+                    futile = f"{num_futile} attempts in a row lost their replica before the turn got any further"
+                    raise ReplicaLost(f"{futile}; the last: {exc}") from exc
             except StaleSession:
                 if attempt == 1:
                     raise
                 for event in await _saved_turn(store, decoder, job, sent, replica.facts.eos_token_ids):
                     yield event
                 return
-            if attempt < MAX_ATTEMPTS:
-                replica = await stack.enter_async_context(replicas.lease(job.session))
-                job = await replan(replace(job, sent_token_ids=tuple(sent)), replica)
-    raise ReplicaLost(f"{MAX_ATTEMPTS} attempts at the turn lost their replica; the last: {lost}")
+            await lease.aclose()  # of the one that is lost
+            replica = await lease.enter_async_context(replicas.lease(job.session))
+            job = await replan(replace(job, sent_token_ids=tuple(sent)), replica)
 
 
 async def _saved_turn(

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
@@ -96,6 +96,15 @@ class _Remote:
             call.cancel()  # at the end: nothing; else it stops the work there
 
 
+@dataclass(slots=True)
+class _Peer:
+    """What all turns on one replica share. Kept while somebody leases it or a connection lives."""
+
+    promises: Promises = field(default_factory=Promises)
+    channels: dict[Certificate | None, grpc.aio.Channel] = field(default_factory=dict)
+    num_leases: int = 0
+
+
 class RemoteReplicas:
     """Replicas behind Ray Serve's gRPC proxy.
 
@@ -109,13 +118,18 @@ class RemoteReplicas:
         self._proxy = grpc.aio.insecure_channel(proxy, options=RUN_OPTIONS)
         self._application = application
         self._certificates = certificates
-        self._channels: dict[tuple[str, Certificate | None], grpc.aio.Channel] = {}
-        self._promises: dict[str, Promises] = {}
+        self._peers: dict[str, _Peer] = {}
+
+    @property
+    def peers(self) -> frozenset[str]:
+        """Addresses of replicas that are leased from here or have a connection."""
+        return frozenset(self._peers)
 
     async def close(self) -> None:
         """Close all connections."""
-        await asyncio.gather(*(channel.close(None) for channel in (self._proxy, *self._channels.values())))
-        self._channels.clear()
+        channels = [channel for peer in self._peers.values() for channel in peer.channels.values()]
+        self._peers.clear()
+        await asyncio.gather(*(channel.close(None) for channel in (self._proxy, *channels)))
 
     async def ping(self) -> None:
         """Return if Serve's proxy is there and well. Raises ReplicaLost."""
@@ -142,9 +156,10 @@ class RemoteReplicas:
         """See `Replicas`. Waits for up to LEASE_TIMEOUT_S while there is none."""
         call, grant = await self._granted(session)
         address = grant.address
-        promises = self._promises.setdefault(address, Promises())
+        peer = self._peers.setdefault(address, _Peer())
+        peer.num_leases += 1
         try:
-            with TurnPromise(promises) as turn_promise:
+            with TurnPromise(peer.promises) as turn_promise:
                 yield _Remote(
                     facts=facts_from(grant.model),
                     replica_id=grant.replica_id,
@@ -152,16 +167,13 @@ class RemoteReplicas:
                     told=backlog_from(grant.backlog),
                     told_s=time.monotonic(),
                     is_hot=grant.is_hot,
-                    channel=self._channel(address),
+                    channel=self._channel(peer, address),
                     turn_promise=turn_promise,
                 )
-        except ReplicaLost:
-            self._promises.pop(address, None)
-            for channel in [self._channels.pop(key) for key in list(self._channels) if key[0] == address]:
-                await channel.close(None)
-            raise
         finally:
             call.cancel()
+            peer.num_leases -= 1
+            await self._hang_up()
 
     async def _granted(self, session: SessionUse | None) -> tuple[Any, pb.LeaseGrant]:
         until_s = time.monotonic() + LEASE_TIMEOUT_S
@@ -196,17 +208,33 @@ class RemoteReplicas:
             raise ReplicaLost("a replica ended its lease before it gave one")
         return call, grant
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _channel(self, peer: _Peer, address: str) -> grpc.aio.Channel:
         """One connection to each replica, kept: turns share it. A new certificate means a new connection."""
-        certificate = None if self._certificates is None else self._certificates.current
-        key = (address, certificate)
-        if key not in self._channels:
+        certificate = self._certificate
+        if certificate not in peer.channels:
             if certificate is None:
-                self._channels[key] = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
+                channel = grpc.aio.insecure_channel(address, options=READ_OPTIONS)
             else:
-                credentials = channel_credentials(certificate)
-                self._channels[key] = grpc.aio.secure_channel(address, credentials, options=TLS_OPTIONS)
-        return self._channels[key]
+                channel = grpc.aio.secure_channel(address, channel_credentials(certificate), options=TLS_OPTIONS)
+            peer.channels[certificate] = channel
+        return peer.channels[certificate]
+
+    async def _hang_up(self) -> None:
+        """Forget replicas that nobody leases and that are not connected any more: they ended, now or long since."""
+        closing = []
+        for address, peer in list(self._peers.items()):
+            if peer.num_leases:
+                continue
+            for certificate, channel in list(peer.channels.items()):
+                if certificate != self._certificate or channel.get_state() is not grpc.ChannelConnectivity.READY:
+                    closing.append(peer.channels.pop(certificate))
+            if not peer.channels:
+                del self._peers[address]
+        await asyncio.gather(*(channel.close(None) for channel in closing))
+
+    @property
+    def _certificate(self) -> Certificate | None:
+        return None if self._certificates is None else self._certificates.current
 
 
 def _metadata(error: grpc.aio.AioRpcError) -> list[tuple[str, Any]]:

@@ -147,7 +147,7 @@ def test_kills_under_load_are_not_seen_by_any_client(running: Running) -> None:
 
 
 async def kill_one(running: Running) -> None:
-    """Kill -9 a replica at a random moment, when all are up; wait until it is dead."""
+    """Kill -9 a replica at a random moment, when not more than one is missing; wait until it is dead."""
     deadline_s = time.monotonic() + REPLACED_TIMEOUT_S
     while len(pids := running.replicas()) < NUM_REPLICAS - 1:
         assert time.monotonic() < deadline_s, "replicas are not replaced"

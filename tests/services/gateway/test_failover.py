@@ -12,7 +12,7 @@ import pytest
 
 from services.backlog import Backlog
 from services.errors import ReplicaLost, SessionBusy, StaleSession
-from services.gateway.failover import MAX_ATTEMPTS, run_turn
+from services.gateway.failover import MAX_FUTILE_ATTEMPTS, run_turn
 from services.gateway.replicas import LeasedReplica
 from services.replica.facts import ModelFacts
 from services.replica.job import Done, Event, Job, SessionUse
@@ -67,6 +67,7 @@ class FakeReplicas:
     @contextlib.asynccontextmanager
     async def lease(self, session: SessionUse | None) -> AsyncIterator[LeasedReplica]:
         assert session == JOB.session
+        assert self.held == 0, "the one that is lost is given back"
         self.held += 1
         try:
             yield self.waiting.pop(0)
@@ -122,10 +123,26 @@ def test_lost_again(first: int, second: int) -> None:
 
 
 def test_enough_is_enough() -> None:
-    replicas = [FakeReplica(2) for _ in range(MAX_ATTEMPTS)]
-    with pytest.raises(ReplicaLost, match=f"{MAX_ATTEMPTS} attempts at the turn lost their replica; the last: gone"):
+    replicas = [FakeReplica(2) for _ in range(1 + MAX_FUTILE_ATTEMPTS)]
+    with pytest.raises(ReplicaLost, match=f"{MAX_FUTILE_ATTEMPTS} attempts in a row .* any further; the last: gone"):
         asyncio.run(run(*replicas))
     assert all(len(replica.jobs) == 1 for replica in replicas)
+
+
+def test_a_turn_that_gets_further_each_time_goes_on() -> None:
+    """Its prompt, then its answer, an event more each time: as many replicas as there are events, and the last one."""
+    further = [FakeReplica(lives) for lives in range(1, 5)]
+    further += [FakeReplica(lives) for lives in (5, *[6] * 5)]  # from the second token on, one is repeated
+    assert len(further) > MAX_FUTILE_ATTEMPTS
+    assert asyncio.run(run(*further, FakeReplica())) == whole()
+    assert all(len(replica.jobs) == 1 for replica in further)
+
+
+@pytest.mark.parametrize("futile", range(MAX_FUTILE_ATTEMPTS))
+def test_attempts_are_counted_anew_once_it_got_further(futile: int) -> None:
+    lost = [FakeReplica(0) for _ in range(futile)]
+    again = [FakeReplica(0) for _ in range(futile)]
+    assert asyncio.run(run(*lost, FakeReplica(1), *again, FakeReplica())) == whole()
 
 
 def test_an_error_of_the_turns_own_is_not_tried_elsewhere() -> None:

@@ -293,6 +293,37 @@ async def test_a_replica_that_dies_is_replaced_in_mid_stream(after: int) -> None
         assert event.session.saved
         manifest = cluster.store.manifests[NEW.tenant, NEW.session_id]
         assert list(manifest.token_ids[40:]) == expected
+        await until_peers_are(cluster, [second])
+
+
+@asynchronous
+async def test_a_connection_is_kept_until_it_breaks() -> None:
+    async with running() as cluster:
+        [node] = cluster.directory.nodes
+        for _ in range(2):
+            await run_remote(cluster, make_job(5))
+            assert cluster.replicas.peers == {node.server.address}
+        await node.server.stop(0)
+        await until_peers_are(cluster, [])
+
+
+@asynchronous
+async def test_a_replica_that_ends_unleased_is_forgotten() -> None:
+    """As one that is not needed any more: nobody leases it again, and other leases see that it is gone."""
+    async with running(num_nodes=2) as cluster:
+        first, second = cluster.directory.nodes
+        await run_remote(cluster, make_job(5))
+        await kill(cluster, first)
+        await run_remote(cluster, make_job(5))
+        await until_peers_are(cluster, [second])
+
+
+async def until_peers_are(cluster: Cluster, nodes: list[Node]) -> None:
+    """Leases that are not used, until it is so: connections take a moment to see that they are broken."""
+    async with asyncio.timeout(120):
+        while cluster.replicas.peers != {node.server.address for node in nodes}:
+            async with cluster.replicas.lease(None):
+                await asyncio.sleep(0.01)
 
 
 async def kill(cluster: Cluster, node: Node) -> None:
@@ -340,6 +371,7 @@ async def test_a_turn_over_tls_and_the_next_one_with_new_certificates(tmp_path: 
             await source.refresh()
             assert source.error == ""
         assert (await run_remote(cluster, make_job(40))).tokens == before.tokens
+        assert len(cluster.replicas.peers) == 1
 
 
 @asynchronous
