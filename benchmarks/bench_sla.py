@@ -36,7 +36,7 @@ import torch
 from benchmarks import workload
 from benchmarks.served import served
 from benchmarks.shapes import SHAPES, add_service_options, model_folder, service_settings
-from benchmarks.sla_models import saturated
+from benchmarks.sla_models import find_profile, saturated
 from benchmarks.sla_policies import (
     DEFAULT_SCHEDULING,
     SAMPLE_S,
@@ -49,7 +49,6 @@ from benchmarks.sla_policies import (
     measure_setup,
     requests_of,
 )
-from services.cost import CostProfile
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_file import ServedModel, load_catalog
 from services.gateway.limits import GRPC_OPTIONS
@@ -71,9 +70,7 @@ def set_up(address: str, args: argparse.Namespace, spec: TraceSpec) -> Setup:
         stub = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
         answer = stub.ListRecipes(pb.ListRecipesRequest())
     catalog: Catalog = load_catalog(Path(answer.catalog_source), ServedModel(answer.num_layers))[0]
-    files = [json.loads(file.read_text(encoding="utf-8")) for file in args.cache.glob("cost-*.json")]
-    used = next(file for file in files if f"{file['hardware']}, {file['measured_at']}" == answer.cost_source)
-    profile = CostProfile.from_mapping(used)
+    profile = find_profile(args.cache, answer.cost_source)
     return with_capacity(args, catalog, measure_setup(profile, catalog, spec), spec)
 
 

@@ -21,12 +21,11 @@ from typing import Any
 from benchmarks import workload
 from benchmarks.bench_prediction import SLA_CLASS, Question, make_questions
 from benchmarks.shapes import SHAPES
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, load_profile, simulated_service
+from benchmarks.sla_models import MODELS, PRICED, load_profile, simulated_service
 from benchmarks.sla_policies import Policy
 from benchmarks.sla_simulation import Machine
 from services.cost import CostProfile, count_layers, decode_keys_of, prefill_work_of
 from services.gateway.catalog import Catalog
-from services.gateway.catalog_file import ServedModel, load_catalog
 from services.gateway.sla import RECIPE_HEADER, SLA_HEADER
 from services.load.results import Result
 from services.load.trace import TraceRequest
@@ -66,8 +65,8 @@ def figures(errors: Sequence[float]) -> str:
 def simulate(args: argparse.Namespace) -> dict[str, Any]:
     """Run all seeds; the figures as data."""
     model, shape = MODELS[args.model_shape], SHAPES[args.model_shape]
-    profile = load_profile(args.profile or DATA / model.profile)
-    catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
+    profile = load_profile(args.profile) if args.profile else model.profile
+    catalog = model.catalog
 
     def run(trace: Sequence[TraceRequest], seed: int) -> list[Result]:
         machine = Machine(profile, noise=args.noise, seed=seed)

@@ -31,11 +31,10 @@ from benchmarks.bench_sla import (
     trace_spec,
     with_capacity,
 )
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, load_profile, simulated_service
+from benchmarks.sla_models import MODELS, PRICED, load_profile, simulated_service
 from benchmarks.sla_policies import Policy, Row, Setup, gains, measure_setup, requests_of
 from benchmarks.sla_simulation import Machine
 from services.gateway.catalog import Catalog
-from services.gateway.catalog_file import ServedModel, load_catalog
 from services.load.report import make_group
 from services.load.results import Result
 from services.load.trace import TraceRequest
@@ -82,8 +81,8 @@ def run_policy(
 def simulate(args: argparse.Namespace) -> dict[str, Any]:
     """Run everything; the figures as data."""
     model = MODELS[args.model_shape]
-    profile = load_profile(args.profile or DATA / model.profile)
-    catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
+    profile = load_profile(args.profile) if args.profile else model.profile
+    catalog = model.catalog
     chosen = chosen_policies(args)
     specs = {seed: trace_spec(args, seed) for seed in args.seeds}
     spec = specs[args.seeds[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from benchmarks.workload import TINY_LAYERS
 from services.config import ServeConfig
 from services.cost import CostProfile, count_layers
 from services.gateway.catalog import Catalog
+from services.gateway.catalog_file import ServedModel, load_catalog
 from services.load.trace import TraceRequest
 from services.replica.kv_memory import CPU_KV_MIB
 from swaa_runtime.config import EngineConfig
+from swaa_runtime.errors import InvalidRequest
 from swaa_runtime.shape import ModelShape
 
 CATALOGS = Path(str(files("services.gateway").joinpath("data", "catalogs")))
@@ -32,11 +35,21 @@ SATURATING = 60
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """A model as planner and KV memory know it: its catalogue, its sizes, and what its steps cost where it is known."""
+    """A model as planner and KV memory know it. `profile_file`: in `DATA`, if its costs are known."""
 
-    catalog: str
+    catalog_file: str
     shape: ModelShape
-    profile: str = ""
+    profile_file: str = ""
+
+    @property
+    def catalog(self) -> Catalog:
+        """Its recipes, as they come with the service."""
+        return load_catalog(CATALOGS / self.catalog_file, ServedModel(self.shape.num_layers))[0]
+
+    @property
+    def profile(self) -> CostProfile:
+        """What its steps cost where that is known."""
+        return load_profile(DATA / self.profile_file)
 
 
 MODELS = {
@@ -49,13 +62,22 @@ MODELS = {
     ),
 }
 
-PRICED = sorted(name for name, model in MODELS.items() if model.profile)
+PRICED = sorted(name for name, model in MODELS.items() if model.profile_file)
 """Those that can be simulated without a service."""
 
 
 def load_profile(path: Path) -> CostProfile:
     """A profile as `swaa calibrate` keeps it."""
     return CostProfile.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def find_profile(folder: Path, source: str) -> CostProfile:
+    """The one that says so, of all in a folder. Raises LookupError if there is none."""
+    for file in folder.glob("cost-*.json"):
+        with contextlib.suppress(InvalidRequest):  # of another version
+            if (profile := load_profile(file)).source == source:
+                return profile
+    raise LookupError(f"no cost profile of {source!r} in {folder}")
 
 
 def engine_config(name: str, profile: CostProfile, policy: Policy) -> EngineConfig:

@@ -128,6 +128,11 @@ class CostProfile:
         """Plain data for JSON."""
         return asdict(self)
 
+    @property
+    def source(self) -> str:
+        """Where and when it was measured."""
+        return f"{self.hardware}, {self.measured_at}"
+
     @classmethod
     def from_mapping(cls, mapping: Any) -> CostProfile:
         """Read back `to_mapping`. Raises InvalidRequest if it is not a profile of this version."""
@@ -268,12 +273,17 @@ def prefill_work_of(layers: LayerCounts, turns: Sequence[Turn], start: int, stop
 
 def chunk_work(layers: LayerCounts, turns: Sequence[Turn], start: int, num_tokens: int) -> StepWork:
     """Work of one request's chunk in a step, beside what the step takes for all (see `step_work`)."""
-    if num_tokens == 1 and start >= turns[-1].generated_start:
+    if is_answer(turns, start, num_tokens):
         return StepWork(decode_rows=1.0, decode_keys=decode_keys_of(layers, start))
     work = StepWork(prompt_tokens=num_tokens)
     for span in _spans(layers, turns, start, start + num_tokens):
         work += span.in_chunks(start, num_tokens)
     return work
+
+
+def is_answer(turns: Sequence[Turn], start: int, num_tokens: int) -> bool:
+    """Whether a chunk is a token of an answer."""
+    return num_tokens == 1 and start >= turns[-1].generated_start
 
 
 def step_work(chunks: Iterable[StepWork]) -> StepWork:

@@ -29,18 +29,9 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a waiting request lacks.
+class Lack:
+    """Blocks, and places among the running, that a waiting request lacks now."""
 
-    Attributes:
-        slack_ms: how long it can wait.
-        stays_ms: how long it would stay: whoever makes room for it comes back after that.
-        num_blocks, num_slots: blocks and places among the running that it lacks now.
-    """
-
-    request: Request
-    slack_ms: float
-    stays_ms: float
     num_blocks: int
     num_slots: int
 
@@ -50,12 +41,27 @@ class Need:
         return self.num_slots <= len(holders) and self.num_blocks <= sum(r.num_reserved_blocks for r in holders)
 
 
-def wait_ms(need: Need, running: Sequence[Candidate]) -> float:
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A waiting request that would be late if nobody made room.
+
+    Attributes:
+        slack_ms: how long it can wait.
+        stays_ms: how long it would stay: whoever makes room for it comes back after that.
+    """
+
+    request: Request
+    slack_ms: float
+    stays_ms: float
+    lack: Lack
+
+
+def wait_ms(lack: Lack, running: Sequence[Candidate]) -> float:
     """How long until enough of those that run are done by themselves."""
     gone: list[Request] = []
     for candidate in sorted(running, key=lambda candidate: candidate.ends_in_ms):
         gone.append(candidate.request)
-        if need.is_met(gone):
+        if lack.is_met(gone):
             return candidate.ends_in_ms
     return float("inf")
 
@@ -68,7 +74,7 @@ def choose_victims(need: Need, running: Sequence[Candidate], free_bytes: int) ->
             continue
         victims.append(candidate.request)
         free_bytes -= candidate.size_bytes
-        if need.is_met(victims):
+        if need.lack.is_met(victims):
             return _without_needless(need, victims)
     return []
 
@@ -90,6 +96,6 @@ def _without_needless(need: Need, victims: list[Request]) -> list[Request]:
     """Large ones may have made small ones needless: spare those, the most urgent first."""
     for request in reversed(victims):
         rest = [other for other in victims if other is not request]
-        if need.is_met(rest):
+        if need.lack.is_met(rest):
             victims = rest
     return victims

@@ -13,11 +13,25 @@ REFRESH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillTime:
+    """What a request's prompt takes yet.
+
+    Attributes:
+        ms: until its first new token if it had the engine for itself; what is restored is not computed.
+        chunk_ms, answer_ms: see `StepCost`.
+    """
+
+    ms: float
+    chunk_ms: float
+    answer_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Prediction:
     made_s: float
     num_computed_tokens: int
     restoring: tuple[int, int] | None
-    ms: float
+    time: PrefillTime
 
 
 class PrefillTimes:
@@ -33,8 +47,8 @@ class PrefillTimes:
         self._clock = clock
         self._predictions: dict[str, _Prediction] = {}
 
-    def ms(self, request: Request) -> float:
-        """Time until the first new token if the request had the engine for itself. What is restored is not computed."""
+    def of(self, request: Request) -> PrefillTime:
+        """What it takes from now on."""
         now_s, known = self._clock(), self._predictions.get(request.request_id)
         if (
             known is None
@@ -42,12 +56,16 @@ class PrefillTimes:
             or known.restoring != request.restoring
             or now_s - known.made_s > REFRESH_S
         ):
-            ms = self._predict(request)
-            known = _Prediction(now_s, request.num_computed_tokens, request.restoring, ms)
+            time = PrefillTime(self._ms(request), self._cost.chunk_ms(request), self._cost.answer_ms(request))
+            known = _Prediction(now_s, request.num_computed_tokens, request.restoring, time)
             self._predictions[request.request_id] = known
-        return known.ms
+        return known.time
 
-    def _predict(self, request: Request) -> float:
+    def ms(self, request: Request) -> float:
+        """Time until the first new token."""
+        return self.of(request).ms
+
+    def _ms(self, request: Request) -> float:
         ms = self._cost.prefill_ms(request)
         if request.restoring is not None:
             start, stop = (

@@ -20,7 +20,7 @@ from swaa_runtime.errors import OutOfCapacity
 from swaa_runtime.interruption import newcomers, num_interruptions
 from swaa_runtime.kv_cache.manager import KVCacheManager
 from swaa_runtime.load import DecodeLoad, EngineLoad, PrefillLoad
-from swaa_runtime.preemption import Candidate, Need, choose_victims, wait_ms
+from swaa_runtime.preemption import Candidate, Lack, Need, choose_victims, wait_ms
 from swaa_runtime.prefill_times import PrefillTimes
 from swaa_runtime.request import Request, Status
 from swaa_runtime.step_budget import (
@@ -201,21 +201,19 @@ class Scheduler:
         target = next(iter(self._admission_order()), None)
         if target is None or not 0 <= (slack := self._slack_ms(target)) < float("inf"):
             return []
-        ends_in_ms = self._ends_in_ms(self.running)
-        need = Need(
-            target,
-            slack,
-            stays_ms=self._ends_in_ms([*self.running, target])[target.request_id],
+        lack = Lack(
             num_blocks=max(0, self.manager.max_blocks(target) - self.manager.num_unreserved_blocks - spare_blocks),
             num_slots=max(0, len(self.running) + 1 - self._config.max_running),
         )
+        ends_in_ms = self._ends_in_ms(self.running)
         candidates = [
             Candidate(running, self._slack_ms(running), ends_in_ms[running.request_id], size_bytes(running))
             for running in self.running
         ]
-        if wait_ms(need, candidates) <= slack:
+        if wait_ms(lack, candidates) <= slack:
             return []
-        victims = choose_victims(need, candidates, free_bytes)
+        stays_ms = self._ends_in_ms([*self.running, target])[target.request_id]
+        victims = choose_victims(Need(target, slack, stays_ms, lack), candidates, free_bytes)
         for request in victims:
             self.running.remove(request)
             self.leaving.append(request)
@@ -232,20 +230,21 @@ class Scheduler:
         hold their memory for as long.
         """
         decoding = [request for request in requests if request.is_decoding]
+        prompts = self._in_order([request for request in requests if not request.is_decoding])
         decode_step_ms, prefill_ms = self._decode_step_ms(requests), self._prefill_times.ms
         targets = [request.tpot_ms * TPOT_SHARE for request in decoding if request.tpot_ms is not None]
         paced_ms = max(decode_step_ms, min(targets, default=float("inf")))
-        all_ms = sum(prefill_ms(request) for request in requests if not request.is_decoding)
-        ends_in_ms, prefilled_ms = {}, 0.0
-        for request in self._in_order(requests):
-            first_token_ms = 0.0
-            if not request.is_decoding:
-                prefilled_ms += prefill_ms(request)
-                first_token_ms = prefilled_ms
-            left_tokens = _left_tokens(request)
-            answer_ms = min(left_tokens * paced_ms, all_ms - first_token_ms + left_tokens * decode_step_ms)
-            ends_in_ms[request.request_id] = first_token_ms + answer_ms
-        return ends_in_ms
+        first_token_ms = dict.fromkeys((request.request_id for request in decoding), 0.0)
+        prefilled_ms = 0.0
+        for request in prompts:
+            prefilled_ms += prefill_ms(request)
+            first_token_ms[request.request_id] = prefilled_ms
+
+        def ends_in_ms(request: Request) -> float:
+            since_ms, left_tokens = first_token_ms[request.request_id], _left_tokens(request)
+            return since_ms + min(left_tokens * paced_ms, prefilled_ms - since_ms + left_tokens * decode_step_ms)
+
+        return {request.request_id: ends_in_ms(request) for request in requests}
 
     # Order.
 
@@ -373,17 +372,18 @@ class Scheduler:
         )
 
     def _prefill_load(self, request: Request) -> PrefillLoad:
+        time = self._prefill_times.of(request)
         return PrefillLoad(
             request.request_id,
             _tokens_to_compute(request),
-            self._prefill_times.ms(request),
+            time.ms,
             request.ttft_due_s,
             request.priority,
             request.status is not Status.RUNNING,
             request.tpot_ms,
             _left_tokens(request),
-            self._cost.answer_ms(request),
-            self._cost.chunk_ms(request),
+            time.answer_ms,
+            time.chunk_ms,
         )
 
 

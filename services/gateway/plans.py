@@ -44,7 +44,7 @@ def recipes_response(
         max_model_tokens=facts.max_session_tokens,
         attention_backend=facts.attention_backend,
         device=facts.device,
-        cost_source=f"{facts.cost.hardware}, {facts.cost.measured_at}",
+        cost_source=facts.cost.source,
         catalog_source=str(catalogs.path),
         catalog_error=catalogs.error,
         catalog_loaded_at_s=catalogs.loaded_at_s,

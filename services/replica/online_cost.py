@@ -20,6 +20,7 @@ from services.cost import (
     StepWork,
     chunk_work,
     decode_keys_of,
+    is_answer,
     prefill_work_of,
     step_work,
 )
@@ -101,15 +102,16 @@ class OnlineCost:
         mostly.learn(mostly.factor * took_ms / expected_ms)
 
     def _work(self, chunks: Sequence[ScheduledChunk]) -> StepWork:
-        return step_work(
-            chunk_work(
-                self._layers.of(chunk.request.rules),
-                chunk.request.turns,
-                chunk.start,
-                chunk.num_tokens,
-            )
-            for chunk in chunks
-        )
+        """The same as `step_work` of each chunk's work, with one object for all answers: they are most of them."""
+        prompts, num_rows, num_keys = [], 0, 0
+        for chunk in chunks:
+            layers, turns = self._layers.of(chunk.request.rules), chunk.request.turns
+            if is_answer(turns, chunk.start, chunk.num_tokens):
+                num_rows += 1
+                num_keys += decode_keys_of(layers, chunk.start)
+            else:
+                prompts.append(chunk_work(layers, turns, chunk.start, chunk.num_tokens))
+        return step_work([*prompts, StepWork(decode_rows=num_rows, decode_keys=num_keys)])
 
     def _corrected_ms(self, work: StepWork) -> list[float]:
         """What is expected: besides the prompts of steps, for these, and for answers."""

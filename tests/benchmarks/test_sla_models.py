@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, PRICED, load_profile, saturated
+from benchmarks.sla_models import DATA, MODELS, PRICED, find_profile, load_profile, saturated
 from benchmarks.sla_policies import Objectives, measure_setup, requests_of
-from services.gateway.catalog_file import ServedModel, load_catalog
 from services.load.trace import TraceSpec, parse_names, parse_numbers
 
 SPEC = TraceSpec(
@@ -22,8 +23,7 @@ SPEC = TraceSpec(
 
 def crowding(max_tokens: str, tpot: float) -> float:
     """Of the default model under the reference, by the prices of a Xeon."""
-    model = MODELS["default"]
-    catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
+    catalog = MODELS["default"].catalog
     spec = replace(SPEC, max_tokens=parse_numbers("max_tokens", max_tokens))
     setup = measure_setup(load_profile(DATA / "cost_smollm2_xeon.json"), catalog, spec)
     requests = requests_of(spec, Objectives({"interactive": 2.0}, {"interactive": tpot}), setup)
@@ -43,4 +43,15 @@ def test_without_answers_no_time_per_token_matters() -> None:
 def test_every_model_that_can_be_simulated_has_prices() -> None:
     assert PRICED
     for name in PRICED:
-        assert load_profile(DATA / MODELS[name].profile).max_step_tokens > 0
+        assert MODELS[name].profile.max_step_tokens > 0
+
+
+def test_the_profile_of_a_service_is_found_among_others(tmp_path: Path) -> None:
+    wanted = load_profile(DATA / "cost_smollm2_xeon.json")
+    outdated = wanted.to_mapping() | {"version": 0}
+    other = wanted.to_mapping() | {"measured_at": "2026-01-01"}
+    for number, mapping in enumerate((outdated, other, wanted.to_mapping(), outdated)):
+        (tmp_path / f"cost-{number}.json").write_text(json.dumps(mapping), encoding="utf-8")
+    assert find_profile(tmp_path, wanted.source) == wanted
+    with pytest.raises(LookupError, match="no cost profile of 'elsewhere' in"):
+        find_profile(tmp_path, "elsewhere")

@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.sla_models import CATALOGS, DATA, MODELS, engine_config, load_profile
+from benchmarks.sla_models import MODELS, engine_config
 from benchmarks.sla_policies import Objectives, Policy, all_policies, measure_setup, requests_of
 from benchmarks.sla_simulation import Machine, SimulatedService, VirtualClock
-from services.cost import CostProfile, prefill_work
-from services.gateway.catalog import Catalog
-from services.gateway.catalog_file import ServedModel, load_catalog
+from services.cost import prefill_work
 from services.gateway.sla import SLA_HEADER
 from services.load.results import OK, REFUSED, Result
 from services.load.trace import TraceRequest, TraceSpec, parse_names, parse_numbers
@@ -20,8 +18,8 @@ from swaa_runtime.visibility import Turn
 
 NAME = "qwen3-4b"
 MODEL = MODELS[NAME]
-PROFILE = load_profile(DATA / MODEL.profile)
-CATALOG: Catalog = load_catalog(CATALOGS / MODEL.catalog, ServedModel(MODEL.shape.num_layers))[0]
+PROFILE = MODEL.profile
+CATALOG = MODEL.catalog
 PLANNER = Policy("planner")
 SPEC = TraceSpec(
     rate_per_s=1.0,
@@ -119,10 +117,8 @@ def test_the_clock_lets_things_happen_at_their_times() -> None:
 
 def prefill_s(name: str, recipe: str, num_tokens: int) -> float:
     model = MODELS[name]
-    profile: CostProfile = load_profile(DATA / model.profile)
-    catalog = load_catalog(CATALOGS / model.catalog, ServedModel(model.shape.num_layers))[0]
-    work = prefill_work(catalog.recipes[recipe].rules, (Turn(0, num_tokens),), 0, num_tokens)
-    return profile.prefill_ms(work) / 1e3
+    work = prefill_work(model.catalog.recipes[recipe].rules, (Turn(0, num_tokens),), 0, num_tokens)
+    return model.profile.prefill_ms(work) / 1e3
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from swaa_runtime.preemption import MAX_PREEMPTIONS, Candidate, Need, choose_victims, wait_ms
+from swaa_runtime.preemption import MAX_PREEMPTIONS, Candidate, Lack, Need, choose_victims, wait_ms
 from tests.swaa_runtime.builders import build_request
 
 
@@ -17,7 +17,7 @@ def candidate(
 
 
 def need(blocks: int = 10, slots: int = 0, slack: float = 50.0, stays: float = 1000.0, priority: int = 0) -> Need:
-    return Need(build_request("wanted", 5, priority=priority), slack, stays, blocks, slots)
+    return Need(build_request("wanted", 5, priority=priority), slack, stays, Lack(blocks, slots))
 
 
 def victims(wanted: Need, *running: Candidate, free_bytes: int = 1000) -> list[str]:
@@ -26,11 +26,11 @@ def victims(wanted: Need, *running: Candidate, free_bytes: int = 1000) -> list[s
 
 def test_it_waits_until_enough_of_those_that_run_are_done() -> None:
     running = [candidate("a", 4, ends=30.0), candidate("b", 6, ends=10.0), candidate("c", 5, ends=20.0)]
-    assert wait_ms(need(6), running) == 10.0
-    assert wait_ms(need(11), running) == 20.0
-    assert wait_ms(need(15), running) == 30.0
-    assert wait_ms(need(16), running) == math.inf
-    assert wait_ms(need(0, slots=1), running) == 10.0
+    assert wait_ms(Lack(6, 0), running) == 10.0
+    assert wait_ms(Lack(11, 0), running) == 20.0
+    assert wait_ms(Lack(15, 0), running) == 30.0
+    assert wait_ms(Lack(16, 0), running) == math.inf
+    assert wait_ms(Lack(0, 1), running) == 10.0
 
 
 def test_the_one_with_the_most_slack_makes_room() -> None:

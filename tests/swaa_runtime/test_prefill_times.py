@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from swaa_runtime.prefill_times import REFRESH_S, PrefillTimes
+from swaa_runtime.prefill_times import REFRESH_S, PrefillTime, PrefillTimes
 from tests.swaa_runtime.builders import FakeClock, LinearCost, build_request
 
 
@@ -15,6 +15,7 @@ def test_a_prediction_is_made_once_until_the_request_moves_on_or_it_grows_old() 
     clock.now_s += REFRESH_S + 0.1
     cost.token_ms = 3.0
     assert times.ms(request) == 18.0
+    assert times.of(request) == PrefillTime(18.0, cost.chunk_ms(request), cost.answer_ms(request))
 
 
 def test_what_is_restored_takes_no_time() -> None:

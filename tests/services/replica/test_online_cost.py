@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cost import CostProfile, decode_keys, prefill_work
+from services.cost import CostProfile, chunk_work, count_layers, decode_keys, prefill_work, step_work
 from services.replica.online_cost import MAX_FACTOR, MEMORY_STEPS, OnlineCost
 from swaa_runtime.batch import ScheduledChunk
 from swaa_runtime.recipe import LayerRule, Recipe
@@ -79,6 +79,16 @@ def test_until_something_was_seen_the_profile_holds() -> None:
     request = request_at(0)
     work = prefill_work(request.rules, request.turns, 0, 400)
     assert cost.prefill_ms(request) == pytest.approx(PROFILE.prefill_ms(work))
+
+
+@pytest.mark.parametrize("make", [prompt_step, partial(answer_step, 3), mixed_step])
+def test_a_step_takes_what_its_chunks_take(make: Callable[[], list[ScheduledChunk]]) -> None:
+    chunks = make()
+    works = [
+        chunk_work(count_layers(chunk.request.rules), chunk.request.turns, chunk.start, chunk.num_tokens)
+        for chunk in chunks
+    ]
+    assert OnlineCost(PROFILE).step_ms(chunks) == pytest.approx(PROFILE.step_ms(step_work(works)))
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(window=16, sink_tokens=2, full_tail=30)])
