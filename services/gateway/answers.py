@@ -171,7 +171,11 @@ class Answers:
             replica.promise(job)
             yield Accepted(job, planned)
 
+            num_failovers = 0
+
             async def replan(cut_off: Job, other: LeasedReplica) -> Job:
+                nonlocal num_failovers
+                num_failovers += 1
                 watch.failed_over()
                 return await self.turns.replan(planned, cut_off, other)
 
@@ -181,7 +185,7 @@ class Answers:
                     if isinstance(event, TokenOutput):
                         prefilled()
                     told = _told(event, job, planned, clock)
-                    if isinstance(told, Answered):
+                    if isinstance(told, Answered) and not num_failovers:  # else more was beside the engine than usual
                         spent_ms, done = planned.work.spent_ms, told.done
                         self.turns.overhead.learn(told.timings.ttft_ms, spent_ms, done.queue_ms, done.prefill_ms)
                     yield told

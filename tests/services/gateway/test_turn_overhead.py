@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.errors import ReplicaLost
 from services.gateway.turn_overhead import MEMORY_TURNS, TurnOverhead
 from services.pb.swaa.v1 import long_context_pb2 as pb
 from services.pb.swaa.v1 import long_context_pb2_grpc as pb_grpc
+from services.replica.job import Event, Job
 from tests.services.replica.builders import asynchronous
 from tests.services.tiny_service import tiny_service
 
@@ -60,3 +64,22 @@ async def test_a_service_learns_it_and_predicts_by_it() -> None:
             expected_ms = overhead.ms
             plan = await stub.Plan(pb.PlanRequest(prompt_tokens=3, max_tokens=3))
     assert plan.chosen.prediction.ttft_ms > expected_ms
+
+
+@asynchronous
+async def test_a_turn_that_lost_a_replica_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(job: Job) -> AsyncGenerator[Event, None]:
+        monkeypatch.undo()
+        raise ReplicaLost("gone")
+        yield
+
+    async with tiny_service() as service:
+        monkeypatch.setattr(service.replica, "generate", lost)
+        request = pb.GenerateRequest(prompt=pb.Prompt(text="abc"), sampling=pb.Sampling(max_tokens=3))
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            stub: Any = pb_grpc.LongContextStub(channel)  # type: ignore[no-untyped-call]
+            events = [event async for event in stub.Generate(request)]
+            assert events[-1].HasField("finish")
+            assert service.answers.turns.overhead.ms == 0.0
+            _ = [event async for event in stub.Generate(request)]
+            assert service.answers.turns.overhead.ms > 0.0
