@@ -19,6 +19,7 @@ from tests.services.replica.builders import asynchronous
 from tests.services.tiny_service import tiny_service
 
 PREFILL_MS = 20.0
+NOTHING: tuple[Event, ...] = ()
 
 
 def learnt(*beside_ms: float) -> float:
@@ -70,8 +71,9 @@ async def test_a_service_learns_it_and_predicts_by_it() -> None:
 async def test_a_turn_that_lost_a_replica_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(job: Job) -> AsyncGenerator[Event, None]:
         monkeypatch.undo()
+        for event in NOTHING:
+            yield event
         raise ReplicaLost("gone")
-        yield
 
     async with tiny_service() as service:
         monkeypatch.setattr(service.replica, "generate", lost)
