@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_FUTILE_ATTEMPTS = 5
 """Attempts in a row that lose their replica before the turn gets any further, until its client is told.
 
-Whatever else may befall replicas, a request that ends each one that it comes to does not end more than so many.
+So a request that is itself what ends replicas ends few of them, and one that others' faults befall goes on.
 """
 
 Replan = Callable[[Job, LeasedReplica], Awaitable[Job]]
