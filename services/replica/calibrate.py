@@ -83,6 +83,7 @@ class Effort:
         budget_s: no run is started that may end after so long, but for single prompts of up to NEEDED_TOKENS.
         crowd_tokens: lengths of prompts of which several are run at a time, as under load.
         held_out_tokens: prompt lengths that the profile is checked on.
+        rest_tokens: see `near`; 0: lengths are as they are.
         prices: counts of a step that are priced, and the names of their prices: the more, the more has to be measured.
     """
 
@@ -91,17 +92,27 @@ class Effort:
     budget_s: float
     crowd_tokens: tuple[int, ...] = ()
     held_out_tokens: tuple[int, ...] = ()
+    rest_tokens: int = 0
     prices: Mapping[str, str] = field(default_factory=lambda: PRICES)
+
+    def near(self, num_tokens: int, max_step_tokens: int) -> int:
+        """A length near this one whose last step has `rest_tokens`, if it takes more than one.
+
+        A few tokens that look back at many, as those of a session's next turn: what tells reading keys from arithmetic.
+        """
+        num_steps = round(num_tokens / max_step_tokens) if self.rest_tokens else 0
+        return num_steps * max_step_tokens + self.rest_tokens if num_steps else num_tokens
 
 
 NEEDED_TOKENS = 2000
 """From prompts much shorter than these attention's prices cannot be read: everything fits into the windows."""
 
-ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", *DECODE_PRICES)
+ROUGH_COUNTS = ("prompt_steps", "prompt_tokens", "pairs_all", "pairs_window", "keys", *DECODE_PRICES)
 QUICK = Effort(
     (100, 500, NEEDED_TOKENS, 4000, 8000, 16000, 32000),
     1,
     12.0,
+    rest_tokens=20,
     prices={count: PRICES[count] for count in ROUGH_COUNTS},
 )
 """The long ones where they take next to nothing: on a GPU, prices of short prompts are 1.5 times those of long ones."""
@@ -151,14 +162,18 @@ async def calibrate(
     Raises:
         OutOfCapacity: if that leaves none.
     """
-    lengths = [length for length in effort.lengths_tokens if length + DECODE_TOKENS <= max_tokens]
+    lengths = []
+    for wanted in effort.lengths_tokens:
+        near = effort.near(wanted, max_step_tokens)
+        lengths += [length for length in (near, wanted) if length + DECODE_TOKENS <= max_tokens][:1]
     if not lengths:
         needed = min(effort.lengths_tokens) + DECODE_TOKENS
         raise OutOfCapacity(f"there is room for {max_tokens} tokens, measuring costs needs at least {needed}")
     crowds = [_crowd(length) for length in effort.crowd_tokens if length + CROWD_DECODE_TOKENS <= max_tokens]
     often, recorder = sorted(_runs(lengths), key=_num_tokens), _Recorder()
     runs = sorted([*often, *crowds], key=_num_tokens) + often * (effort.repeats - 1)
-    runs.sort(key=lambda prompts: not _is_needed(prompts))
+    needed_tokens = effort.near(NEEDED_TOKENS, max_step_tokens)
+    runs.sort(key=lambda prompts: not _is_needed(prompts, needed_tokens))
     held_out = [
         _Prompt(recipe, length)
         for length in effort.held_out_tokens
@@ -173,7 +188,7 @@ async def calibrate(
     try:
         for index, prompts in enumerate(runs):
             tokens, run_s = _num_tokens(prompts), time.monotonic()
-            if _is_needed(prompts) or run_s + _longest_s(took_s, tokens) < started_s + effort.budget_s:
+            if _is_needed(prompts, needed_tokens) or run_s + _longest_s(took_s, tokens) < started_s + effort.budget_s:
                 await _run(loaded, engine, prompts)
                 took_s[tokens] = max(took_s.get(tokens, 0.0), time.monotonic() - run_s)
                 longest_tokens = max(longest_tokens, *(prompt.num_tokens for prompt in prompts))
@@ -234,8 +249,8 @@ def _longest_s(took_s: Mapping[int, float], tokens: int) -> float:
     return max((took_s[n] * (tokens / n) ** 2 for n in near), default=0.0)
 
 
-def _is_needed(prompts: Sequence[_Prompt]) -> bool:
-    return len(prompts) == 1 and prompts[0].num_tokens <= NEEDED_TOKENS
+def _is_needed(prompts: Sequence[_Prompt], needed_tokens: int) -> bool:
+    return len(prompts) == 1 and prompts[0].num_tokens <= needed_tokens
 
 
 def _fitted(fastest_ms: Mapping[StepWork, float], prices: Mapping[str, str]) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import pytest
 
 from services.cost import CostProfile, prefill_work
 from services.replica.calibrate import (
+    DECODE_TOKENS,
     MIB,
+    QUICK,
     RECIPES,
+    THOROUGH,
     Effort,
     _crowd,
     _longest_s,
@@ -57,6 +60,32 @@ async def test_a_profile_of_this_machine() -> None:
     assert profile.tpot_ms(100) > 0.0
     assert 0.0 < profile.restore_ms_per_mib < 10_000
     assert CostProfile.from_mapping(profile.to_mapping()) == profile
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_step_tokens", "near"),
+    [(100, 1024, 100), (2000, 1024, 2068), (8000, 1024, 8212), (2000, 8192, 2000), (8000, 8192, 8212)],
+)
+def test_a_prompt_of_several_steps_ends_with_a_short_one(num_tokens: int, max_step_tokens: int, near: int) -> None:
+    assert QUICK.near(num_tokens, max_step_tokens) == near
+    assert THOROUGH.near(num_tokens, max_step_tokens) == num_tokens
+
+
+@pytest.mark.parametrize(("max_tokens", "num_steps"), [(75, 3), (74, 2)])
+@asynchronous
+async def test_a_length_that_fits_is_run_if_the_one_near_it_does_not(max_tokens: int, num_steps: int) -> None:
+    """50 tokens in steps of 32: 32 and 18; near them, 32, 32 and 3."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    async with running_engine(engine_config()) as rig:
+        rig.runner.before_step = count
+        effort = Effort((50,), 1, budget_s=0.0, rest_tokens=3)
+        await calibrate(tiny_model(), rig.loop, FakeSessionStore(), "raw", 32, max_tokens, effort)
+    assert steps == (1 + len(RECIPES)) * (num_steps + DECODE_TOKENS - 1), "the first one is run twice"
 
 
 @asynchronous
