@@ -12,7 +12,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,12 @@ class Effort:
         """
         num_steps = round(num_tokens / max_step_tokens) if self.rest_tokens else 0
         return num_steps * max_step_tokens + self.rest_tokens if num_steps else num_tokens
+
+    def priced(self, steps: Iterable[StepWork]) -> Mapping[str, str]:
+        """What is priced of these: keys only where such a rest was run, as nothing else tells them from arithmetic."""
+        if not self.rest_tokens or any(step.prompt_tokens == self.rest_tokens for step in steps):
+            return self.prices
+        return {count: price for count, price in self.prices.items() if count != "keys"}
 
 
 NEEDED_TOKENS = 2000
@@ -201,7 +207,7 @@ async def calibrate(
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         max_step_tokens=max_step_tokens,
         restore_ms_per_mib=await _measure_restore(loaded.shape, store, kv_format),
-        **_fitted(recorder.fastest_ms, effort.prices),
+        **_fitted(recorder.fastest_ms, effort.priced(recorder.fastest_ms)),
     )
     errors = []
     for index, prompt in enumerate(held_out):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from services.cost import CostProfile, prefill_work
+from services.cost import CostProfile, StepWork, prefill_work
 from services.replica.calibrate import (
     DECODE_TOKENS,
     MIB,
@@ -69,6 +69,13 @@ async def test_a_profile_of_this_machine() -> None:
 def test_a_prompt_of_several_steps_ends_with_a_short_one(num_tokens: int, max_step_tokens: int, near: int) -> None:
     assert QUICK.near(num_tokens, max_step_tokens) == near
     assert THOROUGH.near(num_tokens, max_step_tokens) == num_tokens
+
+
+def test_keys_are_priced_where_a_short_step_looked_back() -> None:
+    whole, rest = StepWork(prompt_steps=1, prompt_tokens=1024), StepWork(prompt_steps=1, prompt_tokens=20)
+    assert "keys" in QUICK.priced([whole, rest])
+    assert set(QUICK.prices) - set(QUICK.priced([whole])) == {"keys"}
+    assert "keys" in THOROUGH.priced([whole])
 
 
 @pytest.mark.parametrize(("max_tokens", "num_steps"), [(75, 3), (74, 2)])
