@@ -234,14 +234,14 @@ class Scheduler:
         decode_step_ms, prefill_ms = self._decode_step_ms(requests), self._prefill_times.ms
         targets = [request.tpot_ms * TPOT_SHARE for request in decoding if request.tpot_ms is not None]
         paced_ms = max(decode_step_ms, min(targets, default=float("inf")))
-        first_token_ms = dict.fromkeys((request.request_id for request in decoding), 0.0)
+        first_token_ms: dict[str, float] = {}
         prefilled_ms = 0.0
         for request in prompts:
             prefilled_ms += prefill_ms(request)
             first_token_ms[request.request_id] = prefilled_ms
 
         def ends_in_ms(request: Request) -> float:
-            since_ms, left_tokens = first_token_ms[request.request_id], _left_tokens(request)
+            since_ms, left_tokens = first_token_ms.get(request.request_id, 0.0), _left_tokens(request)
             return since_ms + min(left_tokens * paced_ms, prefilled_ms - since_ms + left_tokens * decode_step_ms)
 
         return {request.request_id: ends_in_ms(request) for request in requests}
